@@ -1,0 +1,1 @@
+"""The `rope-jax` command, one module a subcommand."""

@@ -1,0 +1,158 @@
+"""Inverse frequencies of rotary embeddings, in float64 on the host.
+
+Symbols: `d` rotary dimension, `b` base, `theta_i = b^(-2i/d)` for pair `i = 0 ... d/2 - 1`,
+`T_i = 2 pi / theta_i` its wavelength in tokens.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import Float64
+
+from rope_jax.errors import ScalingError
+
+Frequencies = Float64[np.ndarray, " pairs"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rotary:
+    """What a scaling rule reads and writes: one rotary embedding, on the host.
+
+    Attributes:
+      inverse_frequencies: `theta`, float64 `[pairs]`, radians per token; 0 for a pair that does not turn.
+      base: `b`, the base the frequencies were made from (after any change of base).
+      dim: `d`, the dimensions that rotate; `2 * pairs`.
+      original_length: `L`, tokens the model was trained on before any length extension.
+      cos_sin_factor: multiplies cos and sin, so the logits of the rotary dimensions by its square.
+      logit_scale: multiplies every `q.k` logit, before a bias is added.
+      rules: names of the scaling rules applied so far, in order.
+    """
+
+    inverse_frequencies: Frequencies
+    base: float
+    dim: int
+    original_length: int
+    cos_sin_factor: float = 1.0
+    logit_scale: float = 1.0
+    rules: tuple[str, ...] = ()
+
+
+def check_dim(dim: int) -> None:
+    """Raises `ScalingError` unless `dim` is a positive even number of dimensions."""
+    if dim < 2 or dim % 2:
+        raise ScalingError(f"rotary dim must be a positive even number, got {dim}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises `ScalingError` unless `value` is a finite number above zero."""
+    if not (math.isfinite(value) and value > 0):
+        raise ScalingError(f"{name} must be a finite positive number, got {value}")
+
+
+def inverse_frequencies(dim: int, *, base: float) -> Frequencies:
+    r"""Returns the inverse frequency of every rotary pair.
+
+    .. math:: \theta_i = b^{-2i/d}
+
+    Args:
+      dim: `d`, the number of dimensions that rotate; even.
+      base: `b`. It has no default: a forgotten base is a silent, wrong model.
+
+    Returns:
+      float64 `[dim / 2]`, radians per token, from 1 downwards.
+
+    Raises:
+      ScalingError: if `dim` is odd or not positive, or `base` is not above zero.
+
+    Source: Su et al., arXiv 2104.09864, section 3.2.2.
+
+    >>> inverse_frequencies(4, base=10000.0)
+    array([1.  , 0.01])
+    """
+    check_dim(dim)
+    check_positive("base", base)
+    return np.float64(base) ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
+
+
+def rotary(dim: int, *, base: float, original_length: int) -> Rotary:
+    """Returns the unscaled record that scaling rules act on.
+
+    Args:
+      dim: `d`, the number of dimensions that rotate; even.
+      base: `b`.
+      original_length: `L`, tokens the model was trained on.
+
+    Raises:
+      ScalingError: if an argument is out of range.
+    """
+    check_positive("original_length", original_length)
+    return Rotary(inverse_frequencies(dim, base=base), float(base), dim, original_length)
+
+
+def wavelengths(inverse_frequencies: Frequencies) -> Frequencies:
+    r"""Returns `T_i = 2 pi / theta_i` in tokens, infinite for a pair that does not turn."""
+    with np.errstate(divide="ignore"):
+        return 2 * np.pi / inverse_frequencies
+
+
+def turns(inverse_frequencies: Frequencies, length: int) -> Frequencies:
+    r"""Returns how many periods each pair completes over `length` tokens, `r_i = L theta_i / 2 pi`."""
+    return length * inverse_frequencies / (2 * np.pi)
+
+
+def base_multiplier(dim: int, *, factor: float) -> float:
+    r"""Returns the `lambda` that stretches the longest wavelength by exactly `factor`.
+
+    .. math:: (\lambda b)^{(d-2)/d} = s\, b^{(d-2)/d} \quad\Rightarrow\quad \lambda = s^{d/(d-2)}
+
+    Args:
+      dim: `d`; at least 4, since with one pair no base changes anything.
+      factor: `s`, target length over trained length.
+
+    Source: Peng et al., arXiv 2309.00071, equation 16.
+
+    >>> round(base_multiplier(128, factor=8.0), 4)
+    8.2685
+    """
+    check_dim(dim)
+    check_positive("factor", factor)
+    if dim == 2:
+        raise ScalingError("base scaling needs a rotary dim of at least 4: the only pair of dim 2 has frequency 1")
+    return float(factor) ** (dim / (dim - 2))
+
+
+def period_matched_base(base: float, *, factor: float, dim: int) -> float:
+    """Returns `b' = b s^(d/(d-2))`, the base whose longest wavelength is `factor` times the old one."""
+    check_positive("base", base)
+    return base * base_multiplier(dim, factor=factor)
+
+
+def period_growth(before: Frequencies, after: Frequencies) -> Frequencies:
+    r"""Returns how much longer each pair's period became, `T'_i / T_i`, 1 where neither turns.
+
+    Base scaling by `lambda` gives `lambda^(2i/d)`: 1 for the first pair and `s` for the last, so no
+    single number describes it; linear interpolation gives `s` everywhere.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(before == after, 1.0, before / after)
+
+
+def grows_uniformly(before: Frequencies, after: Frequencies, *, tolerance: float = 1e-9) -> bool:
+    """Returns whether every period grew by the same factor, as linear interpolation does and base scaling does not."""
+    growth = period_growth(before, after)
+    return bool(np.ptp(growth) <= tolerance * growth.min())
+
+
+def critical_dimension(dim: int, *, base: float, length: int) -> int:
+    r"""Returns how many dimensions complete at least one period over the trained length.
+
+    .. math:: 2 \left\lceil \tfrac d2 \log_b \tfrac{L}{2\pi} \right\rceil
+
+    Source: Liu et al., arXiv 2310.05209, definition of the critical dimension.
+
+    >>> critical_dimension(128, base=10000.0, length=4096)
+    92
+    """
+    check_dim(dim)
+    return 2 * math.ceil(dim / 2 * math.log(length / (2 * math.pi), base))

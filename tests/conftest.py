@@ -1,0 +1,20 @@
+"""Every test runs with shapes and dtypes of public signatures checked, and rank promotion forbidden."""
+
+import pathlib
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("rope_jax", "beartype.beartype")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+REAL = pathlib.Path(__file__).resolve().parents[2] / "shared" / "real"
+
+
+@pytest.fixture(scope="session")
+def real() -> pathlib.Path:
+    """The folder of real inputs beside the checkout; tests that need it skip where it is absent."""
+    if not REAL.is_dir():
+        pytest.skip(f"real inputs are not at {REAL}")
+    return REAL
