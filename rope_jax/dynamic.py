@@ -46,7 +46,8 @@ def _(rule: DynamicNtk, rotary: Rotary, lengths: Int[Array, "*batch"]) -> Freque
     )
     exponents = _pairs(-np.arange(0, rotary.dim, 2) / max(rotary.dim - 2, 1), lengths.ndim)
     stretch = double_float.exp(double_float.multiply(double_float.log(growth), exponents))
-    return tuple(double_float.multiply(_pairs(rotary.inverse_frequencies, lengths.ndim), stretch))
+    high, low = double_float.multiply(_pairs(rotary.inverse_frequencies, lengths.ndim), stretch)
+    return high, low
 
 
 @_traced.register

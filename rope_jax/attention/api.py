@@ -2,14 +2,10 @@
 
 import math
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rope_jax.attention.reference import attention_reference
+from rope_jax.attention.query_blocks import attention_by_query_blocks
 from rope_jax.scheme import Scheme
-
-_QUERY_BLOCK = 256
 
 
 def attention(
@@ -57,39 +53,16 @@ def attention(
     if scheme.num_heads != heads:
         raise ValueError(f"the scheme has {scheme.num_heads} heads, the queries {heads}")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    rotated = scheme.rotate(k, kv_positions)
-
-    def of_block(block):
-        q, q_positions, q_segments = block
-        return attention_reference(
-            q,
-            rotated,
-            v,
-            scheme,
-            q_positions=q_positions,
-            kv_positions=kv_positions,
-            segments=None if segment_ids is None else (q_segments, segment_ids[1]),
-            window=window,
-            causal=causal,
-            scale=scale,
-            soft_cap=soft_cap,
-            keys_are_rotated=True,
-        )
-
-    q_segments = q_positions if segment_ids is None else segment_ids[0]
-    queries = q.shape[1]
-    blocks = queries // _QUERY_BLOCK
-    if blocks < 2:
-        return of_block((q, q_positions, q_segments))
-    whole = blocks * _QUERY_BLOCK
-    parts = jax.tree.map(
-        lambda x: jnp.moveaxis(x[:, :whole].reshape(x.shape[0], blocks, _QUERY_BLOCK, *x.shape[2:]), 1, 0),
-        (q, q_positions, q_segments),
+    return attention_by_query_blocks(
+        q,
+        k,
+        v,
+        scheme,
+        q_positions=q_positions,
+        kv_positions=kv_positions,
+        segments=segment_ids,
+        window=window,
+        causal=causal,
+        scale=scale,
+        soft_cap=soft_cap,
     )
-    # Each block is recomputed in the backward pass, so that the blocks' weights are never held together.
-    out = jnp.moveaxis(jax.lax.map(jax.checkpoint(of_block), parts), 0, 1)
-    out = out.reshape(out.shape[0], whole, *out.shape[3:])
-    if whole == queries:
-        return out
-    rest = of_block((q[:, whole:], q_positions[:, whole:], q_segments[:, whole:]))
-    return jnp.concatenate([out, rest], axis=1)
