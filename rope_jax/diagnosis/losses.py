@@ -1,0 +1,65 @@
+"""Next-token losses of a decoder under a scheme: one compiled program, whatever the scheme."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float32, Int
+
+from rope_jax.decoder import Decoder, Schemes
+
+_UNEMBED_BLOCK = 256
+
+
+def next_token_losses(
+    decoder: Decoder, scheme: Schemes, tokens: Int[Array, "rows tokens"], *, dtype=jnp.float32
+) -> Float32[Array, "rows tokens-1"]:
+    """Returns `-ln p(token[t+1] | tokens[0..t])` for every `t`, in nats.
+
+    Logits exist for one block of tokens at a time, since a whole row's would not fit for large vocabularies.
+    """
+    rows, length = tokens.shape
+    hidden = decoder.hidden(tokens, scheme, dtype=dtype)
+    padding = -length % _UNEMBED_BLOCK
+    targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, padding + 1)))
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+
+    def blocks(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(rows, -1, _UNEMBED_BLOCK, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def of_block(block):
+        x, target = block
+        logits = decoder.unembed(x)
+        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+    losses = jax.lax.map(of_block, (blocks(hidden), blocks(targets)))
+    return jnp.moveaxis(losses, 0, 1).reshape(rows, -1)[:, : length - 1]
+
+
+class LossProgram:
+    """The compiled losses of one decoder; schemes are arguments, so that every cell runs the same program.
+
+    Args:
+      decoder: the model; its weights are shared by all calls.
+      dtype: of the activations.
+
+    Attributes:
+      compilations: programs compiled so far, one for each shape of tokens, however many schemes.
+    """
+
+    def __init__(self, decoder: Decoder, *, dtype=jnp.float32) -> None:
+        graph, self._state = nnx.split(decoder)
+        self.compilations = 0
+
+        @jax.jit
+        def run(state, scheme: Schemes, tokens):
+            self.compilations += 1  # runs only while tracing, that is, once for each compilation
+            return next_token_losses(nnx.merge(graph, state), scheme, tokens, dtype=dtype)
+
+        self._run = run
+
+    def __call__(self, scheme: Schemes, tokens: np.ndarray) -> np.ndarray:
+        """Returns losses `[rows, tokens - 1]` of `tokens` `[rows, tokens]`, on the host."""
+        return np.asarray(self._run(self._state, scheme, jnp.asarray(tokens, jnp.int32)))

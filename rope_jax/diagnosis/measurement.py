@@ -1,0 +1,342 @@
+"""Runs the diagnosis: one checkpoint, one text, every scaling x bias, and everything needed to read the result."""
+
+import contextlib
+import dataclasses
+import itertools
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rope_jax import __version__
+from rope_jax.biases import Alibi, Bias, alibi_paper, bucket_starts, t5_bias
+from rope_jax.checkpoints.checkpoint import Checkpoint
+from rope_jax.checkpoints.layout import LayoutLoss, layout_by_loss, require_layout
+from rope_jax.diagnosis import factorial, fitting, intervals
+from rope_jax.diagnosis.arms import BIASES, SCALINGS, Arms, scaling_rules
+from rope_jax.diagnosis.losses import LossProgram
+from rope_jax.diagnosis.text import Rows, Text, chunks, without_overlap
+from rope_jax.errors import InputError
+from rope_jax.phases import Phase
+from rope_jax.rotation import Layout
+from rope_jax.scaling import Rule
+
+_LAYOUT_ROWS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the user asked for.
+
+    Attributes:
+      target_length: tokens of an evaluated row.
+      trained_length: `L`; the config's where None.
+      margin: short-context cost that A* may have, nats a token.
+      num_buckets: T5 buckets.
+      max_distance: T5's largest told-apart distance.
+      fit_steps: Adam steps of the T5 table.
+      t5_table: a given table `[heads, buckets]` in place of a fitted one.
+      scalings: scaling arms to run; "none" is always one.
+      biases: bias arms to run; "none" is always one.
+      phase: "exact" or "float32".
+      layout: overrides the checkpoint's layout of rotary pairs.
+      seed: of the fit's order and the resampling.
+    """
+
+    target_length: int
+    trained_length: int | None = None
+    margin: float = 0.02
+    num_buckets: int = 32
+    max_distance: int = 128
+    fit_steps: int = 60
+    t5_table: np.ndarray | None = None
+    scalings: Sequence[str] = SCALINGS
+    biases: Sequence[str] = BIASES
+    phase: Phase = "exact"
+    layout: Layout | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """Rows that share fitted biases, and what those were fitted on.
+
+    Attributes:
+      rows: indices of the evaluated rows.
+      source: the text that was fitted on, in words.
+      chunks: chunks of that text.
+      multiplier: ALiBi's A*, or None where the arm was not run.
+      table: the T5 table, or None where it was given or not run.
+    """
+
+    rows: tuple[int, ...]
+    source: str
+    chunks: int
+    multiplier: fitting.Multiplier | None
+    table: fitting.FittedTable | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """The whole result; `records.py` writes it as JSON, CSV and text, `report.py` as a page.
+
+    Attributes:
+      checkpoint: what was diagnosed.
+      settings: what was asked for.
+      text: the evaluated text.
+      trained_length: `L` as used.
+      factor: `s`, target over trained length.
+      rules: the rule of each scaling arm that was run.
+      omitted: arms that were not run, and why.
+      layout: losses under both layouts of the rotary pairs.
+      folds: what was fitted for which rows.
+      bins: half-open position bins of the table.
+      curve_bins: finer ones, for plots.
+      cells: every cell's result in `bins`.
+      curves: every cell's loss in `curve_bins`.
+      effects: main effects and interactions, for "short" and "long".
+      interval_method: how intervals were made, in words.
+      compilations: programs compiled for all cells together.
+      seconds: wall time by stage.
+      versions: of what ran.
+    """
+
+    checkpoint: Checkpoint
+    settings: Settings
+    text: Text
+    trained_length: int
+    factor: float
+    rules: Mapping[str, Rule]
+    omitted: Mapping[str, str]
+    layout: LayoutLoss
+    folds: tuple[Fold, ...]
+    bins: list[tuple[int, int]]
+    curve_bins: list[tuple[int, int]]
+    cells: Mapping[factorial.Cell, factorial.CellResult]
+    curves: Mapping[factorial.Cell, list[intervals.Estimate]]
+    effects: Mapping[str, factorial.Effects]
+    interval_method: str
+    compilations: int
+    seconds: Mapping[str, float]
+    versions: Mapping[str, str]
+
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+def measure(
+    checkpoint: Checkpoint,
+    text: Text,
+    settings: Settings,
+    *,
+    fit_tokens: np.ndarray | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Measurement:
+    """Returns the diagnosis of `checkpoint` on `text`.
+
+    Args:
+      checkpoint: the model.
+      text: evaluated rows; its leftover is fitted on when there is enough of it.
+      settings: see `Settings`.
+      fit_tokens: other text to fit on, `[tokens]`; parts that occur in the evaluated rows are left out. Without it
+        and without leftover, the rows are split in two, and each half is fitted for the other (cross-fitting).
+      progress: called as work proceeds.
+
+    Raises:
+      InputError: if lengths contradict each other, or there is no disjoint text to fit on.
+      CheckpointError: if the model reads this text far better under the other layout of its rotary pairs.
+    """
+    seconds: dict[str, float] = {}
+    positions, config = checkpoint.positions, checkpoint.config
+    trained_length = settings.trained_length or positions.original_length
+    _check_lengths(settings.target_length, trained_length)
+    factor = settings.target_length / trained_length
+    max_offset = _max_offset(settings) if "t5" in settings.biases else 0
+    arms = Arms(
+        positions=positions,
+        rules=_chosen(scaling_rules(factor=factor, trained_length=trained_length), settings.scalings),
+        layout=settings.layout or checkpoint.layout,
+        phase=settings.phase,
+        length=settings.target_length,
+        max_offset=max_offset,
+    )
+    rules, omitted = arms.meaningful()
+
+    with _timed(seconds, "layout check"):
+        head = chunks(text.rows, trained_length)[:_LAYOUT_ROWS]
+        layout = layout_by_loss(checkpoint.model, jnp.asarray(head), arms.schemes("none", None))
+        require_layout(layout, arms.layout, origin=checkpoint.origin)
+
+    program = LossProgram(checkpoint.model)
+    needs_fit = [arm for arm in ("alibi_star", "t5") if arm in settings.biases]
+    if settings.t5_table is not None:
+        needs_fit = [arm for arm in needs_fit if arm != "t5"]
+    folds: list[Fold] = []
+    with _timed(seconds, "fitting"):
+        for rows, source, pieces in _fit_texts(text, fit_tokens, trained_length) if needs_fit else []:
+            folds.append(_fit(checkpoint, program, arms, settings, needs_fit, rows, source, pieces, progress))
+
+    biases = _bias_of_every_row(settings, folds, config.num_heads, len(text.rows))
+    cells_program = LossProgram(checkpoint.model)
+    total, done = len(rules) * len(biases) * len(text.rows), 0
+
+    def on_row(cell: str) -> None:
+        nonlocal done
+        done += 1
+        progress(cell, done, total)
+
+    with _timed(seconds, "cells"):
+        losses = factorial.run_cells(cells_program, arms, text.rows, scalings=list(rules), biases=biases, on_row=on_row)
+    bins = factorial.position_bins(trained_length, settings.target_length)
+    curve_bins = _curve_bins(settings.target_length)
+    cells = factorial.cell_results(losses, trained_length=trained_length, bins=bins)
+    return Measurement(
+        checkpoint=checkpoint,
+        settings=settings,
+        text=text,
+        trained_length=trained_length,
+        factor=factor,
+        rules=rules,
+        omitted=omitted,
+        layout=layout,
+        folds=tuple(folds),
+        bins=bins,
+        curve_bins=curve_bins,
+        cells=cells,
+        curves={
+            cell: [intervals.estimate(loss[:, low:high].mean(axis=1, dtype=np.float64)) for low, high in curve_bins]
+            for cell, loss in losses.items()
+        },
+        effects=factorial.effects(losses, trained_length=trained_length),
+        interval_method=intervals.method(len(text.rows)),
+        compilations=cells_program.compilations,
+        seconds=seconds,
+        versions={"rope_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
+    )
+
+
+def _check_lengths(target_length: int, trained_length: int) -> None:
+    if trained_length < 32:
+        raise InputError(f"a trained length of {trained_length} is too short to fit biases on; at least 32 is needed")
+    if target_length <= trained_length:
+        raise InputError(f"target_length {target_length} must be above the trained length {trained_length}")
+
+
+def _chosen(rules: Mapping[str, Rule], names: Sequence[str]) -> dict[str, Rule]:
+    return {name: rule for name, rule in rules.items() if name == "none" or name in names}
+
+
+def _max_offset(settings: Settings) -> int:
+    buckets = settings.num_buckets if settings.t5_table is None else settings.t5_table.shape[1]
+    return bucket_starts(buckets, settings.max_distance)[-1]
+
+
+def _fit_texts(
+    text: Text, fit_tokens: np.ndarray | None, trained_length: int
+) -> list[tuple[tuple[int, ...], str, Rows]]:
+    """Returns, for each group of rows, text that shares nothing with them, in chunks of the trained length."""
+    count = len(text.rows)
+    every = tuple(range(count))
+    if fit_tokens is not None:
+        candidates = chunks(fit_tokens, trained_length)
+        kept = without_overlap(candidates, text.rows)
+        if not len(kept):
+            raise InputError(f"the fitting text has no chunk of {trained_length} tokens that is not also evaluated")
+        return [(every, f"given text, {len(candidates) - len(kept)} overlapping chunks left out", kept)]
+    leftover = without_overlap(chunks(text.leftover, trained_length), text.rows)
+    if len(leftover) >= 16:
+        return [(every, "the rest of the text", leftover)]
+    if count < 2:
+        raise InputError("one row leaves no disjoint text to fit A* and T5 on: give more rows or a fitting text")
+    first, second = every[: count // 2], every[count // 2 :]
+    return [
+        (first, f"rows {second[0]}-{second[-1]} (cross-fitting)", chunks(text.rows[list(second)], trained_length)),
+        (second, f"rows {first[0]}-{first[-1]} (cross-fitting)", chunks(text.rows[list(first)], trained_length)),
+    ]
+
+
+def _fit(
+    checkpoint: Checkpoint,
+    program: LossProgram,
+    arms: Arms,
+    settings: Settings,
+    needs_fit: Sequence[str],
+    rows: tuple[int, ...],
+    source: str,
+    pieces: Rows,
+    progress: Progress,
+) -> Fold:
+    heads = checkpoint.config.num_heads
+    multiplier = table = None
+    if "alibi_star" in needs_fit:
+        multiplier = fitting.largest_multiplier(
+            program,
+            lambda value: arms.schemes("none", alibi_paper(heads, multiplier=value)),
+            pieces[:64],
+            margin=settings.margin,
+        )
+    if "t5" in needs_fit:
+        done = 0
+
+        def on_step() -> None:
+            nonlocal done
+            done += 1
+            progress("fitting T5", done, settings.fit_steps)
+
+        table = fitting.fit_t5_table(
+            checkpoint.model,
+            lambda bias: arms.schemes("none", bias),
+            pieces,
+            num_heads=heads,
+            num_buckets=settings.num_buckets,
+            max_distance=settings.max_distance,
+            steps=settings.fit_steps,
+            seed=settings.seed,
+            on_step=on_step,
+        )
+    return Fold(rows, source, len(pieces), multiplier, table)
+
+
+def _bias_of_every_row(
+    settings: Settings, folds: Sequence[Fold], num_heads: int, count: int
+) -> dict[str, list[Bias | None]]:
+    biases: dict[str, list[Bias | None]] = {"none": [None] * count}
+    for name in BIASES:
+        if name not in settings.biases or name == "none":
+            continue
+        if name == "alibi":
+            biases[name] = [alibi_paper(num_heads)] * count
+        elif name == "t5" and settings.t5_table is not None:
+            biases[name] = [t5_bias(settings.t5_table, max_distance=settings.max_distance)] * count
+        else:
+            of_row: list[Bias | None] = [None] * count
+            for fold in folds:
+                bias = _fitted(name, fold, num_heads, settings.max_distance)
+                for row in fold.rows:
+                    of_row[row] = bias
+            biases[name] = of_row
+    return biases
+
+
+def _fitted(name: str, fold: Fold, num_heads: int, max_distance: int) -> Alibi | Bias:
+    if name == "alibi_star":
+        assert fold.multiplier is not None
+        return alibi_paper(num_heads, multiplier=fold.multiplier.value)
+    assert fold.table is not None
+    return fold.table.bias(max_distance=max_distance)
+
+
+def _curve_bins(length: int, count: int = 32) -> list[tuple[int, int]]:
+    edges = np.unique(np.round(np.geomspace(8, length - 1, count + 1)).astype(int))
+    edges = np.concatenate([[0], edges])
+    return [(int(low), int(high)) for low, high in itertools.pairwise(edges)]
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start

@@ -1,0 +1,219 @@
+"""The options of a retrofit side by side, ranked by one predicted number.
+
+Option 1 drops the bias, option 2 undoes the scaling, option 3 keeps the bias and scales by another transform.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from rope_jax import scaling
+from rope_jax.diagnosis import resolution
+from rope_jax.diagnosis.status_quo import StatusQuo, scaling_rule, static
+from rope_jax.errors import ScalingError
+from rope_jax.frequencies import Rotary
+from rope_jax.scaling import Rule
+
+SCORE = (
+    "mean over Delta* of the softmax mass kept within max(1, Delta*/4) tokens of Delta* in the head with the gentlest "
+    "slope: relations that were trained are hot-swapped, those beyond the trained length tuned anew; cells out of "
+    "distribution count as their worst case; 1 is best"
+)
+NOISE = 1.0
+TRANSFORMS = ("linear", "ntk", "by_parts", "yarn", "llama3")
+
+Curves = Float64[np.ndarray, "stars offsets"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Shapes:
+    """What one rule does whatever the bias and the amplitude; the curves are `[stars, offsets]`."""
+
+    scaled: Rotary
+    share: float
+    fisher_ratio: float
+    kernel: Curves
+    hot_swapped: Curves
+    shown: Curves
+    out: Float64[np.ndarray, " offsets"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    option: str
+    scaling: str
+    rule: Rule
+    bias: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.scaling} + {'no bias' if self.bias == 'none' else self.bias}"
+
+
+def stars(seen: int, reach: int) -> list[int]:
+    """Returns the offsets `Delta*` that are looked at: powers of 4 from 16 (from 1 for tiny models) below `reach`."""
+    start = 16 if seen > 64 else 1
+    return [4**k for k in range(13) if start <= 4**k < reach] or [max(reach // 2, 1)]
+
+
+def ranked_options(
+    status: StatusQuo, larger_multipliers: Mapping[str, float | None]
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Returns every option, best score first, and those that do not apply with the reason.
+
+    Args:
+      status: the retrofit in place.
+      larger_multipliers: the lambda that base scaling is also tried with, by a name; None and those not above the
+        period match are left out.
+
+    Raises:
+      ScalingError: if the status-quo rule does not apply to the model.
+    """
+    main = status.main
+    if main.rotary is None:
+        reason = "nothing rotates in this model: only the bias and its horizon apply"
+        titles = ("option 1: drop the bias", "option 2: undo the scaling", "option 3: another transform")
+        return [], [{"name": title, "reason": reason} for title in titles]
+    plans, skipped = _plans(status, larger_multipliers)
+    offsets = stars(status.seen(main), status.reach(main))
+    shapes: dict[str, _Shapes] = {}
+    records = []
+    for plan in plans:
+        try:
+            if plan.scaling not in shapes:
+                shapes[plan.scaling] = _shapes(status, main.rotary, plan.rule, offsets)
+        except ScalingError as error:
+            if plan.option == "status quo":
+                raise
+            skipped.append({"name": f"option {plan.option}: {plan.scaling}", "reason": str(error)})
+            continue
+        records.append(_record(status, main.rotary, plan, shapes[plan.scaling], offsets))
+    records.sort(key=lambda record: -record["score"])
+    return [{"rank": rank, **record} for rank, record in enumerate(records, 1)], skipped
+
+
+def _plans(
+    status: StatusQuo, larger_multipliers: Mapping[str, float | None]
+) -> tuple[list[_Plan], list[dict[str, str]]]:
+    rule, bias = status.rule_of(status.main), status.bias_kind
+    plans = [_Plan("status quo", rule.name, rule, bias)]
+    skipped: list[dict[str, str]] = []
+    if bias == "none":
+        skipped.append({"name": "option 1: drop the bias", "reason": "the status quo has none"})
+    else:
+        plans.append(_Plan("1", rule.name, rule, "none"))
+    if rule.name == "none":
+        skipped.append({"name": "option 2: undo the scaling", "reason": "the status quo scales nothing"})
+    else:
+        plans.append(_Plan("2", "none", scaling.none(), bias))
+    for name in TRANSFORMS:
+        if name == rule.name:
+            skipped.append({"name": f"option 3: {name}", "reason": "it is the status quo"})
+            continue
+        other = scaling_rule(name, factor=status.factor, original_length=status.original_length)
+        plans.append(_Plan("3", name, static(other, status.target_length), bias))
+    matched = larger_multipliers.get("period_match")
+    for multiplier in larger_multipliers.values():
+        if multiplier is not None and matched is not None and multiplier > matched * 1.001:
+            plans.append(_Plan("3", f"ntk, lambda {multiplier:.4g}", scaling.ntk(multiplier=multiplier), bias))
+    return plans, skipped
+
+
+def _shapes(status: StatusQuo, rotary: Rotary, rule: Rule, offsets: list[int]) -> _Shapes:
+    scaled = rule(rotary)
+    length, reach = status.seen(status.main), status.reach(status.main)
+    before, after = rotary.inverse_frequencies, scaled.inverse_frequencies
+    weights = resolution.uniform_weights(len(before))
+    first_out = resolution.first_offset_out(before, after, length)
+    near = [star for star in offsets if star < length]
+    far = [star for star in offsets if star >= length]
+    shown = [
+        resolution.coherence_curves(before, after, weights, near, reach, first_out=first_out),
+        resolution.coherence_curves(after, after, weights, far, reach, first_out=first_out),
+    ]
+    return _Shapes(
+        scaled=scaled,
+        share=resolution.out_of_distribution_share(before, after, original_length=length, target_length=reach),
+        fisher_ratio=resolution.fisher_ratio(before, after, weights),
+        kernel=resolution.kernel_curves(after, weights, offsets, reach),
+        hot_swapped=resolution.coherence_curves(before, after, weights, near, reach),
+        shown=np.concatenate(shown),
+        out=resolution.weight_out(weights, first_out, reach),
+    )
+
+
+def _record(status: StatusQuo, rotary: Rotary, plan: _Plan, shapes: _Shapes, offsets: list[int]) -> dict[str, Any]:
+    slope = 0.0 if plan.bias == "none" else status.gentlest_slope
+    bias = -slope * np.arange(len(shapes.out), dtype=np.float64)
+    gain = shapes.scaled.cos_sin_factor**2 * shapes.scaled.logit_scale
+    curve = [_at_star(status, shapes, bias, gain, n, star) for n, star in enumerate(offsets)]
+    scores = [
+        {
+            "amplitude": amplitude,
+            "score": float(np.mean([point["by_amplitude"][k]["retained_mass"] for point in curve])),
+        }
+        for k, amplitude in enumerate(status.amplitudes)
+    ]
+    amplitude = status.amplitude * gain
+    weights = resolution.uniform_weights(rotary.dim // 2)
+    information = resolution.information(
+        shapes.scaled.inverse_frequencies, weights, amplitude=amplitude, bias_slope=slope, noise=NOISE
+    )
+    jnd = resolution.just_noticeable_difference(information)
+    return {
+        "option": plan.option,
+        "name": plan.name,
+        "scaling": plan.scaling,
+        "hyperparameters": hyperparameters(plan.rule),
+        "bias": plan.bias,
+        "score": scores[1]["score"],
+        "scores": scores,
+        "effective_amplitude": amplitude,
+        "out_of_distribution_share": shapes.share,
+        "fisher_ratio": shapes.fisher_ratio,
+        "just_noticeable_difference": jnd if math.isfinite(jnd) else None,
+        "curve": curve,
+    }
+
+
+def _at_star(status: StatusQuo, shapes: _Shapes, bias: np.ndarray, gain: float, n: int, star: int) -> dict[str, Any]:
+    trained = star < status.seen(status.main)
+    hot = shapes.hot_swapped[n] if trained else None
+    top, height = resolution.peak(hot) if hot is not None else (None, None)
+    by_amplitude = []
+    for amplitude in status.amplitudes:
+        raised = amplitude * gain
+        retained = resolution.retained_mass(
+            shapes.shown[n], shapes.out, bias, star=star, tolerance=max(1, star // 4), amplitude=raised
+        )
+        by_amplitude.append(
+            {
+                "amplitude": amplitude,
+                "g50": resolution.g50(raised * shapes.kernel[n] + bias, star),
+                "g50_hot_swapped": None if hot is None else resolution.g50(raised * hot + bias, star),
+                "retained_mass": retained,
+            }
+        )
+    middle = {key: value for key, value in by_amplitude[1].items() if key != "amplitude"}
+    return {
+        "offset": star,
+        "trained": trained,
+        "coherence": None if hot is None else float(hot[star]),
+        "peak_offset": top,
+        "peak_coherence": height,
+        **middle,
+        "by_amplitude": by_amplitude,
+    }
+
+
+def hyperparameters(rule: Rule) -> dict[str, Any]:
+    """Returns the values a rule was made with, without those left open."""
+    return {
+        key: list(value) if isinstance(value, tuple | list) else value
+        for key, value in rule.hyperparameters.items()
+        if value is not None
+    }

@@ -1,0 +1,323 @@
+r"""What a change of frequencies and a bias do to positional resolution, predicted from the numbers of a config alone.
+
+Nothing here has seen a weight or a token: these are predictions, to be put beside measurements. Float64 on the host,
+no JAX. Symbols: `theta` trained and `theta'` scaled inverse frequencies, `L` trained and `L'` target length, `Delta`
+an offset in tokens, `Delta*` the offset a head is tuned to, `w` the weight of a pair (uniform, or a measured `|q||k|`)
+and `w_hat` the same with sum 1, `A` the amplitude of the rotary logit in nats, `b(Delta)` the bias in nats.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Complex128, Float64, Int64
+
+from rope_jax.errors import InputError
+from rope_jax.frequencies import Frequencies, check_positive
+
+Curves = Float64[np.ndarray, "stars offsets"]
+OffsetCurve = Float64[np.ndarray, " offsets"]
+
+CLASSES = {
+    "interpolated": "every phase it reaches lies within those of training",
+    "extrapolated": "stretched by less than the context, but it turned fully in training: no angle is new",
+    "out of distribution": "never turned fully in training, and now reaches phases that training never showed",
+    "unchanged": "same frequency, and no angle is new",
+    "still": "does not turn",
+}
+
+_BLOCK = 256  # offsets in a row of the factored phase table
+
+
+def uniform_weights(pairs: int) -> Frequencies:
+    """Returns the weight `1 / pairs` for every pair: what a config alone can say."""
+    return np.full(pairs, 1.0 / pairs)
+
+
+def normalized(weights: Frequencies) -> Frequencies:
+    """Returns `w_hat = w / sum(w)`.
+
+    Raises:
+      InputError: unless the weights are finite, none negative and not all zero.
+    """
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+        raise InputError("pair weights must be finite, none below zero, and not all zero")
+    return weights / weights.sum()
+
+
+def never_turns_fully(trained: Frequencies, original_length: int) -> Bool[np.ndarray, " pairs"]:
+    r"""Returns which pairs complete no period over the trained length, `(L - 1)\theta_i < 2\pi`."""
+    return (original_length - 1) * trained < 2 * np.pi
+
+
+def first_offset_out(trained: Frequencies, scaled: Frequencies, original_length: int) -> Int64[np.ndarray, " pairs"]:
+    r"""Returns the smallest offset at which each pair is out of distribution.
+
+    .. math:: \min\{\Delta : \Delta\theta'_i > (L-1)\theta_i\} \quad\text{where } (L-1)\theta_i < 2\pi
+
+    Args:
+      trained: `theta`, `[pairs]`.
+      scaled: `theta'`, `[pairs]`.
+      original_length: `L`, tokens.
+
+    Returns:
+      int64 `[pairs]`, tokens; the largest int64 where no offset is.
+    """
+    never = np.iinfo(np.int64).max
+    limit = (original_length - 1) * trained
+    candidates = never_turns_fully(trained, original_length) & (scaled > 0)
+    last_in = np.floor(np.divide(limit, scaled, out=np.zeros_like(limit), where=candidates))
+    # The quotient may round across a whole number; the products decide.
+    last_in += (last_in + 1) * scaled <= limit
+    last_in -= last_in * scaled > limit
+    return np.where(candidates & (last_in < 2**62), np.minimum(last_in, 2**62).astype(np.int64) + 1, never)
+
+
+def out_of_distribution_share(
+    trained: Frequencies, scaled: Frequencies, *, original_length: int, target_length: int
+) -> float:
+    r"""Returns the share of (pair, offset) cells, offsets `0 ... L' - 1`, whose phase training never showed.
+
+    .. math:: \frac{\#\{(i, \Delta) : (L-1)\theta_i < 2\pi,\ \Delta\theta'_i > (L-1)\theta_i\}}{(d/2)\,L'}
+
+    Linear interpolation by exactly `L'/L` leaves a few cells: its last `L'/L - 1` offsets lie less than one trained
+    step beyond `L - 1`.
+
+    Args:
+      trained: `theta`, `[pairs]`.
+      scaled: `theta'`, `[pairs]`.
+      original_length: `L`, tokens.
+      target_length: `L'`, tokens; a sliding window's size for layers that have one.
+    """
+    first = first_offset_out(trained, scaled, original_length)
+    return float(np.maximum(target_length - first.astype(np.float64), 0).sum() / (len(trained) * target_length))
+
+
+def classify_pairs(
+    trained: Frequencies, scaled: Frequencies, *, original_length: int, target_length: int
+) -> tuple[str, ...]:
+    """Returns each pair's class, a key of `CLASSES`.
+
+    A phase less than one trained step beyond the last one (`Delta theta' < L theta`) counts as met: it is what
+    interpolation by exactly `L'/L` leaves over.
+
+    Args:
+      trained: `theta`, `[pairs]`.
+      scaled: `theta'`, `[pairs]`.
+      original_length: `L`, tokens.
+      target_length: `L'`, tokens; a sliding window's size for layers that have one.
+    """
+    farthest = (target_length - 1) * scaled
+    within = farthest < original_length * trained
+    classes = []
+    for theta, new, inside, partial in zip(
+        trained, scaled, within, never_turns_fully(trained, original_length), strict=True
+    ):
+        if new == 0:
+            classes.append("still")
+        elif partial and not inside:
+            classes.append("out of distribution")
+        elif abs(new - theta) <= 1e-12 * theta:
+            classes.append("unchanged")
+        else:
+            classes.append("interpolated" if inside else "extrapolated")
+    return tuple(classes)
+
+
+def phase_sum(
+    frequencies: Frequencies,
+    coefficients: Complex128[np.ndarray, "stars pairs"],
+    length: int,
+    *,
+    first_out: Int64[np.ndarray, " pairs"] | None = None,
+) -> Curves:
+    r"""Returns a sum of rotating pairs at every offset, `Re \sum_i c_{ni} e^{i\Delta\theta_i}`.
+
+    With `Delta = 256 a + b` the phases factor, so the sum is one matrix product and few sines are taken.
+
+    Args:
+      frequencies: `theta`, radians per token, `[pairs]`.
+      coefficients: `c`, complex, `[stars, pairs]`.
+      length: offsets `0 ... length - 1`.
+      first_out: a pair is left out from this offset on, `[pairs]`.
+
+    Returns:
+      float64 `[stars, length]`.
+    """
+    rows = -(-length // _BLOCK)
+    outer = np.exp(1j * _BLOCK * np.arange(rows)[:, None] * frequencies)
+    inner = np.exp(1j * np.arange(_BLOCK)[:, None] * frequencies)
+    edges: list[tuple[int, int, int]] = []
+    kept = outer
+    if first_out is not None:
+        kept = np.where(np.arange(rows)[:, None] < first_out // _BLOCK, outer, 0)
+        edges = [(i, int(n // _BLOCK), int(n % _BLOCK)) for i, n in enumerate(first_out) if n < rows * _BLOCK]
+    inner_parts = np.concatenate([inner.real, inner.imag], axis=1).T
+    sums = np.empty((len(coefficients), length))
+    for n, c in enumerate(coefficients):
+        turned = kept * c
+        turned_parts = np.concatenate([turned.real, -turned.imag], axis=1)
+        # Not `@`: products this small lose more to the BLAS's threads, on a busy machine forty times over.
+        table = np.einsum("rp,pb->rb", turned_parts, inner_parts)
+        for pair, row, count in edges:
+            table[row, :count] += (c[pair] * outer[row, pair] * inner[:count, pair]).real
+        sums[n] = table.reshape(-1)[:length]
+    return sums
+
+
+def kernel(frequencies: Frequencies, weights: Frequencies, length: int) -> OffsetCurve:
+    r"""Returns how alike two offsets look that are `delta` apart, for `delta = 0 ... length - 1`.
+
+    .. math:: K(\delta) = \frac{\sum_i w_i \cos \delta\theta_i}{\sum_i w_i}
+    """
+    return phase_sum(frequencies, normalized(weights).astype(np.complex128)[None], length)[0]
+
+
+def fisher(frequencies: Frequencies, weights: Frequencies) -> float:
+    r"""Returns the sharpness of the kernel at its top, `F = \sum_i w_i\theta_i^2 / \sum_i w_i`, radians² per token²."""
+    return float(normalized(weights) @ frequencies**2)
+
+
+def fisher_ratio(trained: Frequencies, scaled: Frequencies, weights: Frequencies) -> float:
+    """Returns `F / F0`, the sharpness left after scaling; 1 when nothing is scaled."""
+    return fisher(scaled, weights) / fisher(trained, weights)
+
+
+def information(
+    frequencies: Frequencies, weights: Frequencies, *, amplitude: float, bias_slope: float, noise: float = 1.0
+) -> float:
+    r"""Returns the information that one logit carries about its offset, rotation and bias together.
+
+    .. math:: I(\Delta) = \frac{A^2 \sum_i \hat w_i \theta_i^2}{2\sigma^2} + \frac{b'(\Delta)^2}{\sigma^2}
+
+    Phases are taken as independent. A line adds the same at every offset, so this alone ranks nothing: read it
+    beside the attention mass that stays.
+
+    Args:
+      frequencies: the frequencies in use, `[pairs]`.
+      weights: `w`, `[pairs]`.
+      amplitude: `A`, nats.
+      bias_slope: `b'(Delta)`, nats per token.
+      noise: `sigma`, nats.
+    """
+    check_positive("noise", noise)
+    return (amplitude**2 * fisher(frequencies, weights) / 2 + bias_slope**2) / noise**2
+
+
+def just_noticeable_difference(information: float) -> float:
+    r"""Returns the offset difference one logit can tell, `1/\sqrt{I}` tokens; infinite when there is no information."""
+    return math.inf if information <= 0 else 1 / math.sqrt(information)
+
+
+def kernel_curves(frequencies: Frequencies, weights: Frequencies, stars: Sequence[int], length: int) -> Curves:
+    r"""Returns `K(\Delta - \Delta^*)` at every offset: a head tuned to `Delta*` under the frequencies in use."""
+    return coherence_curves(frequencies, frequencies, weights, stars, length)
+
+
+def coherence_curves(
+    trained: Frequencies,
+    scaled: Frequencies,
+    weights: Frequencies,
+    stars: Sequence[int],
+    length: int,
+    *,
+    first_out: Int64[np.ndarray, " pairs"] | None = None,
+) -> Curves:
+    r"""Returns retrofit coherence: where a relation trained at `Delta*` lands after the change, and how sharp it is.
+
+    .. math:: C(\Delta^* \to \Delta) = \sum_i \hat w_i \cos(\Delta\theta'_i - \Delta^*\theta_i)
+
+    Args:
+      trained: `theta`, `[pairs]`.
+      scaled: `theta'`, `[pairs]`.
+      weights: `w`, `[pairs]`.
+      stars: the offsets `Delta*`, tokens.
+      length: offsets `Delta = 0 ... length - 1`.
+      first_out: a pair is left out from this offset on, `[pairs]`.
+
+    Returns:
+      float64 `[stars, length]`, at most 1.
+    """
+    tuned = np.exp(-1j * np.asarray(stars, dtype=np.float64)[:, None] * trained)
+    return phase_sum(scaled, tuned * normalized(weights), length, first_out=first_out)
+
+
+def weight_out(weights: Frequencies, first_out: Int64[np.ndarray, " pairs"], length: int) -> OffsetCurve:
+    """Returns the weight of the pairs that are out of distribution at each offset, from 0 to 1, `[length]`."""
+    steps = np.zeros(length)
+    for first, weight in zip(first_out, normalized(weights), strict=True):
+        if first < length:
+            steps[first] += weight
+    return np.cumsum(steps)
+
+
+def peak(curve: OffsetCurve) -> tuple[int, float]:
+    """Returns the offset of a curve's largest value, and that value."""
+    top = int(np.argmax(curve))
+    return top, float(curve[top])
+
+
+def _mass_up_to(logits: OffsetCurve) -> Float64[np.ndarray, " edges"]:
+    """Returns the softmax's running sum, with a 0 in front."""
+    mass = np.exp(logits - logits.max())
+    return np.concatenate([[0.0], np.cumsum(mass)]) / mass.sum()
+
+
+def mass_within(logits: OffsetCurve, star: int, tolerance: int) -> float:
+    """Returns the softmax mass of `logits` (nats, by offset) within `tolerance` tokens of `star`."""
+    running = _mass_up_to(logits)
+    return float(running[min(star + tolerance + 1, len(logits))] - running[max(star - tolerance, 0)])
+
+
+def g50(logits: OffsetCurve, star: int) -> int:
+    r"""Returns the smallest `g` such that half of the softmax mass lies within `g` tokens of `star`.
+
+    With logits `A K(\Delta - \Delta^*) + b(\Delta)` over all `Delta < L'` this is the blur of attention. It depends
+    strongly on `A`: show it against `A`.
+
+    Args:
+      logits: nats, one an offset, `[offsets]`.
+      star: `Delta*`, tokens.
+    """
+    running = _mass_up_to(logits)
+    low, high = 0, len(logits)
+    while low < high:
+        middle = (low + high) // 2
+        mass = running[min(star + middle + 1, len(logits))] - running[max(star - middle, 0)]
+        low, high = (low, middle) if mass >= 0.5 else (middle + 1, high)
+    return low
+
+
+def retained_mass(
+    coherence: OffsetCurve, out: OffsetCurve, bias: OffsetCurve, *, star: int, tolerance: int, amplitude: float
+) -> float:
+    r"""Returns the least softmax mass within `tolerance` of `star`, whatever out-of-distribution cells contribute.
+
+    .. math:: \ell(\Delta) = A\,\big(C(\Delta^* \to \Delta) \mp o(\Delta)\big) + b(\Delta)
+
+    `C` sums the cells that training has shown and `o` is the weight of the others. What weights make of a phase they
+    never met is unknown but bounded by its weight; the worst case takes `-o` near `Delta*` and `+o` elsewhere.
+
+    Args:
+      coherence: `C` without the pairs that are out of distribution at an offset, `[offsets]`.
+      out: `o`, from `weight_out`, `[offsets]`.
+      bias: `b`, nats, `[offsets]`.
+      star: `Delta*`, tokens.
+      tolerance: tokens either side that still count as `Delta*`.
+      amplitude: `A`, nats.
+    """
+    worst = coherence + out
+    near = slice(max(star - tolerance, 0), star + tolerance + 1)
+    worst[near] = coherence[near] - out[near]
+    return mass_within(amplitude * worst + bias, star, tolerance)
+
+
+def bias_horizon(slopes: Float64[np.ndarray, " heads"], *, amplitude: float) -> Float64[np.ndarray, " heads"]:
+    """Returns `H = A / m` tokens a head: beyond it the bias outweighs the whole rotary logit; infinite for slope 0."""
+    with np.errstate(divide="ignore"):
+        return amplitude / slopes
+
+
+def entropy_cost(*, original_length: int, target_length: int) -> float:
+    r"""Returns the nats a key's logit must gain to hold its share of attention, `\ln(L'/L)`."""
+    return math.log(target_length / original_length)

@@ -1,0 +1,127 @@
+"""Text in: rows of tokens of one length, and what is left over for fitting."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+from jaxtyping import Int32
+
+from rope_jax.errors import InputError
+
+Rows = Int32[np.ndarray, "rows tokens"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Rows to evaluate, and disjoint text that nothing is evaluated on.
+
+    Attributes:
+      rows: int32 `[rows, length]`, evaluated.
+      leftover: int32 `[leftover]`, whatever of the same file was not put into rows.
+      origin: the file.
+    """
+
+    rows: Rows
+    leftover: Int32[np.ndarray, " leftover"]
+    origin: str
+
+
+def read_text(
+    path: pathlib.Path,
+    *,
+    length: int,
+    vocab_size: int,
+    tokenizer_file: pathlib.Path | None,
+    max_rows: int,
+    separator: str = "<|endoftext|>",
+) -> Text:
+    """Returns the first `max_rows` rows of `length` tokens of a file.
+
+    Args:
+      path: a `.npy` of token rows, or UTF-8 text for the tokenizer. Documents of a text are split at `separator`,
+        stripped, tokenised each with the special tokens its tokenizer adds, and packed one after the other.
+      length: tokens of a row.
+      vocab_size: every token id must lie below it.
+      tokenizer_file: a `tokenizer.json`, needed for text.
+      max_rows: rows evaluated at most.
+      separator: between documents of a text.
+
+    Raises:
+      InputError: if the file cannot be read, holds no row of `length` tokens, or has ids outside the vocabulary.
+    """
+    if path.suffix == ".npy":
+        rows = _read_npy(path)
+        if rows.shape[1] < length:
+            raise InputError(f"{path}: rows have {rows.shape[1]} tokens, fewer than the target length {length}")
+        used, leftover = rows[:max_rows, :length], rows[max_rows:].reshape(-1)
+    else:
+        tokens = _tokenise(path, tokenizer_file, separator)
+        count = min(len(tokens) // length, max_rows)
+        if count == 0:
+            raise InputError(f"{path}: {len(tokens)} tokens do not fill one row of {length}")
+        used, leftover = tokens[: count * length].reshape(count, length), tokens[count * length :]
+    for part in (used, leftover):
+        if part.size and (part.min() < 0 or part.max() >= vocab_size):
+            raise InputError(
+                f"{path}: token ids run from {part.min()} to {part.max()}, the vocabulary has {vocab_size}"
+            )
+    return Text(np.ascontiguousarray(used, np.int32), np.ascontiguousarray(leftover, np.int32), str(path))
+
+
+def chunks(tokens: np.ndarray, length: int) -> Rows:
+    """Returns whole chunks of `length` tokens of a row, or of each of several rows."""
+    tokens = np.atleast_2d(tokens)
+    whole = tokens.shape[1] // length
+    return np.ascontiguousarray(tokens[:, : whole * length].reshape(-1, length), np.int32)
+
+
+def without_overlap(
+    candidates: Int32[np.ndarray, "chunks chunk"], evaluated: Rows, *, span: int = 32
+) -> Int32[np.ndarray, "kept chunk"]:
+    """Returns the candidate chunks that share no run of `span` tokens with the evaluated rows.
+
+    Runs are looked up at every offset in the evaluated rows, and at multiples of `span` in the candidates.
+    """
+    if evaluated.shape[1] < span or candidates.shape[1] < span:
+        raise InputError(f"overlap is checked on runs of {span} tokens; rows are shorter")
+    windows = np.lib.stride_tricks.sliding_window_view(evaluated, span, axis=1)
+    seen = {window.tobytes() for row in windows for window in row}
+    keep = [
+        not any(np.ascontiguousarray(chunk[at : at + span]).tobytes() in seen for at in range(0, len(chunk), span))
+        for chunk in candidates
+    ]
+    return candidates[np.asarray(keep, bool)]
+
+
+def _read_npy(path: pathlib.Path) -> np.ndarray:
+    try:
+        rows = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a readable .npy array: {_first_line(error)}") from error
+    if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.integer) or 0 in rows.shape:
+        raise InputError(f"{path}: token rows must be a non-empty 2-D integer array, got {rows.dtype} {rows.shape}")
+    return rows
+
+
+def _tokenise(path: pathlib.Path, tokenizer_file: pathlib.Path | None, separator: str) -> np.ndarray:
+    if tokenizer_file is None:
+        raise InputError(f"{path}: the checkpoint has no tokenizer.json, so text cannot be read; pass a .npy of tokens")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as UTF-8 text: {_first_line(error)}") from error
+    documents = [document.strip() for document in text.split(separator)]
+    documents = [document for document in documents if document]
+    if not documents:
+        raise InputError(f"{path}: the text is empty")
+    import tokenizers
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"{tokenizer_file}: not a tokenizer: {_first_line(error)}") from error
+    return np.concatenate([np.asarray(one.ids, np.int64) for one in tokenizer.encode_batch(documents)])
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
