@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from rope_jax.diagnosis import factorial
 
 RNG = np.random.default_rng(0)

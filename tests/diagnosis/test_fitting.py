@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+
 from rope_jax.biases import alibi_paper, bucket_starts, t5_bias
 from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.diagnosis.fitting import fit_t5_table, largest_multiplier

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from rope_jax.diagnosis.text import chunks, read_text, without_overlap
 from rope_jax.errors import InputError
 

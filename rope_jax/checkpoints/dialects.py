@@ -1,0 +1,279 @@
+"""Reads what a published config says about positions, in whichever dialect it says it.
+
+Every value that is used is reported with the key it came from; every other key about positions is either known to
+change nothing, and reported with the reason, or an error. Nothing is guessed and nothing is skipped silently.
+"""
+
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from rope_jax import scaling
+from rope_jax.checkpoints import strict_json
+from rope_jax.checkpoints.layer_groups import COUNT, HEAD_DIM, HEADS, HIDDEN, WIDTH, rope_groups
+from rope_jax.checkpoints.ledger import Ledger, Section, boolean, close, integer, number, read_places, text
+from rope_jax.checkpoints.model_types import FULL, HARMLESS, MODEL_TYPES, UNKNOWN, WRAPPERS, ModelType, refusal
+from rope_jax.checkpoints.positions import BiasSpec, LayerGroup, PositionConfig
+from rope_jax.checkpoints.rope_types import LENGTH
+
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx")
+ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "rotary_emb_base", "partial_rotary_factor")
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the content of a config, read strictly.
+
+    Args:
+      path: a JSON file, or a directory that holds a `config.json`.
+
+    Raises:
+      ConfigError: if it cannot be read; see `strict_json.read`.
+    """
+    return strict_json.read(_config_file(path))
+
+
+def read_positions(path: str | os.PathLike[str]) -> PositionConfig:
+    """Returns what a config file says about positions; see `positions_of`.
+
+    Args:
+      path: a JSON file, or a directory that holds a `config.json`.
+
+    Raises:
+      ConfigError: if it cannot be read, or anything about positions in it is not understood.
+    """
+    file = _config_file(path)
+    return positions_of(strict_json.read(file), origin=os.fspath(file))
+
+
+def _config_file(path: str | os.PathLike[str]) -> pathlib.Path:
+    file = pathlib.Path(path)
+    return file / "config.json" if os.path.isdir(file) else file
+
+
+def positions_of(config: Mapping[str, Any], *, origin: str) -> PositionConfig:
+    """Returns what a config says about positions.
+
+    Args:
+      config: the content of a `config.json`, in the v4 schema (`rope_scaling`, `rope_theta`) or the v5 one
+        (`rope_parameters`). A multimodal config is read for its `text_config`.
+      origin: its name, for messages and reports.
+
+    Raises:
+      UnsupportedError: if it uses a mechanism of `model_types.REFUSED`.
+      ConfigError: if a key about positions is missing, unknown, contradictory, of the wrong type or out of range.
+    """
+    ledger = Ledger(config, origin)
+    outer = Section(ledger, config)
+    inner = outer.section("text_config")
+    top = outer if inner is None else inner
+    model_type = _model_type(outer, inner)
+    spec = MODEL_TYPES.get(model_type, UNKNOWN)
+    ledger.defaults_of, ledger.defaults = model_type, spec.defaults
+    if spec.scheme == "refused":
+        raise refusal(top if top.holds("model_type") else outer, "model_type", spec.refused)
+    _refuse_by_key(top)
+    layers = _layers(top, spec)
+    declared = top.need(*LENGTHS, check=LENGTH, name="declared_length")
+    biased = {"alibi": _bloom, "mpt": _mpt, "t5": _t5, "falcon": _falcon_alibi}.get(spec.scheme)
+    groups = None if biased is None else biased(top, layers)
+    original, served = declared, declared
+    if groups is None:
+        groups, main = rope_groups(top, spec, layers=layers, declared=declared)
+        original, served = main.original_length, main.served_length
+        if served != declared:
+            ledger.use("served_length", served, "derived: factor * max_position_embeddings")
+        _find_interleaved(ledger, spec)
+    _attention_scale(top, groups)
+    dtype = _dtype(top, outer)
+    _settle_leftovers(ledger, config, top)
+    return PositionConfig(
+        model_type=model_type,
+        origin=ledger.origin,
+        groups=groups,
+        original_length=original,
+        declared_length=served,
+        dtype=dtype,
+        values=ledger.values,
+        without_effect=ledger.without_effect,
+        findings=tuple(ledger.findings),
+    )
+
+
+def _model_type(outer: Section, inner: Section | None) -> str:
+    if inner is not None and inner.holds("model_type"):
+        outer.read("model_type", check=text)
+        stated = inner.need("model_type", check=text)
+        return WRAPPERS.get(stated, stated)
+    if not outer.holds("model_type"):
+        raise refusal(outer, "model_type", "fragment")
+    stated = outer.need("model_type", check=text)
+    return WRAPPERS.get(stated, stated)
+
+
+def _refuse_by_key(top: Section) -> None:
+    """Refuses mechanisms that a key switches on whatever the model type."""
+    if top.content.get("use_bidirectional_attention") in (True, "all"):
+        raise refusal(top, "use_bidirectional_attention", "bidirectional attention")
+    if top.content.get("is_causal") is False:
+        raise refusal(top, "is_causal", "bidirectional attention")
+    if top.content.get("attn_temperature_tuning") not in (None, False):
+        raise refusal(top, "attn_temperature_tuning", "attention temperature")
+    if top.holds("position_embedding_type") and top.content["position_embedding_type"] in ("absolute", "learned"):
+        raise refusal(top, "position_embedding_type", "learned positions")
+
+
+def _layers(top: Section, spec: ModelType) -> int:
+    keys: tuple[str, ...] = LAYERS
+    if spec.scheme == "t5":  # num_layers are the encoder's
+        keys = ("num_decoder_layers",) if top.holds("num_decoder_layers") else ("num_layers",)
+    return top.need(*keys, check=COUNT, name="num_layers")
+
+
+def _bias_group(top: Section, layers: int, bias: BiasSpec, *, head_dim: int, num_heads: int) -> tuple[LayerGroup, ...]:
+    return (
+        LayerGroup(
+            name=FULL,
+            layers=tuple(range(layers)),
+            rotary=None,
+            rule=scaling.none(),
+            bias=bias,
+            window=None,
+            num_heads=num_heads,
+            head_dim=head_dim,
+        ),
+    )
+
+
+def _heads(top: Section) -> tuple[int, int]:
+    """Returns the number of heads and their dimension, for models without rotary keys."""
+    num_heads = top.need(*HEADS, check=COUNT, name="num_heads")
+    head_dim = top.read(*HEAD_DIM, check=WIDTH, name="head_dim")
+    if head_dim is None:
+        hidden = top.need(*HIDDEN, check=WIDTH, name="hidden_size")
+        if hidden % num_heads:
+            raise top.error(HIDDEN[0], f"{hidden} is not a multiple of {num_heads} heads")
+        head_dim = hidden // num_heads
+        top.ledger.use("head_dim", head_dim, "derived: hidden_size / num_attention_heads")
+    return num_heads, head_dim
+
+
+def _bloom(top: Section, layers: int) -> tuple[LayerGroup, ...]:
+    num_heads, head_dim = _heads(top)
+    top.ledger.use("bias", "alibi", f"default of {top.ledger.defaults_of}")
+    top.ignore("offset_alibi", "the published code does not read it; softmax cancels a constant anyway")
+    for key in ROPE_KEYS:
+        top.ignore(key, "ALiBi stands in its place")
+    return _bias_group(top, layers, BiasSpec("alibi"), head_dim=head_dim, num_heads=num_heads)
+
+
+def _mpt(top: Section, layers: int) -> tuple[LayerGroup, ...]:
+    num_heads, head_dim = _heads(top)
+    attention = top.section("attn_config") or Section(top.ledger, {}, f"{top.prefix}attn_config.")
+    alibi = attention.read("alibi", check=boolean, default=False)
+    if alibi is False:
+        raise refusal(attention, "alibi", "learned positions")
+    top.ledger.use("bias", "alibi", f"{attention.prefix}alibi" if alibi else f"default of {top.ledger.defaults_of}")
+    steepest = attention.read("alibi_bias_max", check=number(0, 1e4, above=True))
+    if steepest not in (None, 8.0):
+        raise refusal(attention, "alibi_bias_max", "alibi_bias_max")
+    softmax_scale = attention.read("softmax_scale", check=number(0, 1e4, above=True))
+    if softmax_scale is not None and not close(softmax_scale, 1 / math.sqrt(head_dim)):
+        raise refusal(attention, "softmax_scale", "softmax scale")
+    if attention.content.get("prefix_lm") is True:
+        raise refusal(attention, "prefix_lm", "bidirectional attention")
+    attention.ignore("attn_type", "how many heads share keys, not where they stand")
+    top.read("learned_pos_emb", check=boolean)
+    top.ledger.void("learned_pos_emb", "the published code has no learned positions where ALiBi is on")
+    return _bias_group(top, layers, BiasSpec("alibi"), head_dim=head_dim, num_heads=num_heads)
+
+
+def _falcon_alibi(top: Section, layers: int) -> tuple[LayerGroup, ...] | None:
+    """Returns Falcon's groups with ALiBi, or None where its `alibi` is off and it has rotary embeddings."""
+    if not top.read("alibi", check=boolean):
+        top.ledger.void("alibi", "false: rotary embeddings are used")
+        return None
+    num_heads, head_dim = _heads(top)
+    for key in ROPE_KEYS:
+        top.ignore(key, "ALiBi stands in its place")
+    top.ledger.find(
+        "Falcon adds ALiBi inside 1/sqrt(head_dim), so its slopes are the published ones divided by that root"
+    )
+    top.ledger.find("Falcon's published code rounds slopes to bfloat16: from offset 257 on, neighbours share a bias")
+    bias = BiasSpec("alibi", slopes_scale=1 / math.sqrt(head_dim))
+    return _bias_group(top, layers, bias, head_dim=head_dim, num_heads=num_heads)
+
+
+def _t5(top: Section, layers: int) -> tuple[LayerGroup, ...]:
+    if top.read("is_encoder_decoder", check=boolean) is False and top.content.get("is_decoder") is not True:
+        raise refusal(top, "is_encoder_decoder", "bidirectional attention")
+    num_heads, head_dim = _heads(top)
+    num_buckets = top.need("relative_attention_num_buckets", check=integer(2, 4096), name="num_buckets")
+    farthest = integer(num_buckets // 2 + 1, 2**24)
+    max_distance = top.need("relative_attention_max_distance", check=farthest, name="max_distance")
+    top.ledger.use("unscaled_logits", True, f"default of {top.ledger.defaults_of}")
+    top.ledger.find(
+        "the decoder's causal bias is reported; the encoder's is bidirectional, with half the buckets each way"
+    )
+    top.ledger.find("the bias table is learned: its values are in the checkpoint, not in the config")
+    bias = BiasSpec("t5", num_buckets=num_buckets, max_distance=max_distance, unscaled_logits=True)
+    return _bias_group(top, layers, bias, head_dim=head_dim, num_heads=num_heads)
+
+
+def _find_interleaved(ledger: Ledger, spec: ModelType) -> None:
+    interleave = ledger.values.get("rope_interleave")
+    if spec.latent and interleave is not None and interleave.value:
+        ledger.find("the weights pair neighbouring dimensions (interleaved layout), as published")
+
+
+def _attention_scale(top: Section, groups: tuple[LayerGroup, ...]) -> None:
+    """Reports keys that change attention's logits, though not positions."""
+    positive = number(0, 1e9, above=True)
+    scalar = top.read("query_pre_attn_scalar", check=positive)
+    if scalar is not None and any(scalar != group.head_dim for group in groups):
+        top.ledger.find(f"attention is scaled by 1/sqrt({scalar:g}), not by 1/sqrt(head_dim)")
+    multiplier = top.read("attention_multiplier", check=positive)
+    if multiplier is not None and not all(close(multiplier, 1 / math.sqrt(group.head_dim)) for group in groups):
+        top.ledger.find(f"attention is scaled by {multiplier:g}, not by 1/sqrt(head_dim)")
+    cap = top.read("attn_logit_softcapping", check=positive)
+    if cap is not None:
+        top.ledger.find(f"attention logits are soft-capped at {cap:g}, after any bias of position")
+
+
+def _dtype(top: Section, outer: Section) -> str | None:
+    for section in (top, outer):
+        if section.holds("dtype") or section.holds("torch_dtype"):
+            places = [(section, "dtype"), (section, "torch_dtype")]
+            return read_places(places, check=text, name="dtype")
+    return None
+
+
+def _settle_leftovers(ledger: Ledger, config: Mapping[str, Any], top: Section) -> None:
+    """Accounts for every key about positions that was not used, or raises."""
+    for path, key, value in list(ledger.leftovers()):
+        if value is None:
+            ledger.account(path, "null: not set")
+            continue
+        if key in HARMLESS and _accepts(key, value):
+            ledger.account(path, HARMLESS[key][1])
+            continue
+        if top.prefix and path == key and key in top.content and _same(top.content[key], value):
+            ledger.account(path, f"repeats {top.prefix}{key}")
+            continue
+        section = Section(ledger, {key: value}, path[: len(path) - len(key)])
+        if key == "attention_chunk_size":
+            raise refusal(section, key, "chunked attention")
+        if key in ("alibi", "use_alibi") and value is True:
+            raise refusal(section, key, "unknown dialect")
+        what = "is about positions and not understood" if key not in HARMLESS else "has a value that is not understood"
+        raise section.error(key, what)
+
+
+def _accepts(key: str, value: Any) -> bool:
+    return not (isinstance(value, bool) and key in ("full_attn_mod", "interpolate_factor")) and HARMLESS[key][0](value)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and a == b

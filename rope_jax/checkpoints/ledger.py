@@ -1,0 +1,344 @@
+"""A config while it is read: every value is taken with its path, and what is left over at the end is an error."""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rope_jax.checkpoints.positions import Sourced
+from rope_jax.checkpoints.strict_json import one_line, show
+from rope_jax.errors import ConfigError
+
+MAX_DEPTH = 64
+
+# A key is about positions when one of these matches its name in snake_case, between underscores. Words that tell
+# nothing alone (`base`, `scale`, `length`, `layers`) count in the company of others only.
+_ALONE = (
+    r"[a-z]*rope|rope\w*|rotary\w*|nope|yarn\w*|ntk|xpos|alibi\w*|theta|position\w*|pos|relative|buckets?|windows?"
+    r"|windowed|sliding|swa|freqs?|frequency|frequencies|mscale|context|ctx|softcap\w*|interpolat\w*|extrapolat\w*"
+    r"|bidirectional|is_causal|sink|sinks|base|hybrid|pattern|chunk|chunked|seqlen|n_ctx|full|prefix_lm"
+)
+_TOGETHER = (
+    r"(seq|sequence)_(len|lens|length|lengths)|(max|context|input|original)_(len|length)"
+    r"|(attn|attention|softmax|logit|logits|query|qk|kv)_(\w+_)?(scale|scalar|scaling|factor|multiplier|temperature)"
+    r"|(scale|scaling)_(\w+_)?(attn|attention)|query_pre_attn_scalar"
+    r"|(layer|attention|attn|block|layers_block)_(types?|layers?|pattern|mode|span|period|offset|interval)"
+    r"|(local|global)_(\w+_)?(attn|attention|layers?|heads?|span)|beta_(fast|slow)|(short|long)_factor"
+    r"|(low|high|long|short)_(freq|mscale)\w*|floor_scale|offset_alibi|max_distance"
+)
+POSITION_KEY = re.compile(rf"(?:^|_)(?:{_ALONE}|{_TOGETHER})(?=_|$)")
+
+# Whatever stands in one of these sections is about positions.
+_ROPE_SECTION = re.compile(r"(^|\.)(rope_scaling|rope_parameters)\.")
+
+# Keys that the pattern would catch and that are about something else.
+NOT_POSITIONS = frozenset(
+    (
+        "base_config",
+        "base_config_key",
+        "base_model",
+        "base_model_name",
+        "base_model_name_or_path",
+        "base_model_prefix",
+        "base_model_tp_plan",
+        "base_model_pp_plan",
+        "base_model_ep_plan",
+        "base_model_revision",
+        "dim_model_base",
+        "base_model_id",
+        "moe_layer_freq",
+        "expert_layer_freq",
+        "chunk_size_feed_forward",
+        "mamba_chunk_size",
+        "chunk_size",
+        "mlp_layer_types",
+        "num_global_key_value_heads",
+        "moe_layer_pattern",
+    )
+)
+
+# What other parts of a model, or other programs, keep in the same file.
+OTHER_PARTS = {
+    "vision_config": "positions of the vision tower, not of the text",
+    "audio_config": "positions of the audio tower, not of the text",
+    "task_specific_params": "settings of the generation loop",
+    "generation_config": "settings of the generation loop",
+    "quantization_config": "storage of the weights",
+    "compression_config": "storage of the weights",
+    "init_config": "initial weights",
+    "auto_map": "code to load",
+    "id2label": "labels of a classifier",
+    "label2id": "labels of a classifier",
+}
+
+Check = Callable[[Any], Any]
+
+
+class Wrong(Exception):  # noqa: N818 - internal: never leaves this package
+    """What a check has against a value; the ledger adds the path and the value."""
+
+
+@functools.lru_cache(maxsize=512)
+def integer(low: int, high: int) -> Check:
+    """Returns the check for a whole number in `[low, high]`; 4096.0 is one."""
+
+    def check(value: Any) -> int:
+        number = not isinstance(value, bool) and isinstance(value, (int, float))
+        if not (number and low <= value <= high and value == int(value)):
+            raise Wrong(f"must be a whole number from {low} to {high}")
+        return int(value)
+
+    return check
+
+
+@functools.lru_cache(maxsize=512)
+def number(low: float, high: float, *, above: bool = False) -> Check:
+    """Returns the check for a finite number in `[low, high]`, or in `(low, high]` with `above`."""
+
+    def check(value: Any) -> float:
+        given = not isinstance(value, bool) and isinstance(value, (int, float))
+        if not (given and low <= value <= high and not (above and value == low)):
+            raise Wrong(
+                f"must be a number {'above' if above else 'from'} {low:g}{', up to' if above else ' to'} {high:g}"
+            )
+        return float(value)
+
+    return check
+
+
+def boolean(value: Any) -> bool:
+    """The check for true or false."""
+    if not isinstance(value, bool):
+        raise Wrong("must be true or false")
+    return value
+
+
+def text(value: Any) -> str:
+    """The check for a string that says something."""
+    if not isinstance(value, str) or not value or len(value) > 200:
+        raise Wrong("must be a string of 1 to 200 characters")
+    return value
+
+
+@functools.lru_cache(maxsize=512)
+def list_of(check: Check, length: int | None = None) -> Check:
+    """Returns the check for a list of `length` values that each pass `check`."""
+
+    def check_list(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, (list, tuple)):
+            raise Wrong("must be a list")
+        if length is not None and len(value) != length:
+            raise Wrong(f"must be a list of {length} values, has {len(value)}")
+        try:
+            return tuple(check(entry) for entry in value)
+        except Wrong as wrong:
+            raise Wrong(f"every entry {wrong}") from None
+
+    return check_list
+
+
+def looks_positional(key: str) -> bool:
+    """Returns whether a key's name says that positions may depend on it.
+
+    >>> looks_positional("rope_theta"), looks_positional("ropeTheta"), looks_positional("base_model")
+    (True, True, False)
+    """
+    name = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower())
+    return name not in NOT_POSITIONS and POSITION_KEY.search(name) is not None
+
+
+class Ledger:
+    """What was used, what has no effect and what looks wrong, while one config is read.
+
+    Attributes:
+      origin: the config's name in error messages, on one line.
+      defaults_of: the model type whose published defaults stand in for absent keys.
+      defaults: those defaults, by key.
+      values: every value used, by a short name.
+      without_effect: keys that change nothing, by path, with the reason.
+      findings: what looks wrong or risky, one line each.
+    """
+
+    def __init__(self, config: Mapping[str, Any], origin: str):
+        self.origin = one_line(origin)
+        self.defaults_of = ""
+        self.defaults: Mapping[str, Any] = {}
+        self.values: dict[str, Sourced] = {}
+        self.without_effect: dict[str, str] = {}
+        self.findings: list[str] = []
+        self._accounted: set[str] = set()
+        self._root = config
+        for _ in self._walk():  # checks names and depth before anything else looks inside
+            pass
+
+    def error(self, path: str, what: str, kind: type[ConfigError] = ConfigError) -> ConfigError:
+        """Returns the one-line error about the key at `path`."""
+        return kind(f"{self.origin}: {one_line(path)[:200]}: {what}")
+
+    def find(self, finding: str) -> None:
+        """Adds a finding, once."""
+        if finding not in self.findings:
+            self.findings.append(one_line(finding))
+
+    def use(self, name: str, value: Any, source: str) -> None:
+        """Records a value that was used and where it came from."""
+        self.values[name] = Sourced(value, one_line(source))
+
+    def void(self, name: str, reason: str) -> None:
+        """Withdraws a value that was read and then turned out to change nothing."""
+        sourced = self.values.pop(name, None)
+        if sourced is not None and sourced.source in self._accounted:
+            self.account(sourced.source, reason)
+
+    def account(self, path: str, reason: str | None = None) -> None:
+        """Marks the key at `path` as understood; with a reason, as one that changes nothing."""
+        self._accounted.add(path)
+        if reason is not None:
+            self.without_effect[one_line(path)] = reason
+
+    def accounted(self, path: str) -> bool:
+        """Returns whether the key at `path` has been understood."""
+        return path in self._accounted
+
+    def leftovers(self) -> Iterator[tuple[str, str, Any]]:
+        """Yields path, key and value of every key about positions that nothing has accounted for."""
+        for path, key, value in self._walk():
+            if path not in self._accounted and (looks_positional(key) or _ROPE_SECTION.search(path)):
+                yield path, key, value
+
+    def _walk(self) -> Iterator[tuple[str, str, Any]]:
+        """Yields path, key and value of every key, except inside `OTHER_PARTS`."""
+        waiting: list[tuple[str, Any, int]] = [("", self._root, 0)]
+        while waiting:
+            prefix, node, depth = waiting.pop()
+            if depth > MAX_DEPTH:
+                raise self.error(prefix.rstrip("."), f"nests more than {MAX_DEPTH} deep")
+            if isinstance(node, Mapping):
+                for key, value in node.items():
+                    if not isinstance(key, str):
+                        raise self.error(prefix + show(key), "keys must be strings")
+                    path = prefix + key
+                    yield path, key, value
+                    if key in OTHER_PARTS and isinstance(value, (Mapping, list)):
+                        if path not in self._accounted and any(looks_positional(k) for k in _keys(value)):
+                            self.account(path, OTHER_PARTS[key])
+                    elif isinstance(value, (Mapping, list, tuple)):
+                        waiting.append((f"{path}.", value, depth + 1))
+            else:
+                children = (child for child in node if isinstance(child, (Mapping, list, tuple)))
+                waiting.extend((prefix, child, depth + 1) for child in children)
+
+
+def _keys(value: Any) -> Iterator[str]:
+    return (key for key in value if isinstance(key, str)) if isinstance(value, Mapping) else iter(())
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One object of the config: the top level, `text_config.`, `rope_scaling.`
+
+    Attributes:
+      ledger: where readings are recorded.
+      content: the object.
+      prefix: its path with a dot at the end, or "".
+    """
+
+    ledger: Ledger
+    content: Mapping[str, Any]
+    prefix: str = ""
+
+    def holds(self, key: str) -> bool:
+        """Returns whether `key` is there and not null."""
+        return self.content.get(key) is not None
+
+    def error(self, key: str, what: str, kind: type[ConfigError] = ConfigError) -> ConfigError:
+        """Returns the one-line error about `key`, with the value it has."""
+        got = f", got {show(self.content[key])}" if key in self.content else ""
+        return self.ledger.error(self.prefix + key, what + got, kind)
+
+    def ignore(self, key: str, reason: str) -> None:
+        """Records that `key`, if it is there, changes nothing, nor does anything inside it."""
+        if key not in self.content:
+            return
+        self.ledger.account(self.prefix + key, reason)
+        waiting = [(f"{self.prefix}{key}.", self.content[key])]
+        while waiting:
+            prefix, node = waiting.pop()
+            if isinstance(node, Mapping):
+                for inner, value in node.items():
+                    self.ledger.account(prefix + inner)
+                    waiting.append((f"{prefix}{inner}.", value))
+            elif isinstance(node, (list, tuple)):
+                waiting.extend((prefix, value) for value in node)
+
+    def section(self, key: str) -> "Section | None":
+        """Returns the object at `key`, or None where the key is absent or null."""
+        if not self.holds(key):
+            return None
+        if not isinstance(self.content[key], Mapping):
+            raise self.error(key, "must be an object or null")
+        self.ledger.account(self.prefix + key)
+        return Section(self.ledger, self.content[key], f"{self.prefix}{key}.")
+
+    def read(self, *keys: str, check: Check, name: str | None = None, default: bool = True) -> Any:
+        """Returns the value of the first of `keys` that is there, None for null or no value; see `read_places`."""
+        return read_places([(self, key) for key in keys], check=check, name=name or keys[0], default=default)
+
+    def need(self, *keys: str, check: Check, name: str | None = None) -> Any:
+        """Returns what `read` does, and raises where that is None."""
+        value = self.read(*keys, check=check, name=name)
+        if value is None:
+            raise self.error(keys[0], "missing" if keys[0] not in self.content else "must not be null")
+        return value
+
+
+def read_places(places: Sequence[tuple[Section, str]], *, check: Check, name: str, default: bool = True) -> Any:
+    """Returns one value that may stand in several places, and records where it stood.
+
+    Args:
+      places: sections and keys, the one to name as the source first. All that are there must agree.
+      check: returns the value in its own type, or raises `Wrong`.
+      name: the short name to record it by.
+      default: whether the model type's default counts where no place has the key; an explicit null means "none".
+
+    Raises:
+      ConfigError: if a value fails the check or two places disagree.
+    """
+    ledger = places[0][0].ledger
+    found: tuple[str, Any] | None = None
+    null = False
+    for section, key in places:
+        path = section.prefix + key
+        if key not in section.content:
+            continue
+        if section.content[key] is None:
+            null = True
+            ledger.account(path, "null: not set")
+            continue
+        try:
+            value = check(section.content[key])
+        except Wrong as wrong:
+            raise section.error(key, str(wrong)) from None
+        if found is None:
+            found = path, value
+            ledger.account(path)
+        elif value == found[1]:
+            ledger.account(path, f"repeats {one_line(found[0])}" if looks_positional(key) else None)
+        else:
+            raise section.error(key, f"contradicts {one_line(found[0])} ({show(found[1])})")
+    if found is not None:
+        ledger.use(name, found[1], found[0])
+        return found[1]
+    if default and not null:
+        for _, key in places:
+            if key in ledger.defaults:
+                ledger.use(name, ledger.defaults[key], f"default of {ledger.defaults_of}")
+                return ledger.defaults[key]
+    return None
+
+
+def close(a: float, b: float) -> bool:
+    """Returns whether two numbers of a config mean the same."""
+    return math.isclose(a, b, rel_tol=1e-6)
