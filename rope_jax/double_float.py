@@ -24,7 +24,7 @@ def split(value: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
     """Returns float64 `value` as the nearest float32 and the float32 remainder, on the host."""
     value = np.asarray(value, np.float64)
     high = value.astype(np.float32)
-    return high, (value - high.astype(np.float64)).astype(np.float32)
+    return high, np.asarray(value - high.astype(np.float64), np.float32)
 
 
 def constant(value: float, like: Float[Array, "*shape"]) -> DoubleFloat:
@@ -68,7 +68,10 @@ def multiply(x: DoubleFloat, y: DoubleFloat) -> DoubleFloat:
 
 
 def exp(x: DoubleFloat) -> DoubleFloat:
-    """Returns `e^x` for `|x| < 80`: a power of two times a Taylor series on `|r| <= ln 2 / 2`."""
+    """Returns `e^x` to a relative 1e-13 for `|x| < 16` and 3e-13 for `|x| < 50`.
+
+    A power of two times a Taylor series on `|r| <= ln 2 / 2`. Below -55 the low half underflows, and the result is a float32.
+    """
     power = jnp.round(x.high * np.float32(1 / math.log(2)))
     # power * ln 2 must be exact to 2^-48 of 1, so ln 2 is a double-float too.
     reduced = add(x, multiply(DoubleFloat(-power, jnp.zeros_like(power)), constant(math.log(2), power)))

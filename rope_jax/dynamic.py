@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int
 
-from rope_jax import double_float, scaling
+from rope_jax import double_float
 from rope_jax.double_float import DoubleFloat
 from rope_jax.frequencies import Rotary
 from rope_jax.length_rules import DynamicNtk, LengthRule, LongRope
@@ -23,9 +23,9 @@ def frequencies_at(rule: LengthRule, rotary: Rotary, lengths: Int[Array, "*batch
     They agree with `rule.at(length)` to a relative 1e-13, so that angles stay within 1e-6 up to position 2^24.
 
     Raises:
-      ScalingError: if `rotary` has already been scaled by a rule this one cannot follow.
+      ScalingError: if the rule cannot be applied to `rotary`, at any length.
     """
-    scaling.check_may_follow(rule.name, rotary)
+    rule.at(rule.original_length)(rotary)  # checks the record
     return _traced(rule, rotary, jnp.asarray(lengths))
 
 
@@ -44,7 +44,7 @@ def _(rule: DynamicNtk, rotary: Rotary, lengths: Int[Array, "*batch"]) -> Freque
         double_float.multiply(double_float.normalised(halves), per_token),
         double_float.constant(1.0, halves.high),
     )
-    exponents = _pairs(-np.arange(0, rotary.dim, 2) / max(rotary.dim - 2, 1), lengths.ndim)
+    exponents = _pairs(-np.arange(0, rotary.dim, 2) / (rotary.dim - 2), lengths.ndim)
     stretch = double_float.exp(double_float.multiply(double_float.log(growth), exponents))
     high, low = double_float.multiply(_pairs(rotary.inverse_frequencies, lengths.ndim), stretch)
     return high, low

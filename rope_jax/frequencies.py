@@ -149,10 +149,20 @@ def critical_dimension(dim: int, *, base: float, length: int) -> int:
 
     .. math:: 2 \left\lceil \tfrac d2 \log_b \tfrac{L}{2\pi} \right\rceil
 
+    between 0 and `d`.
+
+    Raises:
+      ScalingError: if an argument is out of range; a base of 1 or less has no slow pairs to count.
+
     Source: Liu et al., arXiv 2310.05209, definition of the critical dimension.
 
     >>> critical_dimension(128, base=10000.0, length=4096)
     92
     """
     check_dim(dim)
-    return 2 * math.ceil(dim / 2 * math.log(length / (2 * math.pi), base))
+    check_positive("length", length)
+    check_positive("base", base)
+    if base <= 1:
+        raise ScalingError(f"the critical dimension needs a base above 1, got {base}")
+    pairs = math.ceil(dim / 2 * math.log(length / (2 * math.pi), base))
+    return 2 * min(max(pairs, 0), dim // 2)

@@ -57,7 +57,9 @@ def cos_sin(
 def _exact_cos_sin(
     p: Int[Array, "*tokens 1"], theta: Float32[Array, "*batch pairs"], remainder: Float32[Array, "*batch pairs"]
 ) -> tuple[Float32[Array, "..."], Float32[Array, "..."]]:
-    return _cos_sin_of_turns(_phase(p, *_fixed_point_turns(theta, remainder)))
+    # The barrier keeps a compiler from working the turns out anew for every position.
+    turns = jax.lax.optimization_barrier(_fixed_point_turns(theta, remainder))
+    return _cos_sin_of_turns(_phase(p, *turns))
 
 
 @_exact_cos_sin.defjvp
@@ -74,8 +76,12 @@ def _fixed_point_turns(
     theta: Float32[Array, "*shape"], remainder: Float32[Array, "*shape"]
 ) -> tuple[UInt32[Array, "*shape"], UInt32[Array, "*shape"]]:
     """Returns turns per position, modulo 1, as 32 high bits and 16 low bits."""
+    # A learned frequency may be negative; its fraction of a turn, close below 1, would lose the bits: the magnitude is
+    # converted and the fixed-point number negated.
+    negative = theta < 0
+    magnitude = DoubleFloat(jnp.where(negative, -theta, theta), jnp.where(negative, -remainder, remainder))
     per_radian = double_float.constant(1 / (2 * math.pi), theta)
-    high, low = double_float.multiply(DoubleFloat(theta, remainder), per_radian)
+    high, low = double_float.multiply(magnitude, per_radian)
     digits = []
     rest = high - jnp.floor(high)
     for _ in range(3):  # base-65536 digits; multiplying by a power of two and dropping the whole part are exact
@@ -84,8 +90,10 @@ def _fixed_point_turns(
         rest = rest - digits[-1]
     first, second, third = (digit.astype(jnp.int32) for digit in digits)
     last = third + jnp.round(low * 2.0**48 + rest).astype(jnp.int32)  # may carry or borrow
-    upper = (first << 16) + second + (last >> 16)
-    return upper.astype(jnp.uint32), (last & 0xFFFF).astype(jnp.uint32)
+    upper, lower = (first << 16) + second + (last >> 16), last & 0xFFFF
+    upper = jnp.where(negative, -upper - (lower != 0), upper)
+    lower = jnp.where(negative, -lower & 0xFFFF, lower)
+    return upper.astype(jnp.uint32), lower.astype(jnp.uint32)
 
 
 def _phase(

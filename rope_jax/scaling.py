@@ -20,7 +20,8 @@ from rope_jax.frequencies import Rotary, base_multiplier, check_positive, invers
 class Stage(enum.Enum):
     """What a rule reads, which decides what it may follow."""
 
-    GEOMETRY = "makes the frequencies anew: follows only another of its kind"
+    ANEW = "makes the frequencies anew: follows only another of its kind"
+    GEOMETRY = "decides which pairs turn: follows frequencies made anew, or another of its kind"
     RAMP = "compares trained wavelengths with the trained length: follows geometry only"
     BASE = "multiplies pair i by lambda^(-2i/d): follows geometry, another base scaling, or a uniform rule"
     UNIFORM = "divides every frequency alike: follows anything but rounding"
@@ -28,14 +29,15 @@ class Stage(enum.Enum):
 
 
 _MAY_FOLLOW = {
-    Stage.GEOMETRY: {Stage.GEOMETRY},
-    Stage.RAMP: {Stage.GEOMETRY},
-    Stage.BASE: {Stage.GEOMETRY, Stage.BASE, Stage.UNIFORM},
-    Stage.UNIFORM: {Stage.GEOMETRY, Stage.RAMP, Stage.BASE, Stage.UNIFORM},
-    Stage.ROUNDING: {Stage.GEOMETRY, Stage.RAMP, Stage.BASE, Stage.UNIFORM},
+    Stage.ANEW: {Stage.ANEW},
+    Stage.GEOMETRY: {Stage.ANEW, Stage.GEOMETRY},
+    Stage.RAMP: {Stage.ANEW, Stage.GEOMETRY},
+    Stage.BASE: {Stage.ANEW, Stage.GEOMETRY, Stage.BASE, Stage.UNIFORM},
+    Stage.UNIFORM: set(Stage) - {Stage.ROUNDING},
+    Stage.ROUNDING: set(Stage) - {Stage.ROUNDING},
 }
 STAGES = {
-    "explicit_base": Stage.GEOMETRY,
+    "explicit_base": Stage.ANEW,
     "proportional": Stage.GEOMETRY,
     "by_parts": Stage.RAMP,
     "yarn": Stage.RAMP,
@@ -277,7 +279,7 @@ def yarn(
       scale_logits: also multiplies all logits by `g(s, mscale_all_dim)^2`, as DeepSeek's attention does.
 
     Raises:
-      ScalingError: if a value is out of range.
+      ScalingError: if a value is out of range, or (when applied) the ramp lies wholly outside of the pairs.
 
     Source: Peng et al., arXiv 2309.00071, section 3.4, and its published code; DeepSeek-V2, arXiv 2405.04434.
     """
@@ -310,6 +312,12 @@ def yarn(
         if truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, rotary.dim - 1)
+        if low > high:
+            # The published code runs the ramp backwards here: fast pairs scaled, slow ones left alone.
+            raise ScalingError(
+                f"yarn: no pair of dim {rotary.dim}, base {rotary.base} lies between {beta_fast} and {beta_slow} turns in "
+                f"{original_length} tokens"
+            )
         if low == high:
             high += 0.001
         theta = rotary.inverse_frequencies

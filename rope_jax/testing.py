@@ -149,7 +149,7 @@ def assert_causal(
     at: int,
     seed: int = 0,
 ) -> None:
-    """Asserts that outputs before token `at` stay the same to the bit when inputs from `at` on change, and others do not.
+    """Asserts that changing inputs from token `at` on changes no output before it, to the bit, and some from it on.
 
     Args:
       model: from inputs to outputs, one a token.

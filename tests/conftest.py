@@ -6,7 +6,7 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("rope_jax", "beartype.beartype")
+install_import_hook("rope_jax", "strict_types.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REAL = pathlib.Path(__file__).resolve().parents[2] / "shared" / "real"

@@ -5,7 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Int
 
 from rope_jax.biases.slopes import geometric_slopes, paper_slopes
 
@@ -19,7 +19,7 @@ class Alibi:
       slopes: `m`, float32 `[heads]`, nats per token.
     """
 
-    slopes: Float32[Array, " heads"]
+    slopes: Array
 
     @property
     def num_heads(self) -> int:

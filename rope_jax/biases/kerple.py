@@ -21,8 +21,8 @@ class KerpleLogarithmic:
       r2: float32 `[heads]`, above 0, per token.
     """
 
-    r1: Float32[Array, " heads"]
-    r2: Float32[Array, " heads"]
+    r1: Array
+    r2: Array
 
     @property
     def num_heads(self) -> int:
@@ -44,8 +44,8 @@ class KerplePower:
       r2: float32 `[heads]`, in (0, 2].
     """
 
-    r1: Float32[Array, " heads"]
-    r2: Float32[Array, " heads"]
+    r1: Array
+    r2: Array
 
     @property
     def num_heads(self) -> int:

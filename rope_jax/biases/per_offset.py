@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Int
 
 
 @jax.tree_util.register_dataclass
@@ -16,7 +16,7 @@ class PerOffset:
       table: float32 `[heads, max_offset + 1]`, nats; the last entry holds for every offset beyond it.
     """
 
-    table: Float32[Array, "heads offsets"]
+    table: Array
 
     @property
     def num_heads(self) -> int:

@@ -1,8 +1,9 @@
 """What a bias must offer to become part of a scheme."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
+@runtime_checkable  # tests check annotations
 class Bias(Protocol):
     """A pytree that gives every head's bias at an offset.
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Int
 
 from rope_jax.biases.buckets import bucket_starts
 from rope_jax.errors import ScalingError
@@ -22,13 +22,17 @@ def bucket(
       max_distance: the offset from which the published rule stops telling offsets apart.
       bidirectional: gives future keys buckets of their own; otherwise they share bucket 0.
     """
-    if bidirectional and num_buckets % 2:
-        raise ScalingError(f"bidirectional buckets need an even num_buckets, got {num_buckets}")
-    one_side = num_buckets // 2 if bidirectional else num_buckets
+    one_side = _one_side(num_buckets, bidirectional)
     starts = jnp.asarray(bucket_starts(one_side, max_distance), offset.dtype)
     distance = jnp.abs(offset) if bidirectional else jnp.maximum(offset, 0)
     found = jnp.searchsorted(starts, distance, side="right").astype(offset.dtype) - 1
     return jnp.where(offset < 0, found + one_side, found) if bidirectional else found
+
+
+def _one_side(num_buckets: int, bidirectional: bool) -> int:
+    if bidirectional and num_buckets % 2:
+        raise ScalingError(f"bidirectional buckets need an even num_buckets, got {num_buckets}")
+    return num_buckets // 2 if bidirectional else num_buckets
 
 
 @jax.tree_util.register_dataclass
@@ -43,7 +47,7 @@ class T5:
       unscaled_logits: T5's own attention has no `1 / sqrt(head_dim)`; True undoes it in the scheme. Static.
     """
 
-    table: Float32[Array, "heads buckets"]
+    table: Array
     max_distance: int = dataclasses.field(default=128, metadata={"static": True})
     bidirectional: bool = dataclasses.field(default=False, metadata={"static": True})
     unscaled_logits: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -55,8 +59,7 @@ class T5:
     @property
     def flat_from(self) -> int:
         """The first offset of the last bucket: beyond it the bias is one constant."""
-        buckets = self.table.shape[1]
-        return bucket_starts(buckets // 2 if self.bidirectional else buckets, self.max_distance)[-1]
+        return bucket_starts(_one_side(self.table.shape[1], self.bidirectional), self.max_distance)[-1]
 
     def __call__(self, offset: Int[Array, "*shape"]) -> Float[Array, "heads *shape"]:
         """Returns the bias of every head at `offset = i - j`, query minus key position."""

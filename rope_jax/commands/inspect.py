@@ -24,7 +24,7 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
         "target_length", None, "Tokens the model is asked to serve; required.", flag_values=flag_values
     )
     absl_flags.DEFINE_string(
-        "preset", None, "A built-in model in place of a config file; an unknown name lists them.", flag_values=flag_values
+        "preset", None, "A built-in model, not a config file; an unknown name lists them.", flag_values=flag_values
     )
     absl_flags.DEFINE_enum(
         "scaling",
@@ -89,10 +89,7 @@ def _plot_path(given: str | None, preset: str | None, path: str | None) -> pathl
     """Returns where the plot goes, checked before any work is done, or None for no plot."""
     if given == "":
         return None
-    if given is None:
-        plot = pathlib.Path(f"rope-jax-inspect-{_name(preset, path)}.svg")
-    else:
-        plot = pathlib.Path(given)
+    plot = pathlib.Path(f"rope-jax-inspect-{_name(preset, path)}.svg" if given is None else given)
     if plot.suffix.lower() not in _SUFFIXES:
         raise InputError(f"--plot={plot}: a plot is written as {' or '.join(_SUFFIXES)}")
     if not plot.parent.is_dir():

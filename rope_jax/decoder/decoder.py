@@ -164,10 +164,27 @@ class Decoder(nnx.Module):
           segments: packed documents: only tokens of one segment attend to each other; negative for padding.
           dtype: of the activations; phases and softmax stay in float32.
         """
+        return self.unembed(self.hidden(tokens, scheme, positions=positions, segments=segments, dtype=dtype))
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        scheme: Schemes,
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+        dtype=jnp.float32,
+    ) -> Float[Array, "B T D"]:
+        """Returns the last hidden states, normed; `unembed` makes logits of them. Arguments as in `__call__`."""
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-        x, _ = self._hidden(tokens, scheme, positions, segments, None, dtype)
-        return self._unembed(x)
+        x, _ = self._run(tokens, scheme, positions, segments, None, dtype)
+        return x
+
+    def unembed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Returns float32 logits of hidden states."""
+        weights = self.embedding if self.unembedding is None else self.unembedding
+        return jnp.einsum("BTD,VD->BTV", x, weights[...].astype(x.dtype)).astype(jnp.float32)
 
     def extend(
         self,
@@ -182,12 +199,12 @@ class Decoder(nnx.Module):
         """Returns the logits of `tokens` after those in the cache, and the cache with them."""
         segments = jnp.zeros_like(tokens) if segments is None else segments
         cache = caching.append_positions(cache, positions, segments)
-        x, stored = self._hidden(tokens, scheme, positions, segments, cache, dtype)
+        x, stored = self._run(tokens, scheme, positions, segments, cache, dtype)
         keys, values = zip(*stored, strict=True)
         cache = Cache(keys, values, cache.positions, cache.segments, cache.filled)
-        return self._unembed(x), cache
+        return self.unembed(x), cache
 
-    def _hidden(self, tokens, scheme: Schemes, positions, segments, cache: Cache | None, dtype):
+    def _run(self, tokens, scheme: Schemes, positions, segments, cache: Cache | None, dtype):
         x = jnp.take(self.embedding[...], tokens, axis=0).astype(dtype)
         stored = []
         for layer, block in enumerate(self.blocks):
@@ -195,10 +212,6 @@ class Decoder(nnx.Module):
                 x, kept = block(x, self._scheme_of(scheme, layer), positions, segments, cache)
             stored.append(kept)
         return self.norm(x), stored
-
-    def _unembed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        weights = self.embedding if self.unembedding is None else self.unembedding
-        return jnp.einsum("BTD,VD->BTV", x, weights[...].astype(x.dtype)).astype(jnp.float32)
 
     def _scheme_of(self, scheme: Schemes, layer: int) -> Scheme:
         if isinstance(scheme, Scheme):

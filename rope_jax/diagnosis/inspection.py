@@ -4,6 +4,7 @@ The record is a tree of dicts, lists, strings and unrounded numbers, ready for J
 each key means. Everything in it is predicted, not measured.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Mapping
@@ -219,7 +220,7 @@ def bias_record(status: StatusQuo) -> dict[str, Any]:
             num_buckets=spec.num_buckets,
             max_distance=spec.max_distance,
             last_bucket_start=starts[-1],
-            bucket_widths=[after - before for before, after in zip(starts, starts[1:], strict=False)],
+            bucket_widths=[after - before for before, after in itertools.pairwise(starts)],
             note="a config does not hold the learned table: zeros are assumed, only the bucket edges are known",
         )
     return record

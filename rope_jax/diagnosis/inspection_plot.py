@@ -53,7 +53,8 @@ def draw(record: Mapping[str, Any], *, kind: str) -> bytes:
         model, settings = record["model"], record["settings"]
         figure.suptitle(
             f"{model['origin']}: {model['original_length']:,} to {model['target_length']:,} tokens, status quo "
-            f"{settings['scaling']} + {settings['bias']}    [{record['status']}]"
+            f"{settings['scaling']} + {settings['bias']}    [{record['status']}]",
+            y=0.965,
         )
         styles = _styles(record)
         if styles:
@@ -66,7 +67,8 @@ def draw(record: Mapping[str, Any], *, kind: str) -> bytes:
             figure.set_dpi(110)
             FigureCanvasAgg(figure).print_png(out)
         else:
-            FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None, "Title": "rope-jax inspect"})
+            metadata = {"Date": None, "Creator": None, "Title": "rope-jax inspect"}
+            FigureCanvasSVG(figure).print_svg(out, metadata=metadata)
     return out.getvalue()
 
 
@@ -94,7 +96,7 @@ def _legend(record: Mapping[str, Any], styles: Mapping[str, dict[str, Any]]) -> 
 
 
 def _wavelengths(axis: Axes, record: Mapping[str, Any]) -> None:
-    axis.set_title("Wavelength of every pair: trained (grey) and under the status quo")
+    axis.set_title("Wavelengths: trained (grey) and under the status quo")
     groups = [group for group in record["layer_groups"] if group["pairs"]]
     if not groups:
         _nothing(axis)
@@ -147,35 +149,25 @@ def _coherence(axis: Axes, record: Mapping[str, Any]) -> None:
 
 def _blur(axis: Axes, record: Mapping[str, Any]) -> None:
     amplitude = record["settings"]["amplitude"]
-    axis.set_title(f"Blur of attention at A = {amplitude:g} nats: solid with bias, dashed without")
+    axis.set_title(f"Blur of attention at A = {amplitude:g} nats (dashed: no bias)")
     if not record["options"]:
         _nothing(axis)
         return
     for option in reversed(record["options"]):
-        points = option["curve"]
-        values = [p["g50_hot_swapped"] if p["trained"] else p["g50"] for p in points]
-        axis.plot(
-            [p["offset"] for p in points],
-            # A logarithmic axis has no 0: half a token stands for it.
-            [max(value, 0.5) for value in values],
-            linestyle=_dashes(option),
-            **_styles(record)[option["scaling"]],
-        )
-    original = record["model"]["original_length"]
-    if any(not point["trained"] for point in record["options"][0]["curve"]):
-        axis.axvline(original, color="black", linewidth=1, linestyle=":")
-        axis.annotate(
-            "from the dots on:\nbeyond the trained length,\nheads tuned anew",
-            (original, 0.99),
-            xytext=(-4, 0),
-            textcoords="offset points",
-            xycoords=("data", "axes fraction"),
-            ha="right",
-            va="top",
-            fontsize=8,
-        )
+        # Hot-swapped and tuned anew are different questions: no line joins them.
+        for trained, key in ((True, "g50_hot_swapped"), (False, "g50")):
+            points = [point for point in option["curve"] if point["trained"] == trained]
+            axis.plot(
+                [point["offset"] for point in points],
+                # A logarithmic axis has no 0: half a token stands for it.
+                [max(point[key], 0.5) for point in points],
+                linestyle=_dashes(option),
+                **_styles(record)[option["scaling"]],
+            )
+    if not record["options"][0]["curve"][-1]["trained"]:
+        axis.axvline(record["model"]["original_length"], color="black", linewidth=1, linestyle=":")
     _log_axis(axis, 0.35, record["model"]["target_length"])
-    axis.set_xlabel("offset Δ* of the relation (tokens)")
+    axis.set_xlabel("offset Δ* of the relation (tokens)\ndotted: trained length; heads beyond it are tuned anew")
     axis.set_ylabel("g50: tokens that hold half of attention (0 drawn at 0.5)")
     _offset_axis(axis, record, trained_only=False)
 

@@ -189,21 +189,27 @@ def _ranking(record: Mapping[str, Any]) -> list[str]:
     lines = [
         *_title(f"Options, best first ({record['status']})"),
         *_wrapped(f"score: {settings['score']}; at three amplitudes A, ranked by the middle one"),
+        "  trained, new: the halves of the score; OOD: cells out of distribution",
         "  JND: tokens that one logit can tell apart, with noise of 1 nat",
-        f"  {'rank':<5}{'option':<11} {'scaling + bias':<29}{heads[0]:>7}{heads[1]:>7}{heads[2]:>7}"
-        f"{'out of d.':>11}{'F/F0':>7}{'JND':>9}",
+        f"  {'#':<3}{'option':<12}{'scaling + bias':<28}{heads[0]:>7}{heads[1]:>7}{heads[2]:>7}"
+        f"{'trained':>8}{'new':>5}{'OOD':>8}{'F/F0':>6}{'JND':>6}",
     ]
     for option in options:
-        scores = "".join(f"{item['score']:>7.3f}" for item in option["scores"])
+        scores = "".join(f"{item['score']:>7.2f}" for item in option["scores"])
+        jnd = option["just_noticeable_difference"]
         lines.append(
-            f"  {option['rank']:<5}{_title_of(option):<11} {option['name'][:28]:<29}{scores}"
-            f"{_share(option['out_of_distribution_share']):>11}{option['fisher_ratio']:>7.3f}"
-            f"{_number(option['just_noticeable_difference']):>9}"
+            f"  {option['rank']:<3}{_title_of(option):<12}{option['name'][:27]:<28}{scores}"
+            f"{_half(option['score_trained']):>8}{_half(option['score_new']):>5}"
+            f"{_share(option['out_of_distribution_share']):>8}{option['fisher_ratio']:>6.2f}{_half(jnd):>6}"
         )
     orders = [_order(options, k) for k in range(len(settings["amplitudes"]))]
     if orders[0] != orders[1] or orders[2] != orders[1]:
-        lines.append("  The order depends on A: measure before choosing.")
+        lines.append("  The order depends on A: measure before choosing (rope-jax diagnose).")
     return lines
+
+
+def _half(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _order(options: Sequence[Mapping[str, Any]], k: int) -> list[str]:

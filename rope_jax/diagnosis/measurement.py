@@ -329,10 +329,10 @@ def _fitted(name: str, fold: Fold, num_heads: int, max_distance: int) -> Alibi |
     return fold.table.bias(max_distance=max_distance)
 
 
-def _curve_bins(length: int, count: int = 32) -> list[tuple[int, int]]:
-    edges = np.unique(np.round(np.geomspace(8, length - 1, count + 1)).astype(int))
-    edges = np.concatenate([[0], edges])
-    return [(int(low), int(high)) for low, high in itertools.pairwise(edges)]
+def _curve_bins(length: int, count: int = 20) -> list[tuple[int, int]]:
+    """Bins for plots: even in the logarithm, but none so short that its mean is one story's noise."""
+    edges = np.unique(np.round(np.geomspace(max(length // 128, 1), length - 1, count)).astype(int))
+    return [(int(low), int(high)) for low, high in itertools.pairwise([0, *edges])]
 
 
 @contextlib.contextmanager

@@ -19,8 +19,8 @@ from rope_jax.frequencies import Rotary
 from rope_jax.scaling import Rule
 
 SCORE = (
-    "mean over Delta* of the softmax mass kept within max(1, Delta*/4) tokens of Delta* in the head with the gentlest "
-    "slope: relations that were trained are hot-swapped, those beyond the trained length tuned anew; cells out of "
+    "softmax mass kept within max(1, Delta*/4) tokens of Delta* in the head with the gentlest slope; half of it the "
+    "mean over Delta* that were trained (hot-swapped), half over new Delta* (heads tuned anew); cells out of "
     "distribution count as their worst case; 1 is best"
 )
 NOISE = 1.0
@@ -31,13 +31,16 @@ Curves = Float64[np.ndarray, "stars offsets"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Shapes:
-    """What one rule does whatever the bias and the amplitude; the curves are `[stars, offsets]`."""
+    """What one rule does whatever the bias and the amplitude; the curves are `[stars, offsets]`.
+
+    `hot_swapped` has the stars that were trained only; they come first.
+    """
 
     scaled: Rotary
     share: float
     fisher_ratio: float
     kernel: Curves
-    hot_swapped: Curves
+    hot_swapped: Float64[np.ndarray, "trained offsets"]
     shown: Curves
     out: Float64[np.ndarray, " offsets"]
 
@@ -55,9 +58,19 @@ class _Plan:
 
 
 def stars(seen: int, reach: int) -> list[int]:
-    """Returns the offsets `Delta*` that are looked at: powers of 4 from 16 (from 1 for tiny models) below `reach`."""
-    start = 16 if seen > 64 else 1
-    return [4**k for k in range(13) if start <= 4**k < reach] or [max(reach // 2, 1)]
+    """Returns the offsets `Delta*` that are looked at, at least one of them new where the context grows.
+
+    Powers of 4 from 16 (from 1 for tiny models); where none lies in `seen ... reach - 1`, the geometric middle of that.
+
+    Args:
+      seen: offsets met in training.
+      reach: offsets met at the target length.
+    """
+    start = 16 if seen > 256 else 1
+    offsets = [4**k for k in range(13) if start <= 4**k < reach]
+    if seen < reach and not (offsets and offsets[-1] >= seen):
+        offsets.append(math.isqrt(seen * reach))
+    return offsets or [max(reach // 2, 1)]
 
 
 def ranked_options(
@@ -151,13 +164,7 @@ def _record(status: StatusQuo, rotary: Rotary, plan: _Plan, shapes: _Shapes, off
     bias = -slope * np.arange(len(shapes.out), dtype=np.float64)
     gain = shapes.scaled.cos_sin_factor**2 * shapes.scaled.logit_scale
     curve = [_at_star(status, shapes, bias, gain, n, star) for n, star in enumerate(offsets)]
-    scores = [
-        {
-            "amplitude": amplitude,
-            "score": float(np.mean([point["by_amplitude"][k]["retained_mass"] for point in curve])),
-        }
-        for k, amplitude in enumerate(status.amplitudes)
-    ]
+    scores = [{"amplitude": amplitude, **_score(curve, k)} for k, amplitude in enumerate(status.amplitudes)]
     amplitude = status.amplitude * gain
     weights = resolution.uniform_weights(rotary.dim // 2)
     information = resolution.information(
@@ -170,7 +177,7 @@ def _record(status: StatusQuo, rotary: Rotary, plan: _Plan, shapes: _Shapes, off
         "scaling": plan.scaling,
         "hyperparameters": hyperparameters(plan.rule),
         "bias": plan.bias,
-        "score": scores[1]["score"],
+        **{key: value for key, value in scores[1].items() if key != "amplitude"},
         "scores": scores,
         "effective_amplitude": amplitude,
         "out_of_distribution_share": shapes.share,
@@ -178,6 +185,15 @@ def _record(status: StatusQuo, rotary: Rotary, plan: _Plan, shapes: _Shapes, off
         "just_noticeable_difference": jnd if math.isfinite(jnd) else None,
         "curve": curve,
     }
+
+
+def _score(curve: list[dict[str, Any]], k: int) -> dict[str, float | None]:
+    """Returns the score at the `k`-th amplitude with its halves; a half without an offset is None and does not count."""
+    halves = {}
+    for key, trained in (("score_trained", True), ("score_new", False)):
+        kept = [point["by_amplitude"][k]["retained_mass"] for point in curve if point["trained"] == trained]
+        halves[key] = float(np.mean(kept)) if kept else None
+    return {"score": float(np.mean([half for half in halves.values() if half is not None])), **halves}
 
 
 def _at_star(status: StatusQuo, shapes: _Shapes, bias: np.ndarray, gain: float, n: int, star: int) -> dict[str, Any]:

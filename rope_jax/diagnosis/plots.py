@@ -42,6 +42,9 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
 }
 
 
@@ -77,7 +80,7 @@ def loss_by_position(measured: Measurement) -> str:
 
 
 def cost_and_gain(measured: Measurement) -> str:
-    """Returns the cells as points: short-context cost across, long-context gain up."""
+    """Returns the cells as points: short-context cost across, long-context gain up, linear to 0.1 and then log."""
     markers = dict(zip(BIAS_TITLES, ("o", "s", "^", "D"), strict=True))
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 4.4), layout="constrained")
@@ -95,6 +98,10 @@ def cost_and_gain(measured: Measurement) -> str:
             )
         axis.axhline(0, color=_INK, linewidth=0.6)
         axis.axvline(0, color=_INK, linewidth=0.6)
+        for scale in (axis.set_xscale, axis.set_yscale):
+            scale("symlog", linthresh=0.1)  # a destroyed cell must not squeeze the others into one point
+        for each in (axis.xaxis, axis.yaxis):
+            each.set_major_formatter("{x:g}")
         axis.set_xlabel(f"short-context cost (nats, positions < {measured.trained_length}); left is better")
         axis.set_ylabel("long-context gain (nats); up is better")
         for name in measured.rules:

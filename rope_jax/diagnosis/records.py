@@ -155,18 +155,19 @@ def table_text(measured: Measurement) -> str:
         "Mean loss by position (nats a token); short cost and long gain against the unchanged model, paired by row",
         "",
         "".join(
-            [f"{'scaling':<10}{'bias':<12}", *(f"{name:>11}" for name in bins), f"{'short cost':>22}{'long gain':>22}"]
+            [f"{'scaling':<10}{'bias':<12}", *(f"{name:>11}" for name in bins), f"{'short cost':>26}{'long gain':>26}"]
         ),
     ]
     for (scaling, bias), cell in measured.cells.items():
         losses = "".join(f"{value.mean:>11.3f}" for value in cell.by_bin)
-        lines.append(f"{scaling:<10}{bias:<12}{losses}{_brief(cell.short_cost):>22}{_brief(cell.long_gain):>22}")
+        lines.append(f"{scaling:<10}{bias:<12}{losses}{_brief(cell.short_cost):>26}{_brief(cell.long_gain):>26}")
     for reach, effects in measured.effects.items():
         where = "up to the trained length" if reach == "short" else "beyond the trained length"
         lines += ["", f"Effects on the loss {where} (positive is worse)"]
-        lines += [f"  scaling {name:<12}{_brief(value):>24}" for name, value in effects.scaling.items()]
-        lines += [f"  bias    {name:<12}{_brief(value):>24}" for name, value in effects.bias.items()]
-        lines += [f"  {s} x {b:<12}{_brief(value):>24}" for (s, b), value in effects.interaction.items()]
+        named = {f"scaling {name}": value for name, value in effects.scaling.items()}
+        named |= {f"bias {name}": value for name, value in effects.bias.items()}
+        named |= {f"{scaling} x {bias}": value for (scaling, bias), value in effects.interaction.items()}
+        lines += [f"  {name:<24}{_brief(value):>26}" for name, value in named.items()]
     lines += ["", *_fitted_lines(measured)]
     lines += [f"omitted: {name}: {why}" for name, why in measured.omitted.items()]
     lines += [f"finding: {finding}" for finding in measured.checkpoint.positions.findings]

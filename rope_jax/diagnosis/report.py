@@ -20,7 +20,7 @@ h1 { font-size: 1.5rem; line-height: 1.25; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin-top: 2.2rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 p.note, figcaption, .soft { color: var(--soft); font-size: .9rem; }
 figure { margin: 1rem 0; }
-figure svg { width: 100%; height: auto; max-height: 90vh; }
+figure svg { width: 100%; min-width: 34rem; height: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
@@ -78,7 +78,8 @@ def _summary(measured: Measurement) -> str:
     margin = measured.settings.margin
     cells = dict(measured.cells)
     best = max(cells, key=lambda cell: cells[cell].long_gain.mean)
-    harmless = [cell for cell in cells if _upper(cells[cell].short_cost) <= margin]
+    changed = [cell for cell in cells if cell != ("none", "none")]
+    harmless = [cell for cell in changed if _upper(cells[cell].short_cost) <= margin]
     lines = [
         f"Largest long-context gain: {_cell_name(best)}, {_text(cells[best].long_gain)} nats, "
         f"at a short-context cost of {_text(cells[best].short_cost)}."
@@ -86,11 +87,11 @@ def _summary(measured: Measurement) -> str:
     if harmless:
         safe = max(harmless, key=lambda cell: cells[cell].long_gain.mean)
         lines.append(
-            f"Among cells whose short-context cost stays within {margin:g} nats (upper end of the interval), "
-            f"the largest gain is {_cell_name(safe)}'s: {_text(cells[safe].long_gain)}."
+            f"Among changes whose short-context cost stays within {margin:g} nats (upper end of the interval), "
+            f"the largest gain: {_cell_name(safe)}, {_text(cells[safe].long_gain)} nats."
         )
     else:
-        lines.append(f"No cell's short-context cost stays within {margin:g} nats at the upper end of its interval.")
+        lines.append(f"No change has a short-context cost within {margin:g} nats at the upper end of its interval.")
     for reach, effects in measured.effects.items():
         parts = {**{f"scaling {k}": v for k, v in effects.scaling.items()}}
         parts |= {f"bias {k}": v for k, v in effects.bias.items()}
@@ -169,7 +170,9 @@ def _provenance(measured: Measurement, command: str) -> str:
 
 
 def _figure(svg: str, caption: str) -> str:
-    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>" if svg else ""
+    return (
+        f"<figure><div class=scroll>{svg}</div><figcaption>{html.escape(caption)}</figcaption></figure>" if svg else ""
+    )
 
 
 def _shaded(value: Estimate, *, good: int, largest: float) -> str:

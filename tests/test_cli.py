@@ -1,0 +1,198 @@
+"""The command: exit statuses, one-line errors, nothing written on failure, and a quick start without JAX."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+
+from rope_jax import __version__, cli
+from rope_jax.errors import ScalingError
+
+CASE = ["inspect", "--preset=llama-2-7b", "--target_length=8192"]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_table_and_default_plot(workdir, capsys):
+    assert cli.main(CASE) == 0
+    out, err = capsys.readouterr()
+    assert "predicted, not measured" in out
+    assert "plot: rope-jax-inspect-llama-2-7b.svg" in out
+    assert err == ""
+    assert [file.name for file in workdir.iterdir()] == ["rope-jax-inspect-llama-2-7b.svg"]
+    assert "predicted, not measured" in (workdir / "rope-jax-inspect-llama-2-7b.svg").read_text()
+
+
+def test_json_is_one_object_and_nothing_else(workdir, capsys):
+    assert cli.main([*CASE, "--json", "--plot=", "--amplitude", "12.5", "--scaling=yarn", "--bias=none"]) == 0
+    out, err = capsys.readouterr()
+    record = json.loads(out)
+    assert out.count("\n") == 1
+    assert err == ""
+    assert record["status"] == "predicted, not measured"
+    assert (record["plot"], record["settings"]["amplitude"], record["settings"]["scaling"]) == (None, 12.5, "yarn")
+    assert record["layer_groups"][0]["pairs"][1]["wavelength"] == pytest.approx(7.2557, abs=1e-4)
+    assert not list(workdir.iterdir())
+
+
+def test_a_config_file_and_a_png(workdir, capsys):
+    config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config |= {"max_position_embeddings": 128, "rope_theta": 200.0}
+    (workdir / "tiny").mkdir()
+    (workdir / "tiny" / "config.json").write_text(json.dumps(config))
+    assert cli.main(["inspect", "tiny", "--target_length", "256", "--plot=tiny/out.PNG"]) == 0
+    assert (workdir / "tiny" / "out.PNG").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["inspect", "tiny/config.json", "--target_length=256"]) == 0
+    assert (workdir / "rope-jax-inspect-tiny.svg").exists()
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no command given; there are: inspect, diagnose"),
+        (["inspekt"], "unknown command 'inspekt'"),
+        (["inspect"], "--target_length"),
+        (["inspect", "--preset=llama-2-7b"], "--target_length"),
+        (["inspect", "--target_length=8192"], "name a model"),
+        (["inspect", "--preset=llama-2-7b", "--target_length=4095"], "below the 4096 tokens"),
+        (["inspect", "--preset=llama-2-7b", "--target_length=-1"], "below the 4096 tokens"),
+        (["inspect", "--preset=llama-2-7b", "--target_length=8k"], "8k"),
+        (["inspect", "--preset=llama-2-7b", "--target_length=8192.5"], "8192.5"),
+        (["inspect", "--preset=llama-9", "--target_length=8192"], "unknown preset 'llama-9'; there are: codellama-7b"),
+        (["inspect", "--preset=", "--target_length=8192"], "unknown preset ''"),
+        ([*CASE, "--scaling=ropey"], "ropey"),
+        ([*CASE, "--bias=ropey"], "ropey"),
+        ([*CASE, "--amplitude=0"], "amplitude"),
+        ([*CASE, "--amplitude=nan"], "amplitude"),
+        ([*CASE, "--wavelength=3"], "wavelength"),
+        ([*CASE, "--flagfile=missing"], "flagfile"),
+        ([*CASE, "config.json"], "not both"),
+        (["inspect", "a.json", "b.json", "--target_length=8192"], "one config file at most"),
+        (["inspect", "missing.json", "--target_length=8192"], "missing.json"),
+        ([*CASE, "--plot=nowhere/plot.svg"], "there is no directory nowhere"),
+        ([*CASE, "--plot=plot.pdf"], ".svg or .png"),
+        ([*CASE, "--plot=plot"], ".svg or .png"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, workdir, capsys):
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("rope-jax")
+    assert ": error: " in err
+    assert message in err
+    assert not list(workdir.iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"model_type": "llama"}', "\x00\xff"])
+def test_a_damaged_config_is_one_line_and_status_2(content, workdir, capsys):
+    (workdir / "config.json").write_text(content, encoding="latin-1")
+    assert cli.main(["inspect", "config.json", "--target_length=8192"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert [file.name for file in workdir.iterdir()] == ["config.json"]
+
+
+def test_a_plot_that_cannot_be_written_leaves_nothing(workdir, capsys, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    assert cli.main(CASE) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "No space left on device" in err
+    assert not list(workdir.iterdir())
+
+
+def test_help_lists_every_flag(capsys):
+    assert cli.main(["inspect", "--help"]) == 0
+    out, _ = capsys.readouterr()
+    for flag in ("target_length", "preset", "scaling", "bias", "amplitude", "plot", "json", "help"):
+        assert f"--{flag}" in out
+    assert out.startswith("usage: rope-jax inspect")
+
+
+def test_overview_and_version(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "inspect" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"rope-jax {__version__}\n"
+
+
+def command(raised: BaseException) -> types.ModuleType:
+    module = types.ModuleType("a_command")
+
+    def run(arguments, flags):
+        raise raised
+
+    module.SUMMARY, module.USAGE, module.define_flags, module.run = "s", "u", lambda flags: None, run
+    return module
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "message"),
+    [
+        (ScalingError("two\nlines"), 2, "rope-jax fake: error: two lines\n"),
+        (ZeroDivisionError("a bug"), 1, "Traceback"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (BrokenPipeError(), 0, ""),
+    ],
+)
+def test_what_a_command_raises_decides_the_status(raised, status, message, capsys, monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "fake", "a_command")
+    monkeypatch.setitem(sys.modules, "a_command", command(raised))
+    # The test's own stdout is not to be given away.
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    assert cli.main(["fake"]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert bool(err) == bool(message)
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
+
+
+def test_a_fresh_process_is_quick_and_imports_no_jax():
+    code = (
+        "import sys; from rope_jax.cli import main; status = main(sys.argv[1:]);"
+        "heavy = {'jax', 'flax', 'optax', 'scipy', 'matplotlib.pyplot'} & set(sys.modules);"
+        "print(heavy, file=sys.stderr); sys.exit(status)"
+    )
+    begun = time.perf_counter()
+    done = run_python("-c", code, "inspect", "--preset=llama-2-7b", "--target_length=32768")
+    took = time.perf_counter() - begun
+    assert (done.returncode, done.stderr) == (0, "set()\n")
+    assert pathlib.Path("rope-jax-inspect-llama-2-7b.svg").exists()
+    # Under two seconds on an idle laptop; CI is noisy.
+    assert took < 15
+
+
+def test_matplotlib_is_not_imported_without_a_plot():
+    code = "import sys; from rope_jax.cli import main; main(sys.argv[1:]); sys.exit('matplotlib' in sys.modules)"
+    assert run_python("-c", code, *CASE, "--plot=", "--json").returncode == 0
+
+
+def test_as_a_module_and_a_closed_pipe():
+    done = run_python("-m", "rope_jax", "inspect", "--preset=nope", "--target_length=1")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    # The reader goes away before anything is written.
+    code = "import os, sys; os.close(0); r, w = os.pipe(); os.close(r); os.dup2(w, 1);"
+    code += "from rope_jax.cli import main; sys.exit(main(['--version']))"
+    done = run_python("-c", code)
+    assert (done.returncode, done.stderr) == (0, "")
