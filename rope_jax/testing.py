@@ -182,6 +182,7 @@ def assert_golden(
     golden = json.loads(pathlib.Path(path).read_text())
     if not golden.get("source"):
         raise AssertionError(f"{path} does not say where its numbers come from (key 'source')")
-    np.testing.assert_allclose(
-        np.asarray(actual), np.asarray(golden[key]), rtol=rtol, atol=atol, err_msg=f"{path}: {key}"
-    )
+    actual, expected = np.asarray(actual), np.asarray(golden[key])
+    if actual.shape != expected.shape:  # numpy would broadcast them
+        raise AssertionError(f"{path}: {key} has shape {expected.shape}, the array under test {actual.shape}")
+    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol, err_msg=f"{path}: {key}")

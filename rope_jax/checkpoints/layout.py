@@ -79,11 +79,13 @@ def layout_evidence(model: Decoder, *, rotary_dim: int | None = None) -> LayoutE
     over the pairs and the query heads of one key head; 0 for symmetric rows, about 1 for unrelated ones.
 
     Measured on the one trained model at hand (stories260K, head dim 8), in its two files: mean log odds +1.38 as
-    half-split and -1.41 as interleaved, 7.0 and 8.4 standard errors from 0, of the right sign in 38 of 40 layer-heads;
-    none of 240 random models of many shapes got a verdict. The norms of rows, the more obvious choice, are *wrong* on
-    that model: slow pairs hardly turn, and their two rows differ most. In a large head the rows `2i` and `2i + 1` of a
-    half-split model turn at nearly one speed and may look alike for that reason, which no model here could show. So:
-    fewer than eight layer-heads or a mean below 0.5 give no verdict, and `layout_by_loss` decides.
+    half-split and -1.41 as interleaved, 7.0 and 8.4 standard errors from 0, of the right sign in 38 of 40 layer-heads.
+    This statistic was chosen on that very model, after row norms and query-key correlations had failed there, so those
+    figures are no independent test. (Row norms favour the wrong layout in all five layers of the half-split file and
+    three of the other.) The thresholds, at least eight layer-heads and a mean of at least 0.5, were set after a random
+    model had raised a false alarm; with them none of 240 random models did. In a large head the rows `2i` and `2i + 1`
+    of a half-split model turn at nearly one speed and may look alike for that reason, which no model here could show.
+    So `layout_by_loss` decides.
 
     Args:
       model: the decoder.

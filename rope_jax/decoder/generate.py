@@ -1,5 +1,6 @@
 """Text generation with a cache of unrotated keys, under a fixed scheme or one that follows the sequence's length."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -52,39 +53,53 @@ def generate(
     if known.shape != (batch,) or known.min() < 1 or known.max() > width:
         raise InputError(f"lengths must be one a prompt, from 1 to {width}, got {known.tolist()}")
     graph, state = nnx.split(decoder)
-    scheme_at = scheme if _follows_length(scheme) else (lambda _: scheme)
-    key = jax.random.key(0) if key is None else key
+    follows = _follows_length(scheme)
+    return _run(
+        state,
+        None if follows else scheme if isinstance(scheme, Scheme) else dict(scheme),
+        jnp.asarray(prompt, jnp.int32),
+        jnp.asarray(known, jnp.int32),
+        jax.random.key(0) if key is None else key,
+        jnp.float32(temperature),
+        graph=graph,
+        scheme_at=scheme if follows else None,
+        max_new_tokens=max_new_tokens,
+        greedy=temperature == 0,
+        dtype=dtype,
+    )
+
+
+# A scheme is an argument here, so that another one runs in the same compiled program; a function of the length is part
+# of the program, which is kept as long as the same function is passed.
+@functools.partial(jax.jit, static_argnames=("graph", "scheme_at", "max_new_tokens", "greedy", "dtype"))
+def _run(state, scheme, prompt, lengths, key, temperature, *, graph, scheme_at, max_new_tokens, greedy, dtype):
+    model = nnx.merge(graph, state)
+    scheme_at = (lambda _: scheme) if scheme_at is None else scheme_at
+    batch, width = prompt.shape
 
     def choose(logits: Float[Array, "batch vocab"], key: Array) -> Int[Array, " batch"]:
-        if temperature == 0:
+        if greedy:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return jax.random.categorical(key, logits / temperature, axis=-1).astype(jnp.int32)
 
-    @jax.jit
-    def run(state, prompt, lengths, key):
-        model = nnx.merge(graph, state)
-        cache = empty_cache(decoder.config, batch=batch, capacity=width + max_new_tokens, dtype=dtype)
-        positions = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32)[None], prompt.shape)
-        segments = jnp.where(positions < lengths[:, None], 0, EMPTY)
+    cache = empty_cache(model.config, batch=batch, capacity=width + max_new_tokens, dtype=dtype)
+    positions = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32)[None], prompt.shape)
+    segments = jnp.where(positions < lengths[:, None], 0, EMPTY)
+    logits, cache = model.extend(cache, prompt, scheme_at(lengths), positions=positions, segments=segments, dtype=dtype)
+    last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    first_key, key = jax.random.split(key)
+
+    def step(carry, key):
+        cache, token, lengths = carry
         logits, cache = model.extend(
-            cache, prompt, scheme_at(lengths), positions=positions, segments=segments, dtype=dtype
+            cache, token[:, None], scheme_at(lengths + 1), positions=lengths[:, None], dtype=dtype
         )
-        last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        first_key, key = jax.random.split(key)
+        chosen = choose(logits[:, 0], key)
+        return (cache, chosen, lengths + 1), chosen
 
-        def step(carry, key):
-            cache, token, lengths = carry
-            logits, cache = model.extend(
-                cache, token[:, None], scheme_at(lengths + 1), positions=lengths[:, None], dtype=dtype
-            )
-            chosen = choose(logits[:, 0], key)
-            return (cache, chosen, lengths + 1), chosen
-
-        first = choose(last, first_key)
-        _, rest = jax.lax.scan(step, (cache, first, lengths), jax.random.split(key, max_new_tokens - 1))
-        return jnp.concatenate([first[:, None], jnp.moveaxis(rest, 0, 1)], axis=1)
-
-    return run(state, jnp.asarray(prompt, jnp.int32), jnp.asarray(known, jnp.int32), key)
+    first = choose(last, first_key)
+    _, rest = jax.lax.scan(step, (cache, first, lengths), jax.random.split(key, max_new_tokens - 1))
+    return jnp.concatenate([first[:, None], jnp.moveaxis(rest, 0, 1)], axis=1)
 
 
 def _follows_length(scheme: Schemes | SchemesAt) -> bool:

@@ -188,7 +188,7 @@ def _record(status: StatusQuo, rotary: Rotary, plan: _Plan, shapes: _Shapes, off
 
 
 def _score(curve: list[dict[str, Any]], k: int) -> dict[str, float | None]:
-    """Returns the score at the `k`-th amplitude with its halves; a half without an offset is None and does not count."""
+    """Returns the score at the `k`-th amplitude and its halves; a half without an offset is None and does not count."""
     halves = {}
     for key, trained in (("score_trained", True), ("score_new", False)):
         kept = [point["by_amplitude"][k]["retained_mass"] for point in curve if point["trained"] == trained]

@@ -47,6 +47,9 @@ def in_distribution_multiplier(frequencies: Frequencies, *, original_length: int
     return float(stretch ** (len(frequencies) / partial[0]))
 
 
+_SLAB = 2**15  # offsets looked at together
+
+
 @dataclasses.dataclass(frozen=True)
 class NonNegativeBase:
     """Where `B(m)` stays at or above zero over the whole target length.
@@ -99,11 +102,16 @@ def non_negative_multiplier(
             if len(failing):
                 known_bad = np.concatenate([failing[:1], known_bad[known_bad != failing[0]]])
                 return False
-        curve = content_curve(theta, target_length + 1)
-        bad = np.flatnonzero(curve < 0)
-        deepest = bad[np.argsort(curve[bad])[:64]]
-        known_bad = np.concatenate([deepest, np.setdiff1d(known_bad, deepest)])[:256]
-        return not len(bad)
+        # From the far end, where dips are deepest, in slabs: most lambda fail in the first.
+        for end in range(target_length + 1, 0, -_SLAB):
+            begin = max(end - _SLAB, 0)
+            curve = phase_sum(theta, np.exp(1j * begin * theta)[None], end - begin)[0]
+            bad = np.flatnonzero(curve < 0)
+            if len(bad):
+                deepest = begin + bad[np.argsort(curve[bad])[:64]]
+                known_bad = np.concatenate([deepest, np.setdiff1d(known_bad, deepest)])[:256]
+                return False
+        return True
 
     first: float | None = None
     below, multiplier = 1.0, 1.0

@@ -1,6 +1,7 @@
 """Generation equals running the whole model again at every step, for fixed and length-dependent schemes."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rope_jax import biases, frequencies, length_rules, scheme
+from rope_jax import biases, frequencies, length_rules, scaling, scheme
 from rope_jax.decoder import Decoder, DecoderConfig, generate
 from rope_jax.errors import InputError
 
+generation = sys.modules["rope_jax.decoder.generate"]  # the package exports the function under this name
 CONFIG = DecoderConfig(
     vocab_size=29,
     hidden_size=16,
@@ -84,6 +86,14 @@ def test_dynamic_scaling_in_one_layer_equals_running_again_under_the_scheme_of_t
 def test_a_mapping_of_schemes_is_a_fixed_scheme():
     made = generate(DECODER, {"full_attention": STATIC}, PROMPT, max_new_tokens=4)
     np.testing.assert_array_equal(made, generate(DECODER, STATIC, PROMPT, max_new_tokens=4))
+
+
+def test_another_scheme_or_temperature_runs_in_the_same_program():
+    generate(DECODER, STATIC, PROMPT, max_new_tokens=6)
+    compiled = generation._run._cache_size()
+    other = scheme.build(scaling.linear(factor=4.0)(ROTARY), biases.alibi_geometric(4), num_heads=4, head_dim=8)
+    generate(DECODER, other, PROMPT, max_new_tokens=6)
+    assert generation._run._cache_size() == compiled
 
 
 def test_sampling_follows_its_key_and_temperature():

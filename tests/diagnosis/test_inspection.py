@@ -11,6 +11,7 @@ from rope_jax.diagnosis.inspection import inspect_positions, plain, read_model
 from rope_jax.diagnosis.inspection_keys import KEYS, STATUS, key_paths
 from rope_jax.diagnosis.inspection_plot import draw
 from rope_jax.diagnosis.inspection_table import table_text, tokens
+from rope_jax.diagnosis.options import stars
 from rope_jax.diagnosis.status_quo import scaling_rule
 from rope_jax.errors import InputError
 
@@ -78,6 +79,24 @@ def test_every_option_of_the_case_is_there(case):
     scores = [item["score"] for item in case["options"]]
     assert scores == sorted(scores, reverse=True)
     assert all(0 <= score <= 1 for score in scores)
+
+
+def test_the_score_weighs_old_and_new_offsets_alike(case):
+    for item in case["options"]:
+        assert item["score"] == pytest.approx((item["score_trained"] + item["score_new"]) / 2)
+        kept = [point["retained_mass"] for point in item["curve"] if not point["trained"]]
+        assert item["score_new"] == pytest.approx(sum(kept) / len(kept))
+    # Undoing the scaling keeps what was trained and fails beyond it: neither half may hide the other.
+    undone = option(case, "none + alibi")
+    assert undone["score_trained"] > 0.9 > 0.1 > undone["score_new"]
+
+
+@pytest.mark.parametrize(("seen", "reach"), [(4096, 32768), (8192, 16384), (8192, 8193), (112, 256), (2, 3), (1, 2)])
+def test_a_longer_context_is_always_looked_at(seen, reach):
+    found = stars(seen, reach)
+    assert found == sorted(set(found))
+    assert seen <= found[-1] < reach
+    assert stars(seen, seen)[-1] < max(seen, 2)
 
 
 def test_curves_of_the_case(case):
