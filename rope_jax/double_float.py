@@ -70,7 +70,8 @@ def multiply(x: DoubleFloat, y: DoubleFloat) -> DoubleFloat:
 def exp(x: DoubleFloat) -> DoubleFloat:
     """Returns `e^x` to a relative 1e-13 for `|x| < 16` and 3e-13 for `|x| < 50`.
 
-    A power of two times a Taylor series on `|r| <= ln 2 / 2`. Below -55 the low half underflows, and the result is a float32.
+    A power of two times a Taylor series on `|r| <= ln 2 / 2`. Below -55 the low half underflows, and the
+    result is a float32.
     """
     power = jnp.round(x.high * np.float32(1 / math.log(2)))
     # power * ln 2 must be exact to 2^-48 of 1, so ln 2 is a double-float too.

@@ -315,8 +315,8 @@ def yarn(
         if low > high:
             # The published code runs the ramp backwards here: fast pairs scaled, slow ones left alone.
             raise ScalingError(
-                f"yarn: no pair of dim {rotary.dim}, base {rotary.base} lies between {beta_fast} and {beta_slow} turns in "
-                f"{original_length} tokens"
+                f"yarn: no pair of dim {rotary.dim}, base {rotary.base} lies between {beta_fast} and {beta_slow} "
+                f"turns in {original_length} tokens"
             )
         if low == high:
             high += 0.001

@@ -53,16 +53,23 @@ def generate(
     if known.shape != (batch,) or known.min() < 1 or known.max() > width:
         raise InputError(f"lengths must be one a prompt, from 1 to {width}, got {known.tolist()}")
     graph, state = nnx.split(decoder)
-    follows = _follows_length(scheme)
+    fixed: Schemes | None = None
+    scheme_at: SchemesAt | None = None
+    if isinstance(scheme, Scheme):
+        fixed = scheme
+    elif isinstance(scheme, Mapping):
+        fixed = dict(scheme)
+    else:
+        scheme_at = scheme
     return _run(
         state,
-        None if follows else scheme if isinstance(scheme, Scheme) else dict(scheme),
+        fixed,
         jnp.asarray(prompt, jnp.int32),
         jnp.asarray(known, jnp.int32),
         jax.random.key(0) if key is None else key,
         jnp.float32(temperature),
         graph=graph,
-        scheme_at=scheme if follows else None,
+        scheme_at=scheme_at,
         max_new_tokens=max_new_tokens,
         greedy=temperature == 0,
         dtype=dtype,
@@ -100,7 +107,3 @@ def _run(state, scheme, prompt, lengths, key, temperature, *, graph, scheme_at, 
     first = choose(last, first_key)
     _, rest = jax.lax.scan(step, (cache, first, lengths), jax.random.split(key, max_new_tokens - 1))
     return jnp.concatenate([first[:, None], jnp.moveaxis(rest, 0, 1)], axis=1)
-
-
-def _follows_length(scheme: Schemes | SchemesAt) -> bool:
-    return not isinstance(scheme, Scheme | Mapping)
