@@ -138,6 +138,8 @@ def assert_shift_invariant(
     """
     positions = jnp.arange(tokens, dtype=jnp.int32)[None]
     here = attend(positions)
+    if np.allclose(attend(positions * 2), here, atol=atol):
+        raise AssertionError("positions twice as far apart give the same output: the check has nothing to see")
     for shift in shifts:
         chex.assert_trees_all_close(attend(positions + shift), here, atol=atol)
 

@@ -118,6 +118,8 @@ def test_shift_invariance():
     ):
         with pytest.raises(AssertionError):
             testing.assert_shift_invariant(wrong, tokens=12)
+    with pytest.raises(AssertionError, match="nothing to see"):
+        testing.assert_shift_invariant(lambda positions: jnp.zeros(3), tokens=12)
 
 
 def test_causal():

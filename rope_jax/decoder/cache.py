@@ -55,7 +55,15 @@ def empty_cache(config: DecoderConfig, *, batch: int, capacity: int, dtype=jnp.f
 def append_positions(
     cache: Cache, positions: Int[Array, "batch tokens"], segments: Int[Array, "batch tokens"]
 ) -> Cache:
-    """Returns the cache with room marked for new tokens at `filled`; every layer then writes its own slots."""
+    """Returns the cache with room marked for new tokens at `filled`; every layer then writes its own slots.
+
+    Raises:
+      ValueError: if they do not fit. Under `jit` only what is static is known: there the caller must see to it that
+        `filled + tokens` stays within the capacity, or the last slots are overwritten.
+    """
+    filled = 0 if isinstance(cache.filled, jax.core.Tracer) else int(cache.filled)
+    if filled + positions.shape[1] > cache.capacity:
+        raise ValueError(f"{positions.shape[1]} tokens do not fit into a cache of {cache.capacity} with {filled} in use")
     at = (0, cache.filled)
     return dataclasses.replace(
         cache,

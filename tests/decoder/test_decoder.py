@@ -84,6 +84,18 @@ def test_gradients_of_later_embeddings_are_zero():
         assert np.all(rows[t + 1 :] == 0)
 
 
+def test_a_full_cache_refuses_more_tokens():
+    cache = empty_cache(CONFIG, batch=2, capacity=5)
+    positions = jnp.arange(4, dtype=jnp.int32)[None].repeat(2, axis=0)
+    model = decoder_of()
+    _, cache = model.extend(cache, TOKENS[:, :4], SCHEME, positions=positions)
+    with pytest.raises(ValueError, match="do not fit into a cache of 5 with 4 in use"):
+        model.extend(cache, TOKENS[:, 4:6], SCHEME, positions=positions[:, :2] + 4)
+    with pytest.raises(ValueError, match="do not fit"):
+        jax.eval_shape(lambda c: model.extend(c, TOKENS[:, :6], SCHEME, positions=jnp.zeros((2, 6), int)), cache)
+
+
+
 @pytest.mark.parametrize("chunks", [[20], [12, 8], [1, 1, 5, 13], [17, 1, 1, 1]])
 def test_extending_a_cache_equals_the_whole_forward(chunks):
     whole = FORWARD(STATE, TOKENS, SCHEME)
