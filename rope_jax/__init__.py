@@ -20,13 +20,26 @@ _SUBMODULES = (
     "length_rules",
     "phases",
     "rotation",
+    "rules",
     "scaling",
     "scheme",
     "testing",
 )
 
 if TYPE_CHECKING:
-    from rope_jax import biases, dynamic, errors, frequencies, length_rules, phases, rotation, scaling, scheme, testing
+    from rope_jax import (
+        biases,
+        dynamic,
+        errors,
+        frequencies,
+        length_rules,
+        phases,
+        rotation,
+        rules,
+        scaling,
+        scheme,
+        testing,
+    )
 
 
 def __getattr__(name: str):

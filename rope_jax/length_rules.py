@@ -10,7 +10,7 @@ from typing import ClassVar
 from rope_jax import scaling
 from rope_jax.errors import ScalingError
 from rope_jax.frequencies import check_positive
-from rope_jax.scaling import Rule
+from rope_jax.rules import Rule
 
 
 @dataclasses.dataclass(frozen=True)

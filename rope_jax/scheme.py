@@ -19,7 +19,8 @@ from rope_jax import double_float, dynamic, phases, rotation
 from rope_jax.biases import Alibi, Bias
 from rope_jax.frequencies import Rotary
 from rope_jax.length_rules import LengthRule
-from rope_jax.scaling import Rule, none
+from rope_jax.rules import Rule
+from rope_jax.scaling import none
 
 
 @functools.partial(

@@ -1,5 +1,6 @@
 """Scaling rules against published numbers, their own equations, and each other."""
 
+import dataclasses
 import json
 import math
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from rope_jax import frequencies, length_rules, scaling
 from rope_jax.errors import ScalingError
+from rope_jax.rules import STAGES, Rule, compose
 
 DIMS = st.integers(2, 128).map(lambda pairs: 2 * pairs)
 BASES = st.floats(10, 1e8)
@@ -22,7 +24,7 @@ def rotary(dim=128, base=1e4, original_length=4096):
 
 
 def theta_of(*rules, **shape):
-    return scaling.compose(*rules)(rotary(**shape)).inverse_frequencies
+    return compose(*rules)(rotary(**shape)).inverse_frequencies
 
 
 def rule_of_case(case):
@@ -301,7 +303,7 @@ MAY_FOLLOW = {
 @pytest.mark.parametrize("second", RULES)
 @pytest.mark.parametrize("first", RULES)
 def test_what_may_follow_what(first, second):
-    assert set(RULES) == set(scaling.STAGES)
+    assert set(RULES) == set(STAGES)
     once = RULES[first](rotary())
     if first in MAY_FOLLOW[second]:
         twice = RULES[second](once)
@@ -329,7 +331,7 @@ def test_linear_and_ntk_commute_and_multiply(dim, base, a, b):
 
 def test_factors_of_cos_sin_multiply_through_and_none_changes_nothing():
     yarn = scaling.yarn(factor=4.0, original_length=4096)
-    after = scaling.compose(scaling.none(), yarn, scaling.none(), scaling.linear(factor=2.0))(rotary())
+    after = compose(scaling.none(), yarn, scaling.none(), scaling.linear(factor=2.0))(rotary())
     assert after.cos_sin_factor == yarn(rotary()).cos_sin_factor
     assert after.rules == ("yarn", "linear")
 
@@ -380,3 +382,13 @@ def test_errors_that_need_the_record():
         scaling.yarn(factor=2.0, original_length=64)(rotary(base=0.5))
     with pytest.raises(ScalingError, match="at least 4"):
         scaling.ntk(factor=2.0)(rotary(dim=2))
+
+
+def test_a_rule_of_ones_own_composes_as_a_ramp():
+    own = Rule("own", lambda r: dataclasses.replace(r, inverse_frequencies=r.inverse_frequencies / 3))
+    after = compose(own, scaling.linear(factor=2.0))(rotary())
+    np.testing.assert_allclose(after.inverse_frequencies, rotary().inverse_frequencies / 6)
+    assert after.rules == ("own", "linear")
+    for first, second in ((own, scaling.ntk(factor=2.0)), (scaling.linear(factor=2.0), own), (own, own)):
+        with pytest.raises(ScalingError, match="no single meaning"):
+            compose(first, second)(rotary())

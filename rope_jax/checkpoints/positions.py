@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from rope_jax.frequencies import Rotary
 from rope_jax.length_rules import LengthRule
-from rope_jax.scaling import Rule
+from rope_jax.rules import Rule
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rope_jax.checkpoints.model_types import refusal
 from rope_jax.errors import ScalingError
 from rope_jax.frequencies import Rotary, rotary
 from rope_jax.length_rules import LengthRule
-from rope_jax.scaling import Rule
+from rope_jax.rules import Rule
 
 MAX_LENGTH = 2**31 - 1  # positions are int32
 LENGTH = integer(1, MAX_LENGTH)

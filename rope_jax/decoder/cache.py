@@ -63,7 +63,9 @@ def append_positions(
     """
     filled = 0 if isinstance(cache.filled, jax.core.Tracer) else int(cache.filled)
     if filled + positions.shape[1] > cache.capacity:
-        raise ValueError(f"{positions.shape[1]} tokens do not fit into a cache of {cache.capacity} with {filled} in use")
+        raise ValueError(
+            f"{positions.shape[1]} tokens do not fit into a cache of {cache.capacity} with {filled} in use"
+        )
     at = (0, cache.filled)
     return dataclasses.replace(
         cache,

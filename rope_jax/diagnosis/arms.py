@@ -10,7 +10,7 @@ from rope_jax.decoder import Schemes
 from rope_jax.errors import ScalingError
 from rope_jax.phases import Phase
 from rope_jax.rotation import Layout
-from rope_jax.scaling import Rule
+from rope_jax.rules import Rule
 from rope_jax.scheme import Scheme, build
 
 SCALINGS = ("none", "linear", "ntk", "by_parts", "yarn", "llama3")

@@ -2,7 +2,7 @@
 
 from rope_jax.diagnosis import precision
 from rope_jax.diagnosis.status_quo import StatusQuo
-from rope_jax.scaling import Rule
+from rope_jax.rules import Rule
 
 
 def warnings_for(status: StatusQuo) -> list[dict[str, str]]:

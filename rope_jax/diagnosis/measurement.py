@@ -22,7 +22,7 @@ from rope_jax.diagnosis.text import Rows, Text, chunks, without_overlap
 from rope_jax.errors import InputError
 from rope_jax.phases import Phase
 from rope_jax.rotation import Layout
-from rope_jax.scaling import Rule
+from rope_jax.rules import Rule
 
 _LAYOUT_ROWS = 8
 

@@ -16,7 +16,7 @@ from rope_jax.diagnosis import resolution
 from rope_jax.diagnosis.status_quo import StatusQuo, scaling_rule, static
 from rope_jax.errors import ScalingError
 from rope_jax.frequencies import Rotary
-from rope_jax.scaling import Rule
+from rope_jax.rules import Rule
 
 SCORE = (
     "softmax mass kept within max(1, Delta*/4) tokens of Delta* in the head with the gentlest slope; half of it the "

@@ -10,7 +10,7 @@ from rope_jax.biases.slopes import paper_slopes
 from rope_jax.checkpoints.positions import BiasSpec, LayerGroup, PositionConfig
 from rope_jax.errors import InputError
 from rope_jax.length_rules import LengthRule, dynamic_ntk
-from rope_jax.scaling import Rule
+from rope_jax.rules import Rule
 
 SCALINGS = ("none", "linear", "ntk", "by_parts", "yarn", "llama3", "dynamic_ntk")
 BIASES = ("none", "alibi", "t5")

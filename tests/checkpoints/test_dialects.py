@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from rope_jax import scaling
+from rope_jax import rules, scaling
 from rope_jax.checkpoints.dialects import positions_of, read_config, read_positions
 from rope_jax.checkpoints.ledger import looks_positional
 from rope_jax.checkpoints.model_types import REFUSED
@@ -48,7 +48,7 @@ def read(config):
 
 
 def frequencies(group):
-    rule = group.rule if isinstance(group.rule, scaling.Rule) else group.rule.at(10**6)
+    rule = group.rule if isinstance(group.rule, rules.Rule) else group.rule.at(10**6)
     return rule(group.rotary)
 
 

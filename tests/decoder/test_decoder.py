@@ -95,7 +95,6 @@ def test_a_full_cache_refuses_more_tokens():
         jax.eval_shape(lambda c: model.extend(c, TOKENS[:, :6], SCHEME, positions=jnp.zeros((2, 6), int)), cache)
 
 
-
 @pytest.mark.parametrize("chunks", [[20], [12, 8], [1, 1, 5, 13], [17, 1, 1, 1]])
 def test_extending_a_cache_equals_the_whole_forward(chunks):
     whole = FORWARD(STATE, TOKENS, SCHEME)
