@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib
+import io
 import os
+import re
 import sys
 import traceback
 from types import ModuleType
@@ -28,6 +30,9 @@ def main(argv: list[str] | None = None) -> int:
       argv: arguments without the program's name; those of the process by default.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    # A path can hold bytes that are no text, and a terminal lack a letter: neither is worth losing a result for.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()
@@ -36,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.suppress(OSError, ValueError):  # where stdout is no file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except MemoryError:
+        return _refuse("rope-jax", "out of memory: fewer rows, a shorter target or a smaller model may fit")
     except KeyboardInterrupt:
         print("rope-jax: interrupted", file=sys.stderr)
         return 130
@@ -65,9 +72,10 @@ def _dispatch(arguments: list[str]) -> int:
         absl_flags.DEFINE_boolean("json", False, "One JSON object on stdout, nothing else.", flag_values=flags)
         absl_flags.DEFINE_boolean("help", False, "This text.", short_name="h", flag_values=flags)
         command.define_flags(flags)
-        # absl looks --flagfile up in every command line; here it would be one more way to read a file by surprise.
-        if any(argument.lstrip("-").split("=")[0] == "flagfile" for argument in arguments):
-            raise absl_flags.UnrecognizedFlagError("flagfile")
+        # absl knows two flags of its own: one reads a file by surprise, the other lets misspelt flags pass.
+        for own in ("flagfile", "undefok"):
+            if any(re.fullmatch(rf"--?{own}(=.*)?", argument, re.DOTALL) for argument in arguments):
+                raise absl_flags.UnrecognizedFlagError(own)
         positional = flags([f"rope-jax {name}", *arguments[1:]])[1:]
         if flags.help:
             print(_help(command, flags))

@@ -77,11 +77,13 @@ def test_a_config_file_and_a_png(workdir, capsys):
         ([*CASE, "--amplitude=nan"], "amplitude"),
         ([*CASE, "--wavelength=3"], "wavelength"),
         ([*CASE, "--flagfile=missing"], "flagfile"),
+        ([*CASE, "--undefok=wavelength", "--wavelength=3"], "undefok"),
         ([*CASE, "config.json"], "not both"),
         (["inspect", "a.json", "b.json", "--target_length=8192"], "one config file at most"),
         (["inspect", "missing.json", "--target_length=8192"], "missing.json"),
         ([*CASE, "--plot=nowhere/plot.svg"], "there is no directory nowhere"),
         ([*CASE, "--plot=plot.pdf"], ".svg or .png"),
+        ([*CASE, f"--plot={'n' * 300}.svg"], "cannot be written"),
         ([*CASE, "--plot=plot"], ".svg or .png"),
     ],
 )

@@ -1,6 +1,7 @@
 """A published model, ready to run: weights in the decoder, and what its config says about positions."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 from jaxtyping import Array, Int
@@ -52,9 +53,9 @@ def load_checkpoint(path: str | Path, *, max_bytes: int | None = None) -> Checkp
     from rope_jax.checkpoints import huggingface, llama2c
 
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return huggingface.load(path, max_bytes=max_bytes)
-    if not path.exists():
+    if not os.path.exists(path):
         raise CheckpointError(f"{path}: no such file or directory")
     if path.suffix != ".bin":
         raise CheckpointError(f"{path}: neither a directory with a config.json nor a llama2.c .bin file")

@@ -196,7 +196,8 @@ def _windows(raw: Mapping[str, Any], model_type: str, layers: int, file: Path) -
     window = stated if _switch(raw, "use_sliding_window", file) else None
     types = raw.get("layer_types")
     if types is None:
-        first = raw.get("max_window_layers", 28)
+        stated_first = raw.get("max_window_layers")  # null means the default, as where positions are read
+        first = 28 if stated_first is None else stated_first
         return tuple(window if layer >= first else None for layer in range(layers))
     if window is None and SLIDING in types:
         raise ConfigError(f"{file}: layer_types has {SLIDING!r}, but sliding_window is off")

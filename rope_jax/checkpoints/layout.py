@@ -126,7 +126,7 @@ def require_layout(found: LayoutLoss, layout: Layout, *, origin: str) -> None:
     if found.favours is not None and found.favours != layout:
         raise CheckpointError(
             f"{origin}: its query and key weights are {found.favours}, not {layout}: loss {found.half:.3f} as half, "
-            f"{found.interleaved:.3f} as interleaved"
+            f"{found.interleaved:.3f} as interleaved; state layout {found.favours} if the weights are meant to be so"
         )
 
 

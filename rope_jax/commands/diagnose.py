@@ -44,7 +44,7 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     names("scalings", list(_SCALINGS), "Scaling arms to run; none is always one.")
     names("biases", list(_BIASES), "Bias arms to run; none is always one.")
     choice("phase", "exact", ["exact", "float32"], "How angles are formed; float32 as peers do.")
-    choice("layout", None, ["half", "interleaved"], "Overrides the layout of rotary pairs.")
+    choice("layout", None, ["half", "interleaved"], "Layout of rotary pairs, even if the text contradicts it.")
     string("separator", "<|endoftext|>", "Between documents of a text.")
     integer("seed", 0, "Of the order in which the T5 fit sees its text.")
 
@@ -57,7 +57,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     from rope_jax.checkpoints.checkpoint import load_checkpoint
     from rope_jax.diagnosis.measurement import Settings, measure
     from rope_jax.diagnosis.records import csv_text, json_record, table_text
-    from rope_jax.diagnosis.text import read_text
+    from rope_jax.diagnosis.text import read_chunks, read_text
 
     checkpoint = load_checkpoint(arguments[0])
     vocabulary = checkpoint.config.vocab_size
@@ -71,14 +71,14 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     )
     fit_tokens = None
     if flags.fit_text is not None:
-        fit_tokens = read_text(
+        fit_tokens = read_chunks(
             pathlib.Path(flags.fit_text),
             length=flags.trained_length or checkpoint.positions.original_length,
             vocab_size=vocabulary,
             tokenizer_file=checkpoint.tokenizer_file,
-            max_rows=512,
+            max_chunks=512,
             separator=flags.separator,
-        ).rows.reshape(-1)
+        )
     settings = Settings(
         target_length=flags.target_length,
         trained_length=flags.trained_length,
@@ -123,16 +123,33 @@ def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathli
         for value in getattr(flags, name):
             if value not in known:
                 raise InputError(f"--{name}: {value!r} is none of {', '.join(known)}")
-    out = pathlib.Path(flags.out)
-    if out.exists() and not out.is_dir():
+    if not 0 <= flags.seed < 2**32:
+        raise InputError(f"--seed must be from 0 to {2**32 - 1}, got {flags.seed}")
+    if not flags.separator:
+        raise InputError("--separator must not be empty: every letter would be a document")
+    if flags.t5_table is not None and "t5" not in flags.biases:
+        raise InputError(f"--t5_table={flags.t5_table}: --biases has no t5 that would use it")
+    for name in ("text", "fit_text", "t5_table"):
+        path = getattr(flags, name)
+        if path is not None and not os.path.isfile(path):
+            raise InputError(f"--{name}: {path}: no such file")
+    return _checked_out(pathlib.Path(flags.out)), pathlib.Path(flags.text)
+
+
+def _checked_out(out: pathlib.Path) -> pathlib.Path:
+    """Returns `out` if files can be written into it, as far as that can be known without writing any."""
+    # Unlike pathlib, os.path does not raise where a folder on the way may not be read or a name is too long.
+    if os.path.lexists(out) and not os.path.isdir(out):
         raise InputError(f"--out: {out} is not a directory")
-    parent = out if out.exists() else out.absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"--out: cannot write into {parent}")
-    text = pathlib.Path(flags.text)
-    if not text.is_file():
-        raise InputError(f"--text: {text}: no such file")
-    return out, text
+    parent = out if os.path.isdir(out) else out.absolute().parent
+    if not os.path.isdir(parent):
+        raise InputError(f"--out: cannot write into {parent}: no such directory")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"--out: cannot write into {parent}: permission denied")
+    for name in _FILES:
+        if os.path.isdir(out / name):
+            raise InputError(f"--out: {out / name} is a directory, a file is to be written there")
+    return out
 
 
 def _table(path: str | None, num_heads: int):
@@ -140,11 +157,11 @@ def _table(path: str | None, num_heads: int):
         return None
     import numpy as np
 
-    try:
-        table = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"--t5_table: {path}: not a readable .npy array") from error
-    if table.ndim != 2 or table.shape[0] != num_heads or table.dtype.kind != "f" or not np.isfinite(table).all():
+    from rope_jax.diagnosis.text import load_npy
+
+    table = load_npy(pathlib.Path(path))
+    largest = np.finfo(np.float32).max
+    if table.ndim != 2 or table.shape[0] != num_heads or table.dtype.kind != "f" or not (abs(table) <= largest).all():
         raise InputError(
             f"--t5_table: {path}: needs finite floats [{num_heads} heads, buckets], got {table.dtype} {table.shape}"
         )
@@ -176,14 +193,19 @@ class _Progress:
 
 def _write(out: pathlib.Path, files: dict[str, str]) -> None:
     """Writes all files or none: they appear in `out` only once every one of them is on disk."""
-    staging = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
+    staging = None
     try:
+        # Beside or inside `out`, so that a rename never crosses file systems.
+        where = out if out.exists() else out.absolute().parent
+        staging = pathlib.Path(tempfile.mkdtemp(prefix=".rope-jax-", dir=where))
         for name, content in files.items():
-            (staging / name).write_text(content, encoding="utf-8")
+            # A path can hold bytes that are no text.
+            (staging / name).write_text(content, encoding="utf-8", errors="backslashreplace")
         out.mkdir(exist_ok=True)
         for name in files:
             os.replace(staging / name, out / name)
     except OSError as error:
         raise InputError(f"--out: cannot write into {out}: {error.strerror}") from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)

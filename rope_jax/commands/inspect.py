@@ -92,9 +92,10 @@ def _plot_path(given: str | None, preset: str | None, path: str | None) -> pathl
     plot = pathlib.Path(f"rope-jax-inspect-{_name(preset, path)}.svg" if given is None else given)
     if plot.suffix.lower() not in _SUFFIXES:
         raise InputError(f"--plot={plot}: a plot is written as {' or '.join(_SUFFIXES)}")
-    if not plot.parent.is_dir():
+    # Unlike pathlib, os.path does not raise where a name is too long.
+    if not os.path.isdir(plot.parent):
         raise InputError(f"--plot={plot}: there is no directory {plot.parent}")
-    if plot.is_dir():
+    if os.path.isdir(plot):
         raise InputError(f"--plot={plot}: is a directory")
     return plot
 
@@ -105,7 +106,7 @@ def _name(preset: str | None, path: str | None) -> str:
         name = preset or "model"
     else:
         file = pathlib.Path(path).absolute()
-        name = file.name if file.is_dir() else file.parent.name if file.name == "config.json" else file.stem
+        name = file.name if os.path.isdir(file) else file.parent.name if file.name == "config.json" else file.stem
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name) or "model"
 
 

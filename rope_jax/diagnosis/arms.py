@@ -8,6 +8,7 @@ from rope_jax.biases import Bias
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.decoder import Schemes
 from rope_jax.errors import ScalingError
+from rope_jax.frequencies import Rotary
 from rope_jax.phases import Phase
 from rope_jax.rotation import Layout
 from rope_jax.rules import Rule
@@ -34,6 +35,12 @@ def scaling_rules(*, factor: float, trained_length: int) -> dict[str, Rule]:
             factor=factor, original_length=trained_length, low_freq_factor=1.0, high_freq_factor=4.0
         ),
     }
+
+
+def declared_rotary(group: LayerGroup, rotary: Rotary, *, length: int) -> Rotary:
+    """Returns `rotary`, the group's trained embedding, after the config's own rule on a row of `length` tokens."""
+    declared = group.rule if isinstance(group.rule, Rule) else group.rule.at(length)
+    return declared(rotary)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +95,7 @@ class Arms:
     def _scheme(self, group: LayerGroup, scaling_arm: str, bias: Bias | None) -> Scheme:
         rotary = group.rotary
         if rotary is not None:
-            declared = group.rule if isinstance(group.rule, Rule) else group.rule.at(self.length)
-            rotary = self.rules[scaling_arm](declared(rotary))
+            rotary = self.rules[scaling_arm](declared_rotary(group, rotary, length=self.length))
         return build(
             rotary,
             bias,

@@ -15,11 +15,12 @@ from rope_jax import __version__
 from rope_jax.biases import Alibi, Bias, alibi_paper, bucket_starts, t5_bias
 from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.checkpoints.layout import LayoutLoss, layout_by_loss, require_layout
+from rope_jax.checkpoints.positions import PositionConfig
 from rope_jax.diagnosis import factorial, fitting, intervals
 from rope_jax.diagnosis.arms import BIASES, SCALINGS, Arms, scaling_rules
 from rope_jax.diagnosis.losses import LossProgram
 from rope_jax.diagnosis.text import Rows, Text, chunks, without_overlap
-from rope_jax.errors import InputError
+from rope_jax.errors import CheckpointError, InputError
 from rope_jax.phases import Phase
 from rope_jax.rotation import Layout
 from rope_jax.rules import Rule
@@ -33,7 +34,7 @@ class Settings:
 
     Attributes:
       target_length: tokens of an evaluated row.
-      trained_length: `L`; the config's where None.
+      trained_length: `L`; where None the config's, up to which a declared scaling counts as trained.
       margin: short-context cost that A* may have, nats a token.
       num_buckets: T5 buckets.
       max_distance: T5's largest told-apart distance.
@@ -92,6 +93,7 @@ class Measurement:
       rules: the rule of each scaling arm that was run.
       omitted: arms that were not run, and why.
       layout: losses under both layouts of the rotary pairs.
+      findings: what a reader must know beside the numbers, the config's own findings first.
       folds: what was fitted for which rows.
       bins: half-open position bins of the table.
       curve_bins: finer ones, for plots.
@@ -112,6 +114,7 @@ class Measurement:
     rules: Mapping[str, Rule]
     omitted: Mapping[str, str]
     layout: LayoutLoss
+    findings: tuple[str, ...]
     folds: tuple[Fold, ...]
     bins: list[tuple[int, int]]
     curve_bins: list[tuple[int, int]]
@@ -147,11 +150,12 @@ def measure(
 
     Raises:
       InputError: if lengths contradict each other, or there is no disjoint text to fit on.
-      CheckpointError: if the model reads this text far better under the other layout of its rotary pairs.
+      CheckpointError: if the model reads this text far better under the other layout of its rotary pairs, or
+        overflows float32.
     """
     seconds: dict[str, float] = {}
     positions, config = checkpoint.positions, checkpoint.config
-    trained_length = settings.trained_length or positions.original_length
+    trained_length = settings.trained_length or _trained_length(positions)
     _check_lengths(settings.target_length, trained_length)
     factor = settings.target_length / trained_length
     max_offset = _max_offset(settings) if "t5" in settings.biases else 0
@@ -168,7 +172,8 @@ def measure(
     with _timed(seconds, "layout check"):
         head = chunks(text.rows, trained_length)[:_LAYOUT_ROWS]
         layout = layout_by_loss(checkpoint.model, jnp.asarray(head), arms.schemes("none", None))
-        require_layout(layout, arms.layout, origin=checkpoint.origin)
+        if settings.layout is None:  # who names a layout gets it, and the finding beside the numbers
+            require_layout(layout, arms.layout, origin=checkpoint.origin)
 
     program = LossProgram(checkpoint.model)
     needs_fit = [arm for arm in ("alibi_star", "t5") if arm in settings.biases]
@@ -190,6 +195,9 @@ def measure(
 
     with _timed(seconds, "cells"):
         losses = factorial.run_cells(cells_program, arms, text.rows, scalings=list(rules), biases=biases, on_row=on_row)
+    for (scaling, bias), loss in losses.items():
+        if not np.isfinite(loss).all():
+            raise CheckpointError(f"{checkpoint.origin}: scaling {scaling} with bias {bias} has losses beyond float32")
     bins = factorial.position_bins(trained_length, settings.target_length)
     curve_bins = _curve_bins(settings.target_length)
     cells = factorial.cell_results(losses, trained_length=trained_length, bins=bins)
@@ -202,6 +210,7 @@ def measure(
         rules=rules,
         omitted=omitted,
         layout=layout,
+        findings=_findings(checkpoint, settings, layout),
         folds=tuple(folds),
         bins=bins,
         curve_bins=curve_bins,
@@ -218,11 +227,36 @@ def measure(
     )
 
 
+def _trained_length(positions: PositionConfig) -> int:
+    """Weights shipped with a scaling were trained, or at least tuned, with it up to the length they declare."""
+    rule = positions.main_group.rule
+    plain = isinstance(rule, Rule) and rule.name == "none"
+    return positions.original_length if plain else positions.declared_length
+
+
+def _findings(checkpoint: Checkpoint, settings: Settings, layout: LayoutLoss) -> tuple[str, ...]:
+    """Returns what a reader must know beside the numbers."""
+    findings = list(checkpoint.positions.findings)
+    rule = checkpoint.positions.main_group.rule
+    if rule.name != "none":
+        findings.append(f"scaling none is the model as shipped, with {rule.name}: every other arm comes on top of it")
+    if settings.layout is not None and layout.favours not in (None, settings.layout):
+        findings.append(
+            f"WRONG LAYOUT: the text is read far better as {layout.favours} (loss {layout.half:.3f} as half, "
+            f"{layout.interleaved:.3f} as interleaved) than in the layout that was asked for, {settings.layout}"
+        )
+    if any(arm in settings.biases for arm in ("alibi_star", "t5")):
+        findings.append("intervals take fitted biases as given: what another fitting text would change is not in them")
+    return tuple(findings)
+
+
 def _check_lengths(target_length: int, trained_length: int) -> None:
     if trained_length < 32:
         raise InputError(f"a trained length of {trained_length} is too short to fit biases on; at least 32 is needed")
     if target_length <= trained_length:
         raise InputError(f"target_length {target_length} must be above the trained length {trained_length}")
+    if target_length == trained_length + 1:
+        raise InputError(f"target_length {target_length} leaves no token to predict beyond {trained_length} others")
 
 
 def _chosen(rules: Mapping[str, Rule], names: Sequence[str]) -> dict[str, Rule]:
@@ -252,10 +286,14 @@ def _fit_texts(
     if count < 2:
         raise InputError("one row leaves no disjoint text to fit A* and T5 on: give more rows or a fitting text")
     first, second = every[: count // 2], every[count // 2 :]
-    return [
-        (first, f"rows {second[0]}-{second[-1]} (cross-fitting)", chunks(text.rows[list(second)], trained_length)),
-        (second, f"rows {first[0]}-{first[-1]} (cross-fitting)", chunks(text.rows[list(first)], trained_length)),
-    ]
+    halves = []
+    for judged, other in ((first, second), (second, first)):
+        named = f"rows {other[0]}-{other[-1]}"
+        kept = without_overlap(chunks(text.rows[list(other)], trained_length), text.rows[list(judged)])
+        if not len(kept):
+            raise InputError(f"{text.origin}: {named} repeat the rows that are judged: no disjoint text to fit on")
+        halves.append((judged, f"{named} (cross-fitting)", kept))
+    return halves
 
 
 def _fit(

@@ -113,11 +113,13 @@ def cost_and_gain(measured: Measurement) -> str:
 
 
 def effect_sizes(measured: Measurement) -> str:
-    """Returns main effects and interactions on the short and on the long loss, with intervals."""
+    """Returns main effects and interactions on the short and on the long loss, with intervals; "" if none was run."""
+    first = next(iter(measured.effects.values()))
+    names = [f"scaling {s}" for s in first.scaling] + [f"bias {b}" for b in first.bias]
+    names += [f"{s} x {b}" for s, b in first.interaction]
+    if not names:
+        return ""
     with matplotlib.rc_context(_STYLE):
-        first = next(iter(measured.effects.values()))
-        names = [f"scaling {s}" for s in first.scaling] + [f"bias {b}" for b in first.bias]
-        names += [f"{s} x {b}" for s, b in first.interaction]
         figure = Figure(figsize=(8.4, 0.24 * len(names) + 1.1), layout="constrained")
         for axis, (reach, effects) in zip(figure.subplots(1, 2, sharey=True), measured.effects.items(), strict=True):
             values = [*effects.scaling.values(), *effects.bias.values(), *effects.interaction.values()]

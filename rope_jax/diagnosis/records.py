@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from rope_jax.diagnosis.arms import declared_rotary
 from rope_jax.diagnosis.factorial import Cell
 from rope_jax.diagnosis.intervals import Estimate
 from rope_jax.diagnosis.measurement import Fold, Measurement
@@ -18,7 +19,8 @@ KEYS = {
     "factor": "s: target_length / trained_length",
     "position_values": "every value used that positions depend on: value and the config key it came from",
     "findings": "what looks wrong or risky, one line each",
-    "scalings": "each scaling arm: hyperparameters, and cos_sin_factor and inverse_frequencies of changed layers",
+    "scalings": "each scaling arm: hyperparameters, and cos_sin_factor and inverse_frequencies of changed layers, "
+    "after the config's own rule",
     "omitted_scalings": "scaling arms that have no meaning on top of the config's own rule, and why",
     "biases": "each bias arm: what it is; fitted ones list their folds (rows, source, chunks, and what was fitted)",
     "intervals": "how the 95 % intervals (low, high) were made",
@@ -60,7 +62,7 @@ def json_record(measured: Measurement) -> dict[str, Any]:
             name: {"value": _plain(value.value), "source": value.source}
             for name, value in checkpoint.positions.values.items()
         },
-        "findings": list(checkpoint.positions.findings),
+        "findings": list(measured.findings),
         "scalings": {},
         "omitted_scalings": dict(measured.omitted),
         "biases": bias_records(measured),
@@ -91,8 +93,8 @@ def json_record(measured: Measurement) -> dict[str, Any]:
     for name, rule in measured.rules.items():
         given = {key: _plain(value) for key, value in rule.hyperparameters.items()}
         scaled: dict[str, Any] = {"hyperparameters": given}
-        if changed.rotary is not None and not changed.rotary.rules:
-            after = rule(changed.rotary)
+        if changed.rotary is not None:
+            after = rule(declared_rotary(changed, changed.rotary, length=settings.target_length))
             scaled["cos_sin_factor"] = after.cos_sin_factor
             scaled["inverse_frequencies"] = after.inverse_frequencies.tolist()
         record["scalings"][name] = scaled
@@ -170,7 +172,7 @@ def table_text(measured: Measurement) -> str:
         lines += [f"  {name:<24}{_brief(value):>26}" for name, value in named.items()]
     lines += ["", *_fitted_lines(measured)]
     lines += [f"omitted: {name}: {why}" for name, why in measured.omitted.items()]
-    lines += [f"finding: {finding}" for finding in measured.checkpoint.positions.findings]
+    lines += [f"finding: {finding}" for finding in measured.findings]
     return "\n".join(lines).rstrip() + "\n"
 
 

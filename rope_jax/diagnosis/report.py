@@ -79,27 +79,29 @@ def _summary(measured: Measurement) -> str:
     cells = dict(measured.cells)
     best = max(cells, key=lambda cell: cells[cell].long_gain.mean)
     changed = [cell for cell in cells if cell != ("none", "none")]
+    judged = "upper end of the interval" if len(measured.text.rows) > 1 else "one row, so without an interval"
     harmless = [cell for cell in changed if _upper(cells[cell].short_cost) <= margin]
     lines = [
-        f"Largest long-context gain: {_cell_name(best)}, {_text(cells[best].long_gain)} nats, "
-        f"at a short-context cost of {_text(cells[best].short_cost)}."
+        f"Largest long-context gain of {len(cells)} cells: {_cell_name(best)}, {_text(cells[best].long_gain)} nats, "
+        f"at a short-context cost of {_text(cells[best].short_cost)} (picked "
+        "from all cells, which its interval does not know)."
     ]
     if harmless:
         safe = max(harmless, key=lambda cell: cells[cell].long_gain.mean)
         lines.append(
-            f"Among changes whose short-context cost stays within {margin:g} nats (upper end of the interval), "
+            f"Among changes whose short-context cost stays within {margin:g} nats ({judged}), "
             f"the largest gain: {_cell_name(safe)}, {_text(cells[safe].long_gain)} nats."
         )
     else:
-        lines.append(f"No change has a short-context cost within {margin:g} nats at the upper end of its interval.")
+        lines.append(f"No change has a short-context cost within {margin:g} nats ({judged}).")
     for reach, effects in measured.effects.items():
         parts = {**{f"scaling {k}": v for k, v in effects.scaling.items()}}
         parts |= {f"bias {k}": v for k, v in effects.bias.items()}
-        if parts:
-            worst = max(parts, key=lambda name: parts[name].mean)
+        worst = max(parts, key=lambda name: parts[name].mean, default=None)
+        if worst is not None and parts[worst].mean > 0:
             where = "up to" if reach == "short" else "beyond"
             lines.append(f"Most harmful single change {where} the trained length: {worst}, {_text(parts[worst])}.")
-    lines += [f"Config: {finding}" for finding in measured.checkpoint.positions.findings]
+    lines += [f"Note: {finding}" for finding in measured.findings]
     return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
 
 

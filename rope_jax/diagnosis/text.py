@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import zipfile
 
 import numpy as np
 from jaxtyping import Int32
@@ -61,11 +62,34 @@ def read_text(
             raise InputError(f"{path}: {len(tokens)} tokens do not fill one row of {length}")
         used, leftover = tokens[: count * length].reshape(count, length), tokens[count * length :]
     for part in (used, leftover):
-        if part.size and (part.min() < 0 or part.max() >= vocab_size):
-            raise InputError(
-                f"{path}: token ids run from {part.min()} to {part.max()}, the vocabulary has {vocab_size}"
-            )
+        _check_ids(part, vocab_size, path)
     return Text(np.ascontiguousarray(used, np.int32), np.ascontiguousarray(leftover, np.int32), str(path))
+
+
+def read_chunks(
+    path: pathlib.Path,
+    *,
+    length: int,
+    vocab_size: int,
+    tokenizer_file: pathlib.Path | None,
+    max_chunks: int,
+    separator: str = "<|endoftext|>",
+) -> Rows:
+    """Returns the first `max_chunks` chunks of `length` tokens of a file to fit on; otherwise as `read_text`.
+
+    Args:
+      path: as in `read_text`; no chunk crosses from one row of a `.npy` into the next.
+      length: tokens of a chunk.
+      vocab_size: every token id must lie below it.
+      tokenizer_file: a `tokenizer.json`, needed for text.
+      max_chunks: chunks taken at most.
+      separator: between documents of a text.
+    """
+    tokens = _read_npy(path) if path.suffix == ".npy" else _tokenise(path, tokenizer_file, separator)
+    if tokens.shape[-1] < length:
+        raise InputError(f"{path}: {tokens.shape[-1]} tokens do not fill one chunk of the trained length {length}")
+    _check_ids(tokens, vocab_size, path)
+    return chunks(tokens, length)[:max_chunks]
 
 
 def chunks(tokens: np.ndarray, length: int) -> Rows:
@@ -76,28 +100,42 @@ def chunks(tokens: np.ndarray, length: int) -> Rows:
 
 
 def without_overlap(
-    candidates: Int32[np.ndarray, "chunks chunk"], evaluated: Rows, *, span: int = 32
+    candidates: Int32[np.ndarray, "chunks chunk"], evaluated: Rows, *, span: int = 64
 ) -> Int32[np.ndarray, "kept chunk"]:
-    """Returns the candidate chunks that share no run of `span` tokens with the evaluated rows.
+    """Returns the candidate chunks that share no run of `span` tokens with the evaluated rows, at any offset.
 
-    Runs are looked up at every offset in the evaluated rows, and at multiples of `span` in the candidates.
+    Where a chunk or a row is shorter than `span`, runs of that length count.
     """
-    if evaluated.shape[1] < span or candidates.shape[1] < span:
-        raise InputError(f"overlap is checked on runs of {span} tokens; rows are shorter")
-    windows = np.lib.stride_tricks.sliding_window_view(evaluated, span, axis=1)
-    seen = {window.tobytes() for row in windows for window in row}
-    keep = [
-        not any(np.ascontiguousarray(chunk[at : at + span]).tobytes() in seen for at in range(0, len(chunk), span))
-        for chunk in candidates
-    ]
-    return candidates[np.asarray(keep, bool)]
+    span = min(span, evaluated.shape[1], candidates.shape[1])
+
+    def runs(tokens: np.ndarray) -> set[bytes]:
+        return {run.tobytes() for run in np.lib.stride_tricks.sliding_window_view(tokens, span)}
+
+    seen: set[bytes] = set().union(*(runs(row) for row in evaluated))
+    return candidates[np.asarray([seen.isdisjoint(runs(chunk)) for chunk in candidates], bool)]
+
+
+def load_npy(path: pathlib.Path) -> np.ndarray:
+    """Returns the array in a `.npy`, as a window on the file: a header can claim more than memory holds."""
+    try:
+        array = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a readable .npy array: {_first_line(error)}") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise InputError(f"{path}: not a readable .npy array: it is a .npz archive")
+    return array
+
+
+def _check_ids(tokens: np.ndarray, vocab_size: int, path: pathlib.Path) -> None:
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
+        raise InputError(
+            f"{path}: token ids run from {tokens.min()} to {tokens.max()}, the vocabulary has {vocab_size}"
+        )
 
 
 def _read_npy(path: pathlib.Path) -> np.ndarray:
-    try:
-        rows = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a readable .npy array: {_first_line(error)}") from error
+    rows = load_npy(path)
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.integer) or 0 in rows.shape:
         raise InputError(f"{path}: token rows must be a non-empty 2-D integer array, got {rows.dtype} {rows.shape}")
     return rows
@@ -120,7 +158,14 @@ def _tokenise(path: pathlib.Path, tokenizer_file: pathlib.Path | None, separator
         tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{tokenizer_file}: not a tokenizer: {_first_line(error)}") from error
-    return np.concatenate([np.asarray(one.ids, np.int64) for one in tokenizer.encode_batch(documents)])
+    # What a tokenizer was saved with would cut every document, or fill all up to the longest one.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    try:
+        encoded = tokenizer.encode_batch(documents)
+    except Exception as error:
+        raise InputError(f"{path}: {tokenizer_file} cannot encode it: {_first_line(error)}") from error
+    return np.concatenate([np.asarray(one.ids, np.int64) for one in encoded])
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import pytest
 from rope_jax.cli import main
 from rope_jax.diagnosis.records import KEYS
 
+SUFFIXES = ("json", "csv", "txt", "html")
 DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, LENGTH = 16, 24, 1, 2, 1, 24, 32
 
 
@@ -116,7 +117,12 @@ def test_a_given_table_is_used(checkpoint, tokens, tmp_path):
     ("flags", "what"),
     [
         (("--target_length=32",), "above the trained length"),
+        (("--target_length=33",), "leaves no token to predict"),
         (("--target_length=-1",), "target_length"),
+        (("--seed=-1",), "--seed must be from 0"),
+        (("--separator=",), "--separator must not be empty"),
+        (("--fit_text=/nowhere.npy",), "--fit_text: /nowhere.npy: no such file"),
+        (("--t5_table=/nowhere.npy", "--biases=none"), "--biases has no t5"),
         (("--target_length=4000",), "fewer than the target length"),
         (("--target_length=x",), "target_length"),
         (("--margin=nan",), "margin"),
@@ -143,6 +149,85 @@ def test_one_row_leaves_nothing_to_fit_on(checkpoint, tmp_path, capsys):
     assert diagnose(checkpoint, single, tmp_path / "out") == 2
     assert "no disjoint text" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_repeat_each_other_are_not_fitted_on(checkpoint, tmp_path, capsys):
+    rows = tmp_path / "twice.npy"
+    np.save(rows, np.tile(np.random.default_rng(3).integers(0, VOCAB, (1, 96)), (2, 1)))
+    assert diagnose(checkpoint, rows, tmp_path / "out") == 2
+    assert "no disjoint text" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("table", [np.full((HEADS, 8), 1e300), np.full((HEADS, 8), np.nan), np.zeros((1, 8))])
+def test_a_table_that_cannot_be_used_is_one_line(checkpoint, tokens, tmp_path, capsys, table):
+    np.save(tmp_path / "table.npy", table)
+    assert diagnose(checkpoint, tokens, tmp_path / "out", f"--t5_table={tmp_path / 'table.npy'}") == 2
+    assert "table.npy: needs finite floats" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_in_place_of_a_result_is_refused_before_anything_is_written(checkpoint, tokens, tmp_path, capsys):
+    (tmp_path / "out" / "diagnosis.html").mkdir(parents=True)
+    assert diagnose(checkpoint, tokens, tmp_path / "out") == 2
+    assert "diagnosis.html is a directory" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["diagnosis.html"]
+
+
+def test_a_result_that_cannot_be_written_leaves_nothing(checkpoint, tokens, tmp_path, capsys):
+    flags = ("--biases=none", "--scalings=none")
+    assert diagnose(checkpoint, tokens, tmp_path / ("n" * 300), *flags) == 2
+    assert "--out: cannot write into" in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_already_in_the_directory_stay_and_nothing_else_appears(checkpoint, tokens, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    assert diagnose(checkpoint, tokens, tmp_path / "out", "--biases=none", "--scalings=none") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"mine", *(f"diagnosis.{x}" for x in SUFFIXES)}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_reported_frequencies_include_the_rule_that_the_config_declares(tmp_path, tokens):
+    from safetensors.numpy import save_file
+
+    from rope_jax.checkpoints.huggingface import load
+
+    assert diagnose(_declared(tmp_path / "model", save_file), tokens, tmp_path / "out", "--biases=none") == 0
+    record = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
+    group = load(tmp_path / "model").positions.main_group
+    np.testing.assert_array_equal(
+        record["scalings"]["none"]["inverse_frequencies"], group.rule(group.rotary).inverse_frequencies
+    )
+    np.testing.assert_allclose(record["scalings"]["none"]["inverse_frequencies"], group.rotary.inverse_frequencies / 2)
+    assert any("as shipped, with linear" in finding for finding in record["findings"])
+    assert record["trained_length"] == 2 * LENGTH  # what the declared scaling serves
+    assert set(record["scalings"]) == {"none", "linear", "ntk"}
+    assert set(record["omitted_scalings"]) == {"by_parts", "yarn", "llama3"}
+
+
+def _declared(folder, save_file):
+    """A random Llama whose config declares linear scaling."""
+    folder.mkdir()
+    config = {
+        "model_type": "llama", "vocab_size": VOCAB, "hidden_size": DIM, "intermediate_size": HIDDEN,
+        "num_hidden_layers": 1, "num_attention_heads": HEADS, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "max_position_embeddings": LENGTH, "tie_word_embeddings": True,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {
+        **{f"self_attn.{x}_proj": (DIM, DIM) for x in "qkvo"},
+        "mlp.gate_proj": (HIDDEN, DIM), "mlp.up_proj": (HIDDEN, DIM), "mlp.down_proj": (DIM, HIDDEN),
+        "input_layernorm": (DIM,), "post_attention_layernorm": (DIM,),
+    }  # fmt: skip
+    shapes = {f"model.layers.0.{name}.weight": shape for name, shape in shapes.items()}
+    shapes |= {"model.embed_tokens.weight": (VOCAB, DIM), "model.norm.weight": (DIM,)}
+    rng = np.random.default_rng(4)
+    weights = {name: (rng.standard_normal(shape) * 0.02).astype(np.float32) for name, shape in shapes.items()}
+    save_file(weights, folder / "model.safetensors")
+    return folder
 
 
 def test_a_file_in_place_of_the_directory_is_refused(checkpoint, tokens, tmp_path, capsys):
@@ -176,11 +261,40 @@ def test_the_yardstick_of_the_real_model_is_reproduced(real, tmp_path, capsys):
             np.testing.assert_allclose(got, YARDSTICK[cell["scaling"]], atol=0.01, err_msg=cell["scaling"])
 
 
-def test_a_wrong_layout_of_the_real_model_is_refused(real, tmp_path, capsys):
+def test_weights_in_the_wrong_layout_are_refused(real, tmp_path, capsys):
+    """What a converter makes that forgets to permute: it loads, runs and writes fluent garbage."""
+    import shutil
+
+    from safetensors.numpy import load_file, save_file
+
+    from rope_jax.rotation import half_to_interleaved
+
+    source, wrong = real / "models" / "stories260K", tmp_path / "model"
+    wrong.mkdir()
+    shutil.copy(source / "config.json", wrong)
+    tensors = load_file(source / "model.safetensors")
+    for name in tensors:
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            heads = tensors[name].reshape(-1, 8, tensors[name].shape[1])
+            tensors[name] = np.ascontiguousarray(heads[:, half_to_interleaved(8)].reshape(tensors[name].shape))
+    save_file(tensors, wrong / "model.safetensors")
+    text = real / "text" / "tinystories_packed_6x4096.npy"
+    arguments = ["diagnose", str(wrong), f"--text={text}", "--target_length=1024", f"--out={tmp_path / 'out'}"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "are interleaved, not half" in error
+    assert str(wrong) in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_layout_that_was_asked_for_runs_with_a_loud_finding(real, tmp_path, capsys):
+    text = real / "text" / "tinystories_packed_6x4096.npy"
     status = main([
-        "diagnose", str(real / "models" / "stories260K"), f"--text={real / 'text' / 'tinystories_packed_6x4096.npy'}",
-        "--target_length=1024", f"--out={tmp_path / 'out'}", "--layout=interleaved",
+        "diagnose", str(real / "models" / "stories260K"), f"--text={text}", "--target_length=1024", "--rows=2",
+        f"--out={tmp_path / 'out'}", "--layout=interleaved", "--scalings=none", "--biases=none", "--json",
     ])  # fmt: skip
-    assert status == 2
-    assert "half" in capsys.readouterr().err.splitlines()[-1]
-    assert list(tmp_path.iterdir()) == []
+    assert status == 0
+    record = json.loads(capsys.readouterr().out)
+    assert any("WRONG LAYOUT" in finding for finding in record["findings"])
+    assert record["layout_check"]["favours"] == "half"
+    assert "WRONG LAYOUT" in (tmp_path / "out" / "diagnosis.html").read_text()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rope_jax.diagnosis.text import chunks, read_text, without_overlap
+from rope_jax.diagnosis.text import chunks, read_chunks, read_text, without_overlap
 from rope_jax.errors import InputError
 
 
@@ -104,6 +104,52 @@ def test_a_broken_tokenizer_is_named(tmp_path):
     broken.write_text("{}")
     with pytest.raises(InputError, match=r"tokenizer\.json: not a tokenizer"):
         read(path, tokenizer_file=broken)
+
+
+def test_what_a_tokenizer_cannot_encode_is_one_line(tmp_path):
+    import tokenizers
+
+    path = tmp_path / "text.txt"
+    path.write_text("a c")
+    strict = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="<unk>")).save(str(strict))
+    with pytest.raises(InputError, match=r"tokenizer\.json cannot encode it"):
+        read(path, tokenizer_file=strict)
+
+
+def test_truncation_and_padding_saved_in_a_tokenizer_touch_no_text(tmp_path):
+    import tokenizers
+
+    path = tmp_path / "text.txt"
+    path.write_text("a b a b a b<|endoftext|>b")
+    file = make_tokenizer(tmp_path)
+    expected = read(path, tokenizer_file=file, length=3)
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding()
+    tokenizer.save(str(file))
+    found = read(path, tokenizer_file=file, length=3)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.leftover, expected.leftover)
+
+
+def test_an_archive_in_place_of_an_array_is_one_line(tmp_path):
+    np.savez(tmp_path / "rows.npz", a=np.zeros((2, 8), np.int32))
+    (tmp_path / "rows.npz").rename(tmp_path / "rows.npy")
+    with pytest.raises(InputError, match="npz archive"):
+        read(tmp_path / "rows.npy")
+
+
+def test_chunks_to_fit_on_take_all_of_a_row_and_cross_none(tmp_path):
+    rows = np.arange(60, dtype=np.int64).reshape(3, 20) % 50
+    path = save(tmp_path, rows)
+    arguments = {"vocab_size": 50, "tokenizer_file": None}
+    found = read_chunks(path, length=8, max_chunks=5, **arguments)
+    np.testing.assert_array_equal(found, np.concatenate([rows[:, :8], rows[:, 8:16]], axis=1).reshape(-1, 8)[:5])
+    with pytest.raises(InputError, match="20 tokens do not fill one chunk of the trained length 21"):
+        read_chunks(path, length=21, max_chunks=5, **arguments)
+    with pytest.raises(InputError, match="vocabulary has 40"):
+        read_chunks(path, length=8, max_chunks=5, **arguments | {"vocab_size": 40})
 
 
 def test_overlapping_chunks_are_found_at_any_offset():
