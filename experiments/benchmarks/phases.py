@@ -1,7 +1,7 @@
 """Exact phases against the float32 product that other libraries form: worst error and time.
 
-Expected on two cores: exact stays below 1e-6 at every position to 2^24, and is faster: about half the time of the
-float32 product with jax 0.10, a ninth with jax 0.12.
+Expected on two cores: exact stays below 1e-6 at every position to 2^24, and is faster than the
+float32 product: about half its time with jax 0.10, a tenth with jax 0.12.
 
     python experiments/benchmarks/phases.py
 """
