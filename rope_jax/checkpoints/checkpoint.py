@@ -1,7 +1,6 @@
 """A published model, ready to run: weights in the decoder, and what its config says about positions."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 from jaxtyping import Array, Int
@@ -9,7 +8,7 @@ from jaxtyping import Array, Int
 from rope_jax.biases import Bias
 from rope_jax.checkpoints.positions import BiasSpec, LayerGroup, PositionConfig
 from rope_jax.decoder import Decoder, DecoderConfig, Schemes
-from rope_jax.errors import CheckpointError, ConfigError, UnsupportedError
+from rope_jax.errors import ConfigError, UnsupportedError
 from rope_jax.length_rules import LengthRule
 from rope_jax.phases import Phase
 from rope_jax.rotation import Layout
@@ -37,29 +36,6 @@ class Checkpoint:
     tokenizer_file: Path | None
     sha256: str
     origin: str
-
-
-def load_checkpoint(path: str | Path, *, max_bytes: int | None = None) -> Checkpoint:
-    """Returns the checkpoint at `path`: a Hugging Face directory, or a llama2.c `.bin` file.
-
-    Args:
-      path: the directory or file.
-      max_bytes: most bytes the weights may take; the memory available where None.
-
-    Raises:
-      CheckpointError: if files are missing, damaged, or do not match the config.
-      ConfigError: if the config holds a key or value that is not understood.
-    """
-    from rope_jax.checkpoints import huggingface, llama2c
-
-    path = Path(path)
-    if os.path.isdir(path):
-        return huggingface.load(path, max_bytes=max_bytes)
-    if not os.path.exists(path):
-        raise CheckpointError(f"{path}: no such file or directory")
-    if path.suffix != ".bin":
-        raise CheckpointError(f"{path}: neither a directory with a config.json nor a llama2.c .bin file")
-    return llama2c.load(path, max_bytes=max_bytes)
 
 
 def schemes_of(

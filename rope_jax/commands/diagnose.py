@@ -54,7 +54,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     out, text_path = _checked(arguments, flags)
 
     # JAX is imported only once the flags are known to be good.
-    from rope_jax.checkpoints.checkpoint import load_checkpoint
+    from rope_jax.checkpoints.loading import load_checkpoint
     from rope_jax.diagnosis.measurement import Settings, measure
     from rope_jax.diagnosis.records import csv_text, json_record, table_text
     from rope_jax.diagnosis.text import read_chunks, read_text

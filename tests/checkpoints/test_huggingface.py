@@ -13,7 +13,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from rope_jax.checkpoints.checkpoint import load_checkpoint, schemes_at, schemes_of
+from rope_jax.checkpoints.checkpoint import schemes_at, schemes_of
+from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.errors import CheckpointError, ConfigError, RopeJaxError, UnsupportedError
 from rope_jax.scheme import Scheme
 

@@ -11,7 +11,8 @@ from jaxtyping import TypeCheckError
 
 from rope_jax import scheme as schemes
 from rope_jax.checkpoints import layout as layouts
-from rope_jax.checkpoints.checkpoint import load_checkpoint, schemes_of
+from rope_jax.checkpoints.checkpoint import schemes_of
+from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.errors import CheckpointError
 from rope_jax.frequencies import rotary

@@ -10,7 +10,8 @@ import pytest
 import tokenizers
 from flax import nnx
 
-from rope_jax.checkpoints.checkpoint import load_checkpoint, schemes_of
+from rope_jax.checkpoints.checkpoint import schemes_of
+from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.errors import CheckpointError, RopeJaxError, UnsupportedError
 
 D, F, LAYERS, HEADS, KV_HEADS, VOCAB, LENGTH = 16, 24, 2, 4, 2, 11, 32

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from rope_jax.checkpoints.checkpoint import load_checkpoint
+from rope_jax.checkpoints.loading import load_checkpoint
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 sys.path.append(str(GOLDEN))

@@ -16,7 +16,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # theirs, at import
     transformers = pytest.importorskip("transformers")
 
-from rope_jax.checkpoints.checkpoint import load_checkpoint, schemes_of  # noqa: E402
+from rope_jax.checkpoints.checkpoint import schemes_of  # noqa: E402
+from rope_jax.checkpoints.loading import load_checkpoint  # noqa: E402
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 sys.path.append(str(GOLDEN))
