@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax import __version__
-from rope_jax.biases import Alibi, Bias, alibi_paper, bucket_starts, t5_bias
+from rope_jax.biases import Bias, alibi_paper, bucket_starts, t5_bias
 from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.checkpoints.layout import LayoutLoss, layout_by_loss, require_layout
 from rope_jax.checkpoints.positions import PositionConfig
@@ -359,7 +359,7 @@ def _bias_of_every_row(
     return biases
 
 
-def _fitted(name: str, fold: Fold, num_heads: int, max_distance: int) -> Alibi | Bias:
+def _fitted(name: str, fold: Fold, num_heads: int, max_distance: int) -> Bias:
     if name == "alibi_star":
         assert fold.multiplier is not None
         return alibi_paper(num_heads, multiplier=fold.multiplier.value)
