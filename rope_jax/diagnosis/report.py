@@ -157,6 +157,7 @@ def _provenance(measured: Measurement, command: str) -> str:
         ("text", measured.text.origin),
         ("layout of rotary pairs", f"{measured.settings.layout or checkpoint.layout}; mean loss half "
          f"{measured.layout.half:.3f}, interleaved {measured.layout.interleaved:.3f}"),
+        ("phases, seed", f"{measured.settings.phase}, {measured.settings.seed}"),
         ("programs compiled for all cells", str(measured.compilations)),
         ("seconds", ", ".join(f"{stage} {value:.1f}" for stage, value in measured.seconds.items())),
         ("versions", ", ".join(f"{name} {version}" for name, version in measured.versions.items())),
