@@ -86,6 +86,11 @@ class LongRope:
 LengthRule = DynamicNtk | LongRope
 
 
+def at_length(rule: Rule | LengthRule, length: int) -> Rule:
+    """Returns `rule` itself, or what it is for sequences of `length` tokens."""
+    return rule if isinstance(rule, Rule) else rule.at(length)
+
+
 def dynamic_ntk(*, factor: float, original_length: int) -> DynamicNtk:
     """Returns the dynamic NTK rule; see `DynamicNtk`."""
     return DynamicNtk(factor, original_length)

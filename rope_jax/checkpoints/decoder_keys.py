@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rope_jax.checkpoints import strict_json, weights
+from rope_jax.checkpoints.model_types import SLIDING
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.decoder import DecoderConfig
-from rope_jax.decoder.config import SLIDING
 from rope_jax.errors import ConfigError, UnsupportedError
 
 # Keys that shape the forward pass, by what reads them: `decoder_config` and `positions_of`.

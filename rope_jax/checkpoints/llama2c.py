@@ -11,9 +11,9 @@ import numpy as np
 
 from rope_jax.checkpoints import weights
 from rope_jax.checkpoints.checkpoint import Checkpoint
+from rope_jax.checkpoints.model_types import FULL
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig, Sourced
 from rope_jax.decoder import DecoderConfig
-from rope_jax.decoder.config import FULL
 from rope_jax.errors import CheckpointError, UnsupportedError
 from rope_jax.frequencies import rotary
 from rope_jax.scaling import none

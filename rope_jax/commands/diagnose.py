@@ -12,13 +12,12 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from rope_jax.diagnosis import scalings
 from rope_jax.errors import InputError
 
 SUMMARY = "measure on a checkpoint what every scaling and every bias costs short and gains long"
 USAGE = "rope-jax diagnose CHECKPOINT --text=FILE --target_length=N --out=DIR [flags]"
 
-_SCALINGS = ("none", "linear", "ntk", "by_parts", "yarn", "llama3")
-_BIASES = ("none", "alibi", "alibi_star", "t5")
 _FILES = ("diagnosis.json", "diagnosis.csv", "diagnosis.txt", "diagnosis.html")
 
 
@@ -41,8 +40,8 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_float(
         "margin", 0.02, "Short-context cost that A* may have, nats a token.", flag_values=flag_values
     )
-    names("scalings", list(_SCALINGS), "Scaling arms to run; none is always one.")
-    names("biases", list(_BIASES), "Bias arms to run; none is always one.")
+    names("scalings", list(scalings.ARMS), "Scaling arms to run; none is always one.")
+    names("biases", list(scalings.BIAS_ARMS), "Bias arms to run; none is always one.")
     choice("phase", "exact", ["exact", "float32"], "How angles are formed; float32 as peers do.")
     choice("layout", None, ["half", "interleaved"], "Layout of rotary pairs, even if the text contradicts it.")
     string("separator", "<|endoftext|>", "Between documents of a text.")
@@ -119,7 +118,7 @@ def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathli
             raise InputError(f"--{name} must be from 1 to {2**24 - 1}, got {value}")
     if not 0 <= flags.margin < float("inf"):
         raise InputError(f"--margin must be a finite number, 0 or more, got {flags.margin}")
-    for name, known in (("scalings", _SCALINGS), ("biases", _BIASES)):
+    for name, known in (("scalings", scalings.ARMS), ("biases", scalings.BIAS_ARMS)):
         for value in getattr(flags, name):
             if value not in known:
                 raise InputError(f"--{name}: {value!r} is none of {', '.join(known)}")

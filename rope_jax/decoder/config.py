@@ -3,7 +3,6 @@
 import dataclasses
 
 FULL = "full_attention"
-SLIDING = "sliding_attention"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,44 +3,21 @@
 import dataclasses
 from collections.abc import Mapping
 
-from rope_jax import scaling
 from rope_jax.biases import Bias
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.decoder import Schemes
 from rope_jax.errors import ScalingError
 from rope_jax.frequencies import Rotary
+from rope_jax.length_rules import at_length
 from rope_jax.phases import Phase
 from rope_jax.rotation import Layout
 from rope_jax.rules import Rule
 from rope_jax.scheme import Scheme, build
 
-SCALINGS = ("none", "linear", "ntk", "by_parts", "yarn", "llama3")
-BIASES = ("none", "alibi", "alibi_star", "t5")
-
-
-def scaling_rules(*, factor: float, trained_length: int) -> dict[str, Rule]:
-    """Returns the rule of every scaling arm, with each rule's published hyperparameters.
-
-    Args:
-      factor: `s`, target length over trained length.
-      trained_length: `L`, tokens.
-    """
-    return {
-        "none": scaling.none(),
-        "linear": scaling.linear(factor=factor),
-        "ntk": scaling.ntk(factor=factor),
-        "by_parts": scaling.by_parts(factor=factor, original_length=trained_length),
-        "yarn": scaling.yarn(factor=factor, original_length=trained_length),
-        "llama3": scaling.llama3(
-            factor=factor, original_length=trained_length, low_freq_factor=1.0, high_freq_factor=4.0
-        ),
-    }
-
 
 def declared_rotary(group: LayerGroup, rotary: Rotary, *, length: int) -> Rotary:
     """Returns `rotary`, the group's trained embedding, after the config's own rule on a row of `length` tokens."""
-    declared = group.rule if isinstance(group.rule, Rule) else group.rule.at(length)
-    return declared(rotary)
+    return at_length(group.rule, length)(rotary)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,12 @@ from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.checkpoints.layout import LayoutLoss, layout_by_loss, require_layout
 from rope_jax.checkpoints.positions import PositionConfig
 from rope_jax.diagnosis import factorial, fitting, intervals
-from rope_jax.diagnosis.arms import BIASES, SCALINGS, Arms, scaling_rules
+from rope_jax.diagnosis.arms import Arms
 from rope_jax.diagnosis.losses import LossProgram
+from rope_jax.diagnosis.scalings import ARMS, BIAS_ARMS, scaling_rule
 from rope_jax.diagnosis.text import Rows, Text, chunks, without_overlap
 from rope_jax.errors import CheckpointError, InputError
+from rope_jax.length_rules import at_length
 from rope_jax.phases import Phase
 from rope_jax.rotation import Layout
 from rope_jax.rules import Rule
@@ -54,8 +56,8 @@ class Settings:
     max_distance: int = 128
     fit_steps: int = 60
     t5_table: np.ndarray | None = None
-    scalings: Sequence[str] = SCALINGS
-    biases: Sequence[str] = BIASES
+    scalings: Sequence[str] = ARMS
+    biases: Sequence[str] = BIAS_ARMS
     phase: Phase = "exact"
     layout: Layout | None = None
     seed: int = 0
@@ -157,11 +159,10 @@ def measure(
     positions, config = checkpoint.positions, checkpoint.config
     trained_length = settings.trained_length or _trained_length(positions)
     _check_lengths(settings.target_length, trained_length)
-    factor = settings.target_length / trained_length
     max_offset = _max_offset(settings) if "t5" in settings.biases else 0
     arms = Arms(
         positions=positions,
-        rules=_chosen(scaling_rules(factor=factor, trained_length=trained_length), settings.scalings),
+        rules=_rules(settings, trained_length),
         layout=settings.layout or checkpoint.layout,
         phase=settings.phase,
         length=settings.target_length,
@@ -206,7 +207,7 @@ def measure(
         settings=settings,
         text=text,
         trained_length=trained_length,
-        factor=factor,
+        factor=settings.target_length / trained_length,
         rules=rules,
         omitted=omitted,
         layout=layout,
@@ -259,8 +260,14 @@ def _check_lengths(target_length: int, trained_length: int) -> None:
         raise InputError(f"target_length {target_length} leaves no token to predict beyond {trained_length} others")
 
 
-def _chosen(rules: Mapping[str, Rule], names: Sequence[str]) -> dict[str, Rule]:
-    return {name: rule for name, rule in rules.items() if name == "none" or name in names}
+def _rules(settings: Settings, trained_length: int) -> dict[str, Rule]:
+    """Returns the rule of every scaling arm that was asked for, and of the unchanged model."""
+    factor = settings.target_length / trained_length
+    return {
+        name: at_length(scaling_rule(name, factor=factor, original_length=trained_length), settings.target_length)
+        for name in ARMS
+        if name == "none" or name in settings.scalings
+    }
 
 
 def _max_offset(settings: Settings) -> int:
@@ -342,7 +349,7 @@ def _bias_of_every_row(
     settings: Settings, folds: Sequence[Fold], num_heads: int, count: int
 ) -> dict[str, list[Bias | None]]:
     biases: dict[str, list[Bias | None]] = {"none": [None] * count}
-    for name in BIASES:
+    for name in BIAS_ARMS:
         if name not in settings.biases or name == "none":
             continue
         if name == "alibi":

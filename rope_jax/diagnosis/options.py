@@ -13,9 +13,11 @@ from jaxtyping import Float64
 
 from rope_jax import scaling
 from rope_jax.diagnosis import resolution
-from rope_jax.diagnosis.status_quo import StatusQuo, scaling_rule, static
+from rope_jax.diagnosis.scalings import ARMS, scaling_rule
+from rope_jax.diagnosis.status_quo import StatusQuo
 from rope_jax.errors import ScalingError
 from rope_jax.frequencies import Rotary
+from rope_jax.length_rules import at_length
 from rope_jax.rules import Rule
 
 SCORE = (
@@ -24,7 +26,7 @@ SCORE = (
     "distribution count as their worst case; 1 is best"
 )
 NOISE = 1.0
-TRANSFORMS = ("linear", "ntk", "by_parts", "yarn", "llama3")
+TRANSFORMS = tuple(name for name in ARMS if name != "none")
 
 Curves = Float64[np.ndarray, "stars offsets"]
 
@@ -128,7 +130,7 @@ def _plans(
             skipped.append({"name": f"option 3: {name}", "reason": "it is the status quo"})
             continue
         other = scaling_rule(name, factor=status.factor, original_length=status.original_length)
-        plans.append(_Plan("3", name, static(other, status.target_length), bias))
+        plans.append(_Plan("3", name, at_length(other, status.target_length), bias))
     matched = larger_multipliers.get("period_match")
     for multiplier in larger_multipliers.values():
         if multiplier is not None and matched is not None and multiplier > matched * 1.001:

@@ -8,11 +8,11 @@ import numpy as np
 from rope_jax import scaling
 from rope_jax.biases.slopes import paper_slopes
 from rope_jax.checkpoints.positions import BiasSpec, LayerGroup, PositionConfig
+from rope_jax.diagnosis.scalings import scaling_rule
 from rope_jax.errors import InputError
-from rope_jax.length_rules import LengthRule, dynamic_ntk
+from rope_jax.length_rules import LengthRule, at_length
 from rope_jax.rules import Rule
 
-SCALINGS = ("none", "linear", "ntk", "by_parts", "yarn", "llama3", "dynamic_ntk")
 BIASES = ("none", "alibi", "t5")
 LARGEST_TARGET = 2**24
 
@@ -87,41 +87,7 @@ class StatusQuo:
     def rule_of(self, group: LayerGroup) -> Rule:
         """Returns the rule of `group` at the target length; windowed layers beside full ones keep the config's."""
         own = group is not self.main and group.window is not None
-        return static(group.rule if own else self.rule, self.target_length)
-
-
-def static(rule: Rule | LengthRule, length: int) -> Rule:
-    """Returns `rule` itself, or what it is for sequences of `length` tokens."""
-    return rule if isinstance(rule, Rule) else rule.at(length)
-
-
-def scaling_rule(name: str, *, factor: float, original_length: int) -> Rule | LengthRule:
-    """Returns the rule called `name` with its published defaults, for a context `factor` times as long.
-
-    `llama3` takes (low_freq_factor, high_freq_factor) = (1, 4); `dynamic_ntk` takes factor 1, so that it grows with
-    the current length over the trained one.
-
-    Raises:
-      InputError: if there is no such rule.
-    """
-    match name:
-        case "none":
-            return scaling.none()
-        case "linear":
-            return scaling.linear(factor=factor)
-        case "ntk":
-            return scaling.ntk(factor=factor)
-        case "by_parts":
-            return scaling.by_parts(factor=factor, original_length=original_length)
-        case "yarn":
-            return scaling.yarn(factor=factor, original_length=original_length)
-        case "llama3":
-            return scaling.llama3(
-                factor=factor, original_length=original_length, low_freq_factor=1.0, high_freq_factor=4.0
-            )
-        case "dynamic_ntk":
-            return dynamic_ntk(factor=1.0, original_length=original_length)
-    raise InputError(f"unknown scaling {name!r}; there are: config, {', '.join(SCALINGS)}")
+        return at_length(group.rule if own else self.rule, self.target_length)
 
 
 def status_quo(
@@ -137,7 +103,7 @@ def status_quo(
     Args:
       config: what the model's config says.
       target_length: `L'`, tokens; at least the original length.
-      scaling_name: one of `SCALINGS`, "config" for what the config declares, or None for what it declares if it
+      scaling_name: one of `scalings.BY_NAME`, "config" for what the config declares, or None for what it declares if it
         declares one, else "ntk".
       bias_name: one of `BIASES`, "config", or None for the config's own if it has one, else "alibi" where something
         rotates (a bias added in the retrofit).

@@ -12,7 +12,7 @@ from rope_jax.diagnosis.inspection_keys import KEYS, STATUS, key_paths
 from rope_jax.diagnosis.inspection_plot import draw
 from rope_jax.diagnosis.inspection_table import table_text, tokens
 from rope_jax.diagnosis.options import stars
-from rope_jax.diagnosis.status_quo import scaling_rule
+from rope_jax.diagnosis.scalings import scaling_rule
 from rope_jax.errors import InputError
 
 SMALL = {
