@@ -6,6 +6,7 @@ for the same weights: "half" pairs dimension `i` with `i + d/2`, "interleaved" p
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Float32
@@ -42,7 +43,8 @@ def rotate(
         return x
     turning = x[..., : 2 * pairs].astype(jnp.float32)
     first, second = _split(turning, layout)
-    c, s = cos[..., None, :], sin[..., None, :]
+    # The barrier keeps a compiler from working cos and sin out anew for every head.
+    c, s = (table[..., None, :] for table in jax.lax.optimization_barrier((cos, sin)))
     turned = _join(first * c - second * s, second * c + first * s, layout).astype(x.dtype)
     return jnp.concatenate([turned, x[..., 2 * pairs :]], axis=-1) if 2 * pairs < x.shape[-1] else turned
 
@@ -97,9 +99,13 @@ def sinusoidal(
     return _join(sin, cos, layout)
 
 
+# Halves are taken and put back as two rows of one array: XLA writes each side of a split or a concatenation by itself.
+
+
 def _split(x: Float[Array, "*shape dim"], layout: Layout):
     if layout == "half":
-        return jnp.split(x, 2, axis=-1)
+        halves = x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2)
+        return halves[..., 0, :], halves[..., 1, :]
     if layout == "interleaved":
         pairs = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
         return pairs[..., 0], pairs[..., 1]
@@ -108,7 +114,7 @@ def _split(x: Float[Array, "*shape dim"], layout: Layout):
 
 def _join(first: Array, second: Array, layout: Layout):
     if layout == "half":
-        return jnp.concatenate([first, second], axis=-1)
+        return jnp.stack([first, second], axis=-2).reshape(*first.shape[:-1], 2 * first.shape[-1])
     if layout == "interleaved":
         return jnp.stack([first, second], axis=-1).reshape(*first.shape[:-1], 2 * first.shape[-1])
     raise ValueError(f"layout must be 'half' or 'interleaved', got {layout!r}")

@@ -1,11 +1,21 @@
-"""The one attention function that models call."""
+"""The one attention function that models call: checks a call and gives it to the first implementation that can."""
 
-import math
+from typing import Literal
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
 
-from rope_jax.attention.query_blocks import attention_by_query_blocks
+from rope_jax.attention import blockwise, decode, pallas_tpu
+from rope_jax.attention.call import Tokens, checked
+from rope_jax.attention.sharded import by_shard
 from rope_jax.scheme import Scheme
+
+Implementation = Literal["pallas_tpu", "decode", "blockwise"]
+
+_IMPLEMENTATIONS = {  # tried in this order
+    "pallas_tpu": pallas_tpu.attend,
+    "decode": decode.attend,
+    "blockwise": blockwise.attend,
+}
 
 
 def attention(
@@ -21,12 +31,21 @@ def attention(
     causal: bool = True,
     scale: float | None = None,
     soft_cap: float | None = None,
-) -> Float[Array, "batch queries heads v_dim"]:
+    sinks: Float[Array, " heads"] | None = None,
+    skip_tiles: bool = True,
+    return_lse: bool = False,
+    implementation: Implementation | None = None,
+) -> (
+    Float[Array, "batch queries heads v_dim"]
+    | tuple[Float[Array, "batch queries heads v_dim"], Float32[Array, "batch queries heads"]]
+):
     r"""Returns attention under a positional scheme; queries and keys arrive unrotated.
 
-    .. math:: o_i = \sum_j \mathrm{softmax}_j\big(c\,\sigma\,(R_i q_i)\cdot(R_j k_j) + b(i - j)\big)\, v_j
+    .. math:: o_i = \sum_j e^{l_{ij} - z_i} v_j, \quad l_{ij} = c\,\sigma\,(R_i q_i)\cdot(R_j k_j) + b(i - j), \quad
+        z_i = \ln\big(e^{s} + \sum_j e^{l_{ij}}\big)
 
-    Memory is one block of queries against all keys, forward and backward.
+    Rotation and bias are worked out tile by tile; memory grows with the tokens, forward and backward. Gradients reach
+    `q`, `k`, `v`, `sinks` and every array of the scheme.
 
     Args:
       q: queries.
@@ -35,34 +54,47 @@ def attention(
       scheme: rotation, factors and bias; its arrays may carry a leading batch axis.
       q_positions: int32 positions of the queries.
       kv_positions: int32 positions of the keys, in any order.
-      segment_ids: ids of queries and of keys; only equal ids attend, and negative ones to nothing.
+      segment_ids: ids of queries and of keys; only equal ids attend, and negative ones to nothing. What lies in a
+        negative slot is never read, not even NaN.
       window: keys at `window` or more positions are not seen; None for all.
       causal: whether keys of later positions are hidden.
       scale: `sigma`; `1 / sqrt(dim)` where None.
       soft_cap: caps scaled logits at `soft_cap * tanh(logit / soft_cap)`, before the bias.
+      sinks: `s`, a logit for each head that takes weight and adds no value; none where None.
+      skip_tiles: whether tiles that provably cannot change the output beyond float32 rounding are left out.
+      return_lse: whether to return `z` too; for a query that sees nothing it is -1e30, not -inf.
+      implementation: the one to run; the first that can where None.
 
     Returns:
-      the outputs, in `v`'s dtype; zeros for a query that sees nothing.
+      the outputs, in `v`'s dtype, zeros for a query that sees nothing; and `z` if asked for.
 
     Raises:
-      ValueError: if the heads do not group, or differ from the scheme's.
+      ValueError: if the heads do not group, differ from the scheme's, or a number is out of range.
+      NotImplementedError: if the named implementation cannot serve the call.
     """
-    heads, kv_heads = q.shape[-2], k.shape[-2]
-    if heads % kv_heads:
-        raise ValueError(f"{heads} query heads do not divide into groups over {kv_heads} key heads")
-    if scheme.num_heads != heads:
-        raise ValueError(f"the scheme has {scheme.num_heads} heads, the queries {heads}")
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    return attention_by_query_blocks(
-        q,
-        k,
-        v,
-        scheme,
-        q_positions=q_positions,
-        kv_positions=kv_positions,
-        segments=segment_ids,
-        window=window,
-        causal=causal,
-        scale=scale,
-        soft_cap=soft_cap,
+    settings = checked(
+        q, k, scheme, window=window, causal=causal, scale=scale, soft_cap=soft_cap, skip_tiles=skip_tiles
     )
+    q_segments, kv_segments = (None, None) if segment_ids is None else segment_ids
+    queries, keys = Tokens(q_positions, q_segments), Tokens(kv_positions, kv_segments)
+    out, lse = by_shard(_implementation(implementation), q, k, v, scheme, sinks, queries, keys, settings)
+    return (out, lse) if return_lse else out
+
+
+def _implementation(name: str | None):
+    """Returns the implementation of that name, or one that is the first that can serve a call."""
+    if name is not None:
+        if name not in _IMPLEMENTATIONS:
+            raise ValueError(f"implementation must be one of {', '.join(_IMPLEMENTATIONS)}; got {name!r}")
+        return _IMPLEMENTATIONS[name]
+
+    def first_that_can(*call):
+        refusals = []
+        for name, attend in _IMPLEMENTATIONS.items():
+            try:
+                return attend(*call)
+            except NotImplementedError as refusal:
+                refusals.append(f"{name}: {refusal}")
+        raise NotImplementedError("no implementation can serve this call; " + "; ".join(refusals))
+
+    return first_that_can

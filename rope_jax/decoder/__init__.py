@@ -1,8 +1,22 @@
 """A Llama-family decoder that takes its positional scheme as an argument."""
 
-from rope_jax.decoder.cache import Cache, empty_cache
+from rope_jax.decoder.cache import Cache, Cached, empty_cache
+from rope_jax.decoder.cached_attention import Schemes
 from rope_jax.decoder.config import DecoderConfig
-from rope_jax.decoder.decoder import Decoder, Schemes
-from rope_jax.decoder.generate import generate
+from rope_jax.decoder.decoder import Decoder
+from rope_jax.decoder.generate import continue_from, generate
+from rope_jax.decoder.migration import migrate, migration_gap, reprefill
 
-__all__ = ["Cache", "Decoder", "DecoderConfig", "Schemes", "empty_cache", "generate"]
+__all__ = [
+    "Cache",
+    "Cached",
+    "Decoder",
+    "DecoderConfig",
+    "Schemes",
+    "continue_from",
+    "empty_cache",
+    "generate",
+    "migrate",
+    "migration_gap",
+    "reprefill",
+]

@@ -1,10 +1,14 @@
-"""A key-value cache that holds *unrotated* keys, so that every step can score all keys under the scheme of the moment.
+"""A key-value cache whose keys stand either unrotated or rotated, laid out for fast decoding.
 
-That equals recomputing only in the first layer: deeper keys and values come from hidden states made under the scheme
-of their own step. Run the prompt again to change schemes exactly.
+*Unrotated* keys serve every scheme: each step can score all of them under the frequencies of the moment. That equals
+recomputing only in the first layer: deeper keys and values come from hidden states made under the scheme of their own
+step (`migration` measures the gap). *Rotated* keys are turned once, when they are written, by the scheme of their step,
+and cost the least to read; another scheme needs `migration.migrate` first.
 """
 
 import dataclasses
+import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +18,26 @@ from rope_jax.decoder.config import DecoderConfig
 
 EMPTY = -1  # the segment of a slot that holds nothing
 
+Cached = Literal["unrotated", "rotated"]
 
-@jax.tree_util.register_dataclass
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["keys", "values", "positions", "segments", "filled"],
+    meta_fields=["cached"],
+)
 @dataclasses.dataclass(frozen=True)
 class Cache:
     """Keys and values of the tokens so far.
 
     Attributes:
-      keys: one `[batch, capacity, kv_heads, head_dim]` a layer, before rotation.
-      values: one `[batch, capacity, kv_heads, head_dim]` a layer.
+      keys: one `[batch, kv_heads, head_dim, capacity]` a layer: slots last, so that a step turns and multiplies them
+        as they stand.
+      values: one `[batch, kv_heads, capacity, head_dim]` a layer.
       positions: int32 `[batch, capacity]`.
       segments: int32 `[batch, capacity]`; `EMPTY` where a slot holds nothing.
       filled: int32 `[]`, slots in use.
+      cached: whether the keys are "unrotated" or "rotated"; static.
     """
 
     keys: tuple[Array, ...]
@@ -33,22 +45,32 @@ class Cache:
     positions: Array
     segments: Array
     filled: Array
+    cached: Cached = "unrotated"
 
     @property
     def capacity(self) -> int:
         return self.positions.shape[1]
 
 
-def empty_cache(config: DecoderConfig, *, batch: int, capacity: int, dtype=jnp.float32) -> Cache:
-    """Returns a cache with room for `capacity` tokens a sequence."""
-    shape = (batch, capacity, config.num_kv_heads, config.head_dim)
+def empty_cache(
+    config: DecoderConfig, *, batch: int, capacity: int, dtype=jnp.float32, cached: Cached = "unrotated"
+) -> Cache:
+    """Returns a cache with room for `capacity` tokens a sequence.
+
+    Raises:
+      ValueError: if `cached` is neither "unrotated" nor "rotated".
+    """
+    if cached not in ("unrotated", "rotated"):
+        raise ValueError(f"cached must be 'unrotated' or 'rotated', got {cached!r}")
+    heads, dim = config.num_kv_heads, config.head_dim
     layers = range(config.num_layers)
     return Cache(
-        keys=tuple(jnp.zeros(shape, dtype) for _ in layers),
-        values=tuple(jnp.zeros(shape, dtype) for _ in layers),
+        keys=tuple(jnp.zeros((batch, heads, dim, capacity), dtype) for _ in layers),
+        values=tuple(jnp.zeros((batch, heads, capacity, dim), dtype) for _ in layers),
         positions=jnp.zeros((batch, capacity), jnp.int32),
         segments=jnp.full((batch, capacity), EMPTY, jnp.int32),
         filled=jnp.int32(0),
+        cached=cached,
     )
 
 
@@ -75,8 +97,17 @@ def append_positions(
     )
 
 
-def write_layer(
-    store: Float[Array, "batch capacity kv_heads dim"], new: Float[Array, "batch tokens kv_heads dim"], end: Array
-) -> Float[Array, "batch capacity kv_heads dim"]:
-    """Returns one layer's keys or values with `new` written into the slots that end at `end`."""
-    return jax.lax.dynamic_update_slice(store, new.astype(store.dtype), (0, end - new.shape[1], 0, 0))
+def write_keys(
+    store: Float[Array, "batch kv_heads dim capacity"], new: Float[Array, "batch tokens kv_heads dim"], end: Array
+) -> Float[Array, "batch kv_heads dim capacity"]:
+    """Returns one layer's keys with `new` in the slots that end at `end`."""
+    new = jnp.moveaxis(new, 1, 3).astype(store.dtype)
+    return jax.lax.dynamic_update_slice(store, new, (0, 0, 0, end - new.shape[3]))
+
+
+def write_values(
+    store: Float[Array, "batch kv_heads capacity dim"], new: Float[Array, "batch tokens kv_heads dim"], end: Array
+) -> Float[Array, "batch kv_heads capacity dim"]:
+    """Returns one layer's values with `new` in the slots that end at `end`."""
+    new = jnp.moveaxis(new, 1, 2).astype(store.dtype)
+    return jax.lax.dynamic_update_slice(store, new, (0, 0, end - new.shape[2], 0))

@@ -3,6 +3,7 @@
 Axes: B batch, T tokens, D hidden, H query heads, K key/value heads, d head dimension, F gate, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -10,13 +11,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from rope_jax.attention import attention
+from rope_jax.attention import attention, decode
+from rope_jax.attention.call import Tokens
 from rope_jax.decoder import cache as caching
-from rope_jax.decoder.cache import Cache
+from rope_jax.decoder import cached_attention
+from rope_jax.decoder.cache import Cache, Cached
+from rope_jax.decoder.cached_attention import Schemes, Turns
 from rope_jax.decoder.config import DecoderConfig
 from rope_jax.scheme import Scheme
-
-Schemes = Scheme | Mapping[str, Scheme]
 
 
 class RmsNorm(nnx.Module):
@@ -70,31 +72,30 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         scheme: Scheme,
-        positions: Int[Array, "B T"],
-        segments: Int[Array, "B T"] | None,
+        tokens: Tokens,
         cache: Cache | None,
+        turn: decode.Turn | None,
+        fresh: bool,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        stored = None
-        kv_positions, kv_segments = positions, segments
         if cache is not None:
-            k = caching.write_layer(cache.keys[self.layer], k, cache.filled).astype(q.dtype)
-            v = caching.write_layer(cache.values[self.layer], v, cache.filled).astype(q.dtype)
-            stored = (k, v)
-            kv_positions, kv_segments = cache.positions, cache.segments
+            out, stored = cached_attention.attend(
+                q, k, v, scheme, tokens, cache, self.layer, window=self.window, turn=turn, fresh=fresh
+            )
+            return self.o(out), stored
         out = attention(
             q,
             k,
             v,
             scheme,
-            q_positions=positions,
-            kv_positions=kv_positions,
-            segment_ids=None if segments is None or kv_segments is None else (segments, kv_segments),
+            q_positions=tokens.positions,
+            kv_positions=tokens.positions,
+            segment_ids=None if tokens.segments is None else (tokens.segments, tokens.segments),
             window=self.window,
         )
-        return self.o(out), stored
+        return self.o(out), None
 
 
 class Mlp(nnx.Module):
@@ -120,8 +121,8 @@ class Block(nnx.Module):
         self.mlp_norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config, rngs=rngs)
 
-    def __call__(self, x, scheme: Scheme, positions, segments, cache):
-        attended, stored = self.attention(self.attention_norm(x), scheme, positions, segments, cache)
+    def __call__(self, x, scheme: Scheme, tokens: Tokens, cache: Cache | None, turn, fresh: bool):
+        attended, stored = self.attention(self.attention_norm(x), scheme, tokens, cache, turn, fresh)
         x = x + attended
         return x + self.mlp(self.mlp_norm(x)), stored
 
@@ -178,7 +179,7 @@ class Decoder(nnx.Module):
         """Returns the last hidden states, normed; `unembed` makes logits of them. Arguments as in `__call__`."""
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-        x, _ = self._run(tokens, scheme, positions, segments, None, dtype)
+        x, _ = self._run(tokens, scheme, Tokens(positions, segments), None, None, False, dtype)
         return x
 
     def unembed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -196,20 +197,99 @@ class Decoder(nnx.Module):
         segments: Int[Array, "B T"] | None = None,
         dtype=jnp.float32,
     ) -> tuple[Float[Array, "B T V"], Cache]:
-        """Returns the logits of `tokens` after those in the cache, and the cache with them."""
-        segments = jnp.zeros_like(tokens) if segments is None else segments
-        cache = caching.append_positions(cache, positions, segments)
-        x, stored = self._run(tokens, scheme, positions, segments, cache, dtype)
-        keys, values = zip(*stored, strict=True)
-        cache = Cache(keys, values, cache.positions, cache.segments, cache.filled)
+        """Returns the logits of `tokens` after those in the cache, and the cache with them.
+
+        Up to 16 tokens a sequence go through `attention.decode`, more through `attention.attention`; a prompt in chunks
+        gives what it gives at once.
+
+        Args:
+          cache: what came before; its rotated keys, if they are rotated, must have been turned by `scheme`.
+          tokens: token ids.
+          scheme: one scheme, or one for each layer type that the config names.
+          positions: position of each token.
+          segments: 0 where None; negative for padding, whose slots stay unseen.
+          dtype: of the activations.
+
+        Raises:
+          ValueError: if the tokens do not fit into the cache.
+        """
+        x, cache = self.advance(cache, tokens, scheme, positions=positions, segments=segments, dtype=dtype)
         return self.unembed(x), cache
 
-    def _run(self, tokens, scheme: Schemes, positions, segments, cache: Cache | None, dtype):
+    def advance(
+        self,
+        cache: Cache,
+        tokens: Int[Array, "B T"],
+        scheme: Schemes,
+        *,
+        positions: Int[Array, "B T"],
+        segments: Int[Array, "B T"] | None = None,
+        turns: Turns | None = None,
+        dtype=jnp.float32,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Returns what `extend` does with the last hidden states, normed, in place of logits.
+
+        Args:
+          cache: as in `extend`.
+          tokens: as in `extend`.
+          scheme: as in `extend`.
+          positions: as in `extend`.
+          segments: as in `extend`.
+          turns: cos and sin at every slot of an unrotated cache, new tokens included, if the caller keeps them; worked
+            out once for all layers where None.
+          dtype: of the activations.
+        """
+        fresh = not isinstance(cache.filled, jax.core.Tracer) and int(cache.filled) == 0
+        segments = jnp.zeros_like(tokens) if segments is None else segments
+        cache = caching.append_positions(cache, positions, segments)
+        if turns is None and cache.cached == "unrotated" and tokens.shape[1] <= decode.QUERIES:
+            turns = cached_attention.turns_of(scheme, cache.positions)
+        return self._fill(cache, tokens, scheme, Tokens(positions, segments), turns, fresh, dtype)
+
+    def prefill(
+        self,
+        tokens: Int[Array, "B T"],
+        scheme: Schemes,
+        *,
+        capacity: int,
+        positions: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+        cached: Cached = "unrotated",
+        dtype=jnp.float32,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Returns the last hidden states of a prompt, normed, and a new cache with it.
+
+        Args:
+          tokens: token ids.
+          scheme: one scheme, or one for each layer type that the config names.
+          capacity: tokens a sequence that the cache has room for.
+          positions: position of each token; 0, 1, 2, ... where None.
+          segments: 0 where None; negative for padding.
+          cached: whether the cache holds "unrotated" or "rotated" keys.
+          dtype: of activations and cache.
+
+        Raises:
+          ValueError: if the tokens do not fit.
+        """
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+        segments = jnp.zeros_like(tokens) if segments is None else segments
+        cache = caching.empty_cache(self.config, batch=tokens.shape[0], capacity=capacity, dtype=dtype, cached=cached)
+        cache = caching.append_positions(cache, positions, segments)
+        return self._fill(cache, tokens, scheme, Tokens(positions, segments), None, True, dtype)
+
+    def _fill(self, cache: Cache, tokens, scheme: Schemes, at: Tokens, turns, fresh: bool, dtype):
+        x, stored = self._run(tokens, scheme, at, cache, turns, fresh, dtype)
+        keys, values = zip(*stored, strict=True)
+        return x, dataclasses.replace(cache, keys=keys, values=values)
+
+    def _run(self, tokens, scheme: Schemes, at: Tokens, cache: Cache | None, turns, fresh: bool, dtype):
         x = jnp.take(self.embedding[...], tokens, axis=0).astype(dtype)
         stored = []
         for layer, block in enumerate(self.blocks):
+            turn = turns[self.config.layer_types[layer]] if isinstance(turns, Mapping) else turns
             with jax.named_scope(f"block_{layer}"):
-                x, kept = block(x, self._scheme_of(scheme, layer), positions, segments, cache)
+                x, kept = block(x, self._scheme_of(scheme, layer), at, cache, turn, fresh)
             stored.append(kept)
         return self.norm(x), stored
 

@@ -1,0 +1,215 @@
+"""The backward pass of blockwise attention: tile by tile again, from the log-sum-exps, in the memory of a tile.
+
+    dS = P * (dO V^T - D),  D = rowsum(dO * O) - d(lse),  dV = P^T dO,  dK = dS^T Q,  dQ = dS K
+
+A tile has keys as its rows: then three of its five products need no operand transposed, and the fourth and fifth take
+operands that were transposed once.
+
+Axes as in `blockwise`. Source: Dao et al., arXiv 2205.14135, appendix B.2; the cotangent of the log-sum-exp added.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float32
+
+from rope_jax import rotation
+from rope_jax.attention.call import NOTHING, Settings, Tokens
+from rope_jax.attention.heads import Results, each_head
+from rope_jax.attention.logits import distance, separated_line, strip_gradient, tile_mask, written_bias
+from rope_jax.attention.operands import (
+    ROUNDING,
+    Operands,
+    Row,
+    at,
+    from_tiles,
+    in_tiles,
+    logit_bounds,
+    prepare,
+    turned_tiles,
+)
+
+
+class Gradients(NamedTuple):
+    """Of one tile of keys, and of all queries so far."""
+
+    k: Array  # [C, d], of the turned keys
+    v: Array  # [C, e]
+    q: Array  # [tiles, d, R], of the turned and scaled queries
+    slopes: Array  # [G]
+    strip: Array  # [G, 2M + 1]
+
+
+def backward(
+    operands: Operands,
+    queries: Tokens,
+    keys: Tokens,
+    out: Float32[Array, "batch queries heads v_dim"],
+    lse: Float32[Array, "batch queries heads"],
+    d_out: Float32[Array, "batch queries heads v_dim"],
+    d_lse: Float32[Array, "batch queries heads"],
+    settings: Settings,
+    layout: rotation.Layout,
+) -> Operands:
+    """Returns the gradient of every operand; `out` and `lse` may be of more keys than these, as in a ring."""
+    by_token, by_head, row, size, together = prepare(operands, queries, keys, settings)
+    batch, tokens, kv_heads, groups, _ = by_token[0].shape
+    of_heads = lambda x: x.reshape(batch, tokens, kv_heads, groups, *x.shape[3:])  # noqa: E731
+    by_token = (*by_token, *(of_heads(x) for x in (out, lse, d_out, d_lse)))
+
+    of_head = functools.partial(_backward_head, settings=settings, layout=layout, size=size, wide=not together)
+    zeros = Results(
+        by_token=tuple(row.zeros(*x.shape).astype(x.dtype) for x in by_token[:3]),
+        by_row=jax.tree.map(lambda x: row.zeros(*x.shape), (operands.q_turn, operands.k_turn, operands.scale)),
+    )
+    results = each_head(of_head, by_token, by_head, row, zeros, together=together)
+    (q, k, v), (slopes, strip, sinks), (q_turn, k_turn, scale) = results
+    return Operands(
+        q=q.reshape(operands.q.shape),
+        k=k,
+        v=v,
+        q_turn=q_turn,
+        k_turn=k_turn,
+        scale=scale * settings.scale,
+        slopes=slopes.reshape(operands.slopes.shape),
+        strip=strip.reshape(operands.strip.shape),
+        sinks=sinks.reshape(operands.sinks.shape),
+    )
+
+
+def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, size, wide: bool) -> Results:
+    """Returns the gradients of one key head, and what it adds to those that heads share."""
+    (q, k, v, out, lse, d_out, d_lse), (slopes, strip, sinks) = by_token, by_head
+    _tokens, groups, _ = q.shape
+    dtype = jnp.float32 if wide else q.dtype
+    swap = lambda x: jnp.swapaxes(x, 1, 2)  # noqa: E731
+    turned_q, turn_back_q = jax.vjp(lambda x, turn: turned_tiles(x, turn, layout, size[0]), q, row.q_turn)
+    turned_k, turn_back_k = jax.vjp(lambda x, turn: turned_tiles(x[:, None], turn, layout, size[1]), k, row.k_turn)
+    q_tiles = (turned_q * row.scale).astype(dtype)
+    k_tiles, v_tiles = turned_k.astype(dtype), in_tiles(v[:, None], size[1]).astype(dtype)
+    delta = jnp.sum(d_out * out, axis=-1)  # [N, G]
+    through_lse = delta - d_lse
+    do_tiles, lse_tiles, delta_tiles = (in_tiles(x, size[0]) for x in (d_out, lse, through_lse))
+    do_tiles = do_tiles.astype(dtype)
+    bounds = logit_bounds(q_tiles, k_tiles, slopes, strip, row.pairs, settings)
+    wanted = row.pairs.sees
+    if settings.skip_tiles:
+        wanted &= ~_void(bounds, k_tiles, v_tiles, out, lse, row, size)
+    q_across, do_across, k_across = swap(q_tiles), swap(do_tiles), swap(k_tiles)
+    # Queries are the columns here; a single group has no axis of its own, as in the forward pass.
+    shape = (size[1], size[0]) if groups == 1 else (size[1], groups, size[0])
+
+    def of_tile(state, tile):
+        q_gradient, slopes_gradient, strip_gradients = state
+        k, k_across, v, j, wanted, is_plain = tile
+        rows = row.side_of_keys(j)
+        order = jnp.argsort(jnp.where(wanted, is_plain, 2), stable=True)  # what needs the general form comes first
+        general_ones, all_ones = (x.sum(dtype=jnp.int32) for x in (wanted & ~is_plain, wanted))
+
+        def products(i):
+            """Returns `dS` of what the soft cap made, from the weights; and how to add it."""
+            raw = jnp.dot(k, at(q_across, i), preferred_element_type=jnp.float32).reshape(shape)
+            if settings.soft_cap is None:
+                return raw, None
+            bent = jnp.tanh(raw / settings.soft_cap)
+            return settings.soft_cap * bent, 1 - bent * bent
+
+        def add(i, p, slope, sums: Gradients):
+            d_weights = jnp.dot(v, at(do_across, i), preferred_element_type=jnp.float32).reshape(shape)
+            d_logits = p * (d_weights - at(delta_tiles, i).reshape(1, *shape[1:]))
+            d_raw = d_logits if slope is None else d_logits * slope
+            flat_p, flat = p.reshape(size[1], -1).astype(dtype), d_raw.reshape(size[1], -1).astype(dtype)
+            d_q = at(sums.q, i) + jnp.dot(k_across, flat, preferred_element_type=jnp.float32)
+            return d_logits, sums._replace(
+                k=sums.k + jnp.dot(flat, at(q_tiles, i), preferred_element_type=jnp.float32),
+                v=sums.v + jnp.dot(flat_p, at(do_tiles, i), preferred_element_type=jnp.float32),
+                q=jax.lax.dynamic_update_index_in_dim(sums.q, d_q, i, 0),
+            )
+
+        def general(n, sums: Gradients) -> Gradients:
+            i = at(order, n)
+            columns = row.side_of_queries(i)
+            mask, bias = tile_mask(rows, columns, settings), written_bias(slopes, strip, rows, columns)
+            if groups > 1:
+                mask, bias = mask[:, None, :], jnp.swapaxes(bias, 0, 1)
+            else:
+                bias = bias[0]
+            s, slope = products(i)
+            shifted = s + bias - at(lse_tiles, i).reshape(1, *shape[1:])
+            p = jnp.exp(jnp.where(mask, shifted, NOTHING))
+            d_logits, sums = add(i, p, slope, sums)
+            by_group = d_logits[None] if groups == 1 else jnp.swapaxes(d_logits, 0, 1)
+            line = jnp.sum(by_group * distance(rows, columns)[None], axis=(1, 2))
+            return sums._replace(
+                slopes=sums.slopes - line, strip=sums.strip + strip_gradient(by_group, strip, rows, columns)
+            )
+
+        def plain(n, sums: Gradients) -> Gradients:
+            i = at(order, n)
+            positions = at(row.queries.positions, i)
+            of_query, of_key, side = separated_line(slopes, strip, positions, rows.positions[None])
+            shift = at(lse_tiles, i).reshape(groups, -1) - at(of_query, side[0])
+            column = of_key[0].T.reshape(size[1], *shape[1:-1], 1)
+            s, slope = products(i)
+            p = jnp.exp(s + column - shift.reshape(1, *shape[1:]))
+            d_logits, sums = add(i, p, slope, sums)
+            # sum of dS |i - j| = sum of dS (i - a) + sum of dS (a - j), for keys behind; the negative of it ahead
+            anchor = positions.min()
+            total = d_logits.sum(axis=-1).reshape(size[1], groups)
+            ahead_of_anchor = (positions - anchor).astype(jnp.float32).reshape(*(1,) * (len(shape) - 1), -1)
+            moment = (d_logits * ahead_of_anchor).sum(axis=-1).reshape(size[1], groups)
+            line = moment + total * (anchor - rows.positions).astype(jnp.float32)[:, None]
+            end = jnp.where(side[0] == 1, 0, strip.shape[1] - 1)
+            return sums._replace(
+                slopes=sums.slopes - jnp.where(side[0] == 1, -1.0, 1.0) * line.sum(axis=0),
+                strip=sums.strip.at[:, end].add(total.sum(axis=0)),
+            )
+
+        start = Gradients(row.zeros(*k.shape), row.zeros(*v.shape), q_gradient, slopes_gradient, strip_gradients)
+        sums = jax.lax.fori_loop(0, general_ones, general, start)
+        if order.shape[0] > 1:
+            sums = jax.lax.fori_loop(general_ones, all_ones, plain, sums)
+        return (sums.q, sums.slopes, sums.strip), (sums.k, sums.v)
+
+    start = (row.zeros(*q_across.shape), row.zeros(*slopes.shape), row.zeros(*strip.shape))
+    tiles = (
+        k_tiles,
+        k_across,
+        v_tiles,
+        jnp.arange(k_tiles.shape[0], dtype=jnp.int32),
+        wanted.T,
+        row.pairs.plain.T,
+    )
+    (q_across_gradient, d_slopes, d_strip), (d_k, d_v) = jax.lax.scan(of_tile, start, tiles)
+    d_q = swap(q_across_gradient)
+    d_scale = jnp.sum(d_q * turned_q)
+    (d_q, d_q_turn), (d_k, d_k_turn) = turn_back_q(d_q * row.scale), turn_back_k(d_k)
+    by_sink = jnp.where(lse > NOTHING, jnp.exp(jnp.minimum(sinks[None, :] - lse, 0.0)), 0.0)
+    d_sinks = -jnp.sum(by_sink * through_lse, axis=0)
+    d_v = from_tiles(d_v, 1, v.shape[0])[:, 0]
+    return Results(
+        by_token=(d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)),
+        by_head=(d_slopes, d_strip, d_sinks),
+        by_row=(d_q_turn, d_k_turn, d_scale),
+    )
+
+
+def _void(bounds, k_tiles, v_tiles, out, lse, row: Row, size):
+    """Returns which tiles cannot change any gradient beyond rounding, `[query tiles, key tiles]`.
+
+    Every weight of such a tile, times the number of keys, times the farthest offset (for the slopes), times how far its
+    keys and values exceed what the rows and the other tiles have, vanishes beside one.
+    """
+    groups = lse.shape[1]
+    rows_of = lambda x: in_tiles(x, size[0]).reshape(-1, groups, size[0])  # noqa: E731
+    counts = jnp.broadcast_to((row.queries.segments >= 0)[:, None, :], (row.queries.segments.shape[0], groups, size[0]))
+    lowest = lambda x: jnp.min(rows_of(x), axis=2, where=counts, initial=-NOTHING).T[:, :, None]  # noqa: E731
+    of_output = lse + jnp.log(jnp.abs(out).max(axis=-1))
+    k_sizes, v_sizes = (jnp.abs(x.astype(jnp.float32)).max(axis=(1, 2)) for x in (k_tiles, v_tiles))
+    some = row.keys.some
+    excess_k = jnp.log(k_sizes / jnp.min(k_sizes, where=some, initial=jnp.inf))[None, None, :]
+    keys_and_offsets = k_tiles.shape[0] * k_tiles.shape[1] * jnp.maximum(row.pairs.farthest, 1).astype(jnp.float32)
+    excess = bounds + jnp.log(keys_and_offsets / ROUNDING)[None] + excess_k
+    return (excess <= jnp.minimum(lowest(lse), lowest(of_output) - jnp.log(v_sizes)[None, None, :])).all(axis=0)

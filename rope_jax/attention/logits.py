@@ -1,0 +1,126 @@
+"""The logits of one tile: the line, the offset strip and the mask, worked out where they are used.
+
+A *plain* tile is wholly visible and adds to `q.k` only what separates into a part of the query and a part of the key,
+`-m (i - j) = -m (i - a) - m (a - j)`. Any other tile has its bias and its mask written out, with either the queries or
+the keys as its rows.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int
+
+from rope_jax.attention.call import Settings
+
+
+class Side(NamedTuple):
+    """The rows or the columns of a tile."""
+
+    positions: Array  # [slots]
+    segments: Array  # [slots]
+    contiguous: Array  # [], whether each position is one more than that before
+    sign: int  # 1 for queries, -1 for keys
+
+
+def separated_line(
+    slopes: Float32[Array, " groups"],
+    strip: Float32[Array, "groups offsets"],
+    q_positions: Int[Array, " queries"],
+    kv_positions: Int[Array, "tiles keys"],
+) -> tuple[Float32[Array, "2 groups queries"], Float32[Array, "tiles groups keys"], Int[Array, " tiles"]]:
+    """Returns the parts of the query, one a side, and of the key, whose sum is the bias of a plain tile.
+
+    The third result says on which side of the queries each tile of keys lies, were it plain: 0 behind, 1 ahead.
+    """
+    # Both parts count from the first query, so that the integers stay small and their products with a slope precise.
+    anchor = q_positions.min()
+    ahead = kv_positions.max(axis=1) > anchor  # one pair tells: the whole tile lies on one side
+    behind = -slopes[:, None] * (q_positions - anchor).astype(jnp.float32)[None, :]
+    of_query = jnp.stack([behind + strip[:, -1:], strip[:, :1] - behind])
+    signed = jnp.where(ahead[:, None], slopes[None, :], -slopes[None, :])
+    of_key = signed[:, :, None] * (anchor - kv_positions).astype(jnp.float32)[:, None, :]
+    return of_query, of_key, ahead.astype(jnp.int32)
+
+
+def tile_mask(rows: Side, columns: Side, settings: Settings) -> Bool[Array, "rows columns"]:
+    """Returns which queries and keys of a tile see each other."""
+    offset = _offset(rows, columns)
+    mask = (rows.segments[:, None] == columns.segments[None, :]) & (rows.segments >= 0)[:, None]
+    if settings.causal:
+        mask &= offset >= 0
+    if settings.window is not None:
+        mask &= jnp.abs(offset) < settings.window
+    return mask
+
+
+def distance(rows: Side, columns: Side) -> Float32[Array, "rows columns"]:
+    """Returns `|i - j|`."""
+    return jnp.abs(_offset(rows, columns)).astype(jnp.float32)
+
+
+def written_bias(
+    slopes: Float32[Array, " groups"], strip: Float32[Array, "groups offsets"], rows: Side, columns: Side
+) -> Float32[Array, "groups rows columns"]:
+    """Returns the bias of every pair of a tile."""
+    line = -slopes[:, None, None] * distance(rows, columns)[None]
+    if strip.shape[-1] == 1:
+        return line + strip[:, :, None]
+
+    def by_diagonals():
+        diagonals = jnp.take(strip, _diagonal_index(strip, rows, columns), axis=1)
+        return skew(diagonals, rows.positions.shape[0], columns.positions.shape[0])
+
+    def by_offset():
+        return jnp.take(strip, _index(strip, _offset(rows, columns)), axis=1)
+
+    return line + jax.lax.cond(rows.contiguous & columns.contiguous, by_diagonals, by_offset)
+
+
+def strip_gradient(
+    d_bias: Float32[Array, "groups rows columns"], strip: Float32[Array, "groups offsets"], rows: Side, columns: Side
+) -> Float32[Array, "groups offsets"]:
+    """Returns the gradient of the strip from that of a tile's bias; every sum is made in one fixed order."""
+    if strip.shape[-1] == 1:
+        return d_bias.sum(axis=(1, 2))[:, None]
+
+    def by_diagonals():
+        return jnp.zeros_like(strip).at[:, _diagonal_index(strip, rows, columns)].add(sum_diagonals(d_bias))
+
+    def by_offset():
+        return jnp.zeros_like(strip).at[:, _index(strip, _offset(rows, columns))].add(d_bias)
+
+    return jax.lax.cond(rows.contiguous & columns.contiguous, by_diagonals, by_offset)
+
+
+def skew(diagonals: Float32[Array, "groups slots"], rows: int, columns: int) -> Float32[Array, "groups rows columns"]:
+    """Returns the tile whose entry `(r, c)` is `diagonals[rows - 1 - r + c]`, by copies and without a gather."""
+    groups, slots = diagonals.shape
+    # Cut into rows one slot shorter than what is repeated in them, each row begins one slot earlier.
+    flat = jnp.broadcast_to(diagonals[:, None, :], (groups, rows, slots)).reshape(groups, rows * slots)
+    return flat[:, rows - 1 : rows - 1 + rows * (slots - 1)].reshape(groups, rows, slots - 1)[:, :, :columns]
+
+
+def sum_diagonals(tile: Float32[Array, "groups rows columns"]) -> Float32[Array, "groups slots"]:
+    """Returns the sum of each diagonal of a tile: the transpose of `skew`."""
+    groups, rows, columns = tile.shape
+    slots = rows + columns
+    wide = jnp.pad(tile, ((0, 0), (0, 0), (0, rows - 1))).reshape(groups, rows * (slots - 1))
+    return jnp.pad(wide, ((0, 0), (rows - 1, 1))).reshape(groups, rows, slots).sum(axis=1)
+
+
+def _offset(rows: Side, columns: Side) -> Int[Array, "rows columns"]:
+    """Returns query minus key position."""
+    return rows.sign * (rows.positions[:, None] - columns.positions[None, :])
+
+
+def _index(strip: Array, offset: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+    reach = strip.shape[-1] // 2
+    return jnp.clip(offset, -reach, reach) + reach
+
+
+def _diagonal_index(strip: Array, rows: Side, columns: Side) -> Int[Array, " slots"]:
+    """Returns where the strip holds each diagonal of a tile of contiguous positions, the lower left one first."""
+    # One slot more than there are diagonals, for the skew.
+    slot = jnp.arange(rows.positions.shape[0] + columns.positions.shape[0], dtype=jnp.int32)
+    return _index(strip, rows.sign * (rows.positions[-1] - columns.positions[0] - slot))

@@ -1,0 +1,167 @@
+"""What blockwise attention works on: a call's arrays by name, and cut into heads and tiles."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Shaped
+
+from rope_jax import rotation
+from rope_jax.attention.call import NOTHING, Settings, Tokens
+from rope_jax.attention.logits import Side
+from rope_jax.attention.tiles import Pairs, Tiles, cut, meet
+from rope_jax.scheme import Scheme
+
+ROWS, COLUMNS = 512, 512  # of a tile of logits
+ROUNDING = 2.0**-25  # half a unit in the last place of float32
+
+Turn = tuple[Float32[Array, "batch tokens pairs"], Float32[Array, "batch tokens pairs"]]  # cos and sin
+
+
+class Operands(NamedTuple):
+    """Everything of a call that has a gradient.
+
+    Attributes:
+      q: `[B, N, H, d]`.
+      k: `[B, S, K, d]`.
+      v: `[B, S, K, e]`.
+      q_turn: cos and sin to turn the queries by, `[B, N, P]` each; no pairs for queries that are turned already.
+      k_turn: the same of the keys, `[B, S, P]`.
+      scale: of `q.k`, `[B]`; the scheme's logit scale, without the setting's.
+      slopes: `[B, H]`.
+      strip: `[B, H, 2M + 1]`.
+      sinks: `[B, H]`; `NOTHING` where there are none.
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    q_turn: tuple[Array, Array]
+    k_turn: tuple[Array, Array]
+    scale: Array
+    slopes: Array
+    strip: Array
+    sinks: Array
+
+    @classmethod
+    def of(cls, q: Array, k: Array, v: Array, scheme: Scheme, sinks: Array | None, q_turn, k_turn) -> "Operands":
+        """Returns the operands of a call, with whatever the sequences share repeated for each of them."""
+        batch, heads = q.shape[0], q.shape[2]
+        sinks = jnp.full((heads,), NOTHING) if sinks is None else sinks.astype(jnp.float32)
+        repeat = lambda x, rank: jnp.broadcast_to(x, (batch, *x.shape[x.ndim - rank :]))  # noqa: E731
+        return cls(
+            q,
+            k,
+            v,
+            q_turn,
+            k_turn,
+            repeat(scheme.logit_scale, 0),
+            repeat(scheme.slopes, 1),
+            repeat(scheme.offset_bias, 2),
+            repeat(sinks, 1),
+        )
+
+
+def vary_together(operands: Operands, *tokens: Tokens) -> Operands:
+    """Inside `shard_map`, lets every operand vary over all the mesh axes that any input of the call varies over.
+
+    A loop's carry has one type throughout; and done here, outside the custom derivative, the transpose sums what
+    devices share.
+    """
+    varying = lambda x: frozenset(jax.typeof(x).manual_axis_type.varying)  # noqa: E731
+    axes = frozenset().union(*(varying(x) for x in jax.tree.leaves((operands, tokens))))
+    if not axes:
+        return operands
+    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(axes - varying(x)), to="varying"), operands)
+
+
+class Row(NamedTuple):
+    """What the heads of one sequence share; `prepare` makes it with a batch axis."""
+
+    scale: Array  # [], of q.k, all factors together
+    q_turn: tuple[Array, Array]  # [N, P]
+    k_turn: tuple[Array, Array]  # [S, P]
+    queries: Tiles
+    keys: Tiles
+    pairs: Pairs
+    origin: Array  # [], a zero that varies over the same mesh axes as the operands
+
+    def zeros(self, *shape: int) -> Array:
+        """Returns zeros to begin a loop with."""
+        return jnp.broadcast_to(self.origin.ravel()[0], shape)
+
+    def side_of_queries(self, i: Array) -> Side:
+        return _side(self.queries, i, 1)
+
+    def side_of_keys(self, j: Array) -> Side:
+        return _side(self.keys, j, -1)
+
+
+def _side(tiles: Tiles, index: Array, sign: int) -> Side:
+    return Side(at(tiles.positions, index), at(tiles.segments, index), at(tiles.contiguous, index), sign)
+
+
+def prepare(operands: Operands, queries: Tokens, keys: Tokens, settings: Settings):
+    """Returns the arrays of a call by token, by head and by sequence, the size of a tile, and whether heads run at once."""
+    batch, tokens, heads, _ = operands.q.shape
+    kv_heads = operands.k.shape[2]
+    groups = heads // kv_heads
+    round_up = lambda x: -(-x // 8) * 8  # noqa: E731
+    size = min(max(ROWS // groups, 64), round_up(tokens)), min(COLUMNS, round_up(operands.k.shape[1]))
+    by_token = (operands.q.reshape(batch, tokens, kv_heads, groups, -1), operands.k, operands.v)
+    by_head = tuple(x.reshape(batch, kv_heads, groups, *x.shape[2:]) for x in operands[-3:])
+    q_tiles = jax.vmap(lambda x: cut(x, size[0]))(queries)
+    k_tiles = jax.vmap(lambda x: cut(x, size[1]))(keys)
+    reach = operands.strip.shape[-1] // 2
+    pairs = jax.vmap(lambda a, b: meet(a, b, settings, max_offset=reach))(q_tiles, k_tiles)
+    scale = operands.scale * settings.scale
+    origin = jnp.where(scale == scale, 0.0, 0.0)
+    row = Row(scale, operands.q_turn, operands.k_turn, q_tiles, k_tiles, pairs, origin)
+    return by_token, by_head, row, size, jax.default_backend() != "cpu"
+
+
+def at(x: Shaped[Array, "tiles *shape"], index: Array) -> Shaped[Array, "*shape"]:
+    """Returns `x[index]` for an index known to be in range."""
+    return jax.lax.dynamic_index_in_dim(x, index, keepdims=False, allow_negative_indices=False)
+
+
+def turned_tiles(x: Float[Array, "tokens heads dim"], turn, layout: rotation.Layout, size: int) -> Array:
+    """Returns `x` rotated, in float32, in tiles `[tiles, heads * size, dim]`, zeros in the padding."""
+    cos, sin = turn
+    return in_tiles(rotation.rotate(x.astype(jnp.float32), cos, sin, layout=layout), size)
+
+
+def in_tiles(x: Float[Array, "tokens heads *dim"], size: int) -> Float[Array, "tiles rows *dim"]:
+    """Returns `x` in tiles whose rows go head by head; zeros in the padding."""
+    tokens, heads = x.shape[:2]
+    x = jnp.pad(x, ((0, -tokens % size), *((0, 0),) * (x.ndim - 1)))
+    x = x.reshape(-1, size, heads, *x.shape[2:])
+    return jnp.swapaxes(x, 1, 2).reshape(-1, heads * size, *x.shape[3:])
+
+
+def from_tiles(x: Float[Array, "tiles rows *dim"], heads: int, tokens: int) -> Float[Array, "tokens heads *dim"]:
+    """Returns what `in_tiles` was given."""
+    x = x.reshape(x.shape[0], heads, -1, *x.shape[2:])
+    return jnp.swapaxes(x, 1, 2).reshape(-1, heads, *x.shape[3:])[:tokens]
+
+
+def logit_bounds(
+    q_tiles: Float[Array, "q_tiles rows dim"],
+    k_tiles: Float[Array, "k_tiles keys dim"],
+    slopes: Float32[Array, " groups"],
+    strip: Float32[Array, "groups offsets"],
+    pairs: Pairs,
+    settings: Settings,
+) -> Float32[Array, "groups q_tiles k_tiles"]:
+    """Returns what no logit of a tile exceeds: Cauchy-Schwarz for `q.k`, the ends of the line, the highest of the strip.
+
+    Queries come scaled; a capped product is at most the cap. For a negative slope the line is highest at the far end.
+    """
+    groups = slopes.shape[0]
+    norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1))  # noqa: E731
+    of_q = norm(q_tiles).reshape(q_tiles.shape[0], groups, -1).max(axis=-1).T
+    product = of_q[:, :, None] * norm(k_tiles).max(axis=1)[None, None, :] * 1.0001  # beyond what rounding can add
+    if settings.soft_cap is not None:
+        product = jnp.minimum(product, settings.soft_cap)
+    near, far = (-slopes[:, None, None] * x.astype(jnp.float32)[None] for x in (pairs.nearest, pairs.farthest))
+    return product + jnp.maximum(near, far) + strip.max(axis=1)[:, None, None]

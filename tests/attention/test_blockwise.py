@@ -1,0 +1,100 @@
+"""Blockwise attention: the suite on small tiles, so that a few hundred tokens make many; and a little at full size."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from backend_suite import SHAPES, BackendSuite, Checks, quick_compilation
+from jax.extend.core import jaxprs_in_params
+from problems import problem_of
+
+from rope_jax.attention import blockwise, blockwise_backward, operands
+
+
+class OnSmallTiles:
+    """Tiles of 64 queries and 32 keys; a class has compiled programs of its own, so what is traced here stays here."""
+
+    attend = staticmethod(blockwise.attend)
+
+    @pytest.fixture(autouse=True)
+    def _small_tiles(self, monkeypatch):
+        monkeypatch.setattr(operands, "ROWS", 64)
+        monkeypatch.setattr(operands, "COLUMNS", 32)
+
+
+class TestBlockwise(OnSmallTiles, BackendSuite):
+    def test_the_tiles_are_small_and_some_of_them_plain(self):
+        problem = problem_of(**SHAPES)
+        sizes = []
+
+        @functools.partial(jax.jit, compiler_options=quick_compilation())
+        def pairs():
+            turns = (problem.scheme.cos_sin(tokens.positions) for tokens in (problem.queries, problem.keys))
+            call = operands.Operands.of(problem.q, problem.k, problem.v, problem.scheme, None, *turns)
+            _, _, row, size, _ = operands.prepare(call, problem.queries, problem.keys, problem.settings)
+            sizes.append(size)
+            return row.pairs.plain, row.pairs.sees
+
+        plain, sees = pairs()
+        assert sizes == [(64, 32)]
+        assert plain.sum() == 1 + 3  # of the second and third tile of queries; the fourth has padding
+        assert sees.sum() == 2 + 4 + 6 + 7
+
+
+class TestAllHeadsAtOnce(OnSmallTiles, Checks):
+    """What runs where a tile does not fill the machine: every sequence and head under one `vmap`."""
+
+    @pytest.fixture(autouse=True)
+    def _all_at_once(self, monkeypatch):
+        prepare = operands.prepare
+        together = lambda *call: (*prepare(*call)[:-1], True)  # noqa: E731
+        monkeypatch.setattr(blockwise, "prepare", together)
+        monkeypatch.setattr(blockwise_backward, "prepare", together)
+
+    @pytest.mark.parametrize("segments", ["one", "ragged", "strangers"])
+    @pytest.mark.parametrize("bias", ["learned", "line and strip"])
+    def test_groups_of_heads(self, bias, segments):
+        self.check(problem_of(bias=bias, segments=segments, sinks=True))
+
+    def test_both_ways(self):
+        self.check(problem_of(kv_heads=4, causal=False, window=70, soft_cap=1.5, bias="line and strip", each=True))
+
+    def test_bfloat16_products(self):
+        self.check(problem_of(dtype="bfloat16"))
+
+
+class TestAtFullSize(Checks):
+    """Tiles as they are, compiled as users have them compiled."""
+
+    attend = staticmethod(blockwise.attend)
+
+    @staticmethod
+    def compiler_options():
+        return {}
+
+    @pytest.mark.parametrize("bias", ["alibi", "line and strip"])
+    def test_several_tiles_and_a_rest(self, bias):
+        self.check(problem_of(**SHAPES, tokens=1301, bias=bias))
+
+    def test_a_chunk_of_a_long_prefill(self):
+        self.check(problem_of(**SHAPES, tokens=100, keys=1500, bias="learned", max_offset=0))
+
+
+def test_no_array_grows_with_queries_times_keys():
+    """The largest array of the program, forward and backward, is one of tokens or one of a tile."""
+    problem = problem_of(batch=1, heads=1, kv_heads=1, tokens=4096)
+
+    def loss(q, k, v):
+        return blockwise.attend(q, k, v, problem.scheme, None, problem.queries, problem.keys, problem.settings)[0].sum()
+
+    program = jax.make_jaxpr(jax.value_and_grad(loss, argnums=(0, 1, 2)))(problem.q, problem.k, problem.v)
+    largest = max(np.prod(shape, dtype=int) for shape in _shapes(program.jaxpr))
+    assert largest <= 2 * operands.ROWS * operands.COLUMNS
+
+
+def _shapes(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from (getattr(x.aval, "shape", ()) for x in equation.outvars)
+        for inner in jaxprs_in_params(equation.params):
+            yield from _shapes(inner)

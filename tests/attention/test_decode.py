@@ -1,0 +1,162 @@
+"""Decoding from keys as a call has them, and from a cache of rotated and of unrotated keys."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from backend_suite import Checks, Plain, named, quick_compilation
+from problems import DIM, problem_of, scheme_of
+
+from rope_jax.attention import decode
+from rope_jax.attention.call import NOTHING, Settings, Tokens
+from rope_jax.scheme import stack
+
+SLOTS = 300
+problem_of = functools.partial(problem_of, tokens=1, keys=SLOTS)
+
+
+@pytest.fixture(autouse=True)
+def _three_chunks(monkeypatch):
+    """Makes caches of two sequences three chunks long, the last of them not whole."""
+    monkeypatch.setattr(decode, "CHUNK", 256)
+
+
+def from_cache(cached):
+    """Returns an implementation that keeps its keys in a cache."""
+
+    def attend(q, k, v, scheme, sinks, queries, keys, settings):
+        k = scheme.rotate(k, keys.positions) if cached == "rotated" else k
+        k, v = jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2)
+        turn = decode.turn_of(scheme, keys.positions) if cached == "unrotated" else None
+        return decode.over_cache(q, k, v, scheme, sinks, queries, keys, settings, turn=turn)
+
+    return attend
+
+
+def ragged(problem, lengths=(290, 137)):
+    """Returns the same call at the ends of sequences of unequal length; NaN in every slot that holds nothing."""
+    few, slots = problem.q.shape[1], problem.k.shape[1]
+    last = jnp.asarray(lengths, jnp.int32)[:, None]
+    queries = Tokens(last - few + jnp.arange(few)[None, :], jnp.zeros(problem.q.shape[:2], jnp.int32))
+    held = jnp.arange(slots)[None, :] < last
+    spoil = lambda x: jnp.where(held[..., None, None], x, jnp.nan)  # noqa: E731
+    keys = Tokens(problem.keys.positions, jnp.where(held, 0, -1))
+    return dataclasses.replace(problem, k=spoil(problem.k), v=spoil(problem.v), queries=queries, keys=keys)
+
+
+class DecodeSuite(Checks):
+    """What every way of keeping the keys must do."""
+
+    @pytest.mark.parametrize("bias", ["none", "negative", "t5", "line and strip"])
+    def test_biases_at_the_ends_of_ragged_sequences(self, bias):
+        self.check_ragged(problem_of(bias=bias))
+
+    @named(
+        few={"tokens": 5, "layout": "interleaved", "v_dim": 5},
+        most={"tokens": 16, "bias": "line and strip"},
+        one_head_to_a_key={"kv_heads": 4, "sinks": True},
+        three_to_one={"heads": 3, "kv_heads": 1, "rotary_dim": 6, "layout": "interleaved", "bias": "learned"},
+        part_of_a_head={"rotary_dim": 4, "tokens": 2},
+        no_rotation={"rotary_dim": 0, "bias": "alibi", "max_offset": 0},
+        short_window={"window": 7},
+        window={"window": 200, "tokens": 3, "bias": "line and strip"},
+        soft_cap={"soft_cap": 0.8, "sinks": True, "tokens": 3},
+        both_ways={"causal": False, "window": 150, "soft_cap": 2.0, "tokens": 3, "bias": "t5 both ways"},
+        scheme_for_each={"each": True, "tokens": 2},
+    )
+    def test_settings_and_shapes(self, arguments):
+        self.check_ragged(problem_of(**arguments))
+
+    @named(
+        scattered={"positions": "scattered", "tokens": 9},
+        far_away={"positions": "far away", "tokens": 9},
+        without_segments={"segments": "absent", "tokens": 9},
+        strangers={"segments": "strangers", "tokens": 9, "positions": "scattered"},
+    )
+    def test_positions_and_segments(self, arguments):
+        self.check(problem_of(**arguments, bias="line and strip"))
+
+    def test_bfloat16(self):
+        self.check_ragged(problem_of(dtype="bfloat16"))
+
+    def test_an_empty_cache(self):
+        problem = ragged(problem_of(), lengths=(0, 0))
+        found = self.run(dataclasses.replace(problem, q=jnp.full_like(problem.q, jnp.nan)))
+        assert not np.any(found.pop("out"))
+        assert np.all(found.pop("lse") == np.float32(NOTHING))
+        for name, gradient in found.items():
+            assert not np.any(gradient), name
+
+    def test_the_same_again_bit_for_bit(self):
+        problem = ragged(problem_of())
+        first = self.run(problem)
+        for name, x in self.run(problem).items():
+            np.testing.assert_array_equal(x, first[name], err_msg=name)
+
+    def check_ragged(self, problem):
+        """Checks numbers, with zeros where nothing lies; then NaN there changes no bit."""
+        spoilt = ragged(problem)
+        clean = dataclasses.replace(spoilt, k=jnp.nan_to_num(spoilt.k), v=jnp.nan_to_num(spoilt.v))
+        found = self.check(clean)
+        for name, x in self.run(spoilt).items():
+            np.testing.assert_array_equal(x, found[name], err_msg=name)
+
+
+class TestFromKeysOfACall(DecodeSuite):
+    attend = staticmethod(decode.attend)
+
+
+class TestUnrotatedCache(DecodeSuite):
+    attend = staticmethod(from_cache("unrotated"))
+
+    @pytest.mark.parametrize("slots", [1, 127, 129, 256])
+    def test_capacities(self, slots):
+        self.check(problem_of(keys=slots, bias="line and strip"))
+
+    def test_as_users_compile_it(self):
+        problem = ragged(problem_of(bias="line and strip"))
+        call = jax.jit(self.attend, static_argnums=7)
+        found = call(
+            problem.q,
+            problem.k,
+            problem.v,
+            problem.scheme,
+            problem.sinks,
+            problem.queries,
+            problem.keys,
+            problem.settings,
+        )
+        plain = Plain.run(dataclasses.replace(problem, k=jnp.nan_to_num(problem.k), v=jnp.nan_to_num(problem.v)))
+        np.testing.assert_allclose(found[0], plain["out"], atol=2e-6)
+        np.testing.assert_allclose(found[1], plain["lse"], rtol=2e-6)
+
+
+class TestRotatedCache(DecodeSuite):
+    attend = staticmethod(from_cache("rotated"))
+
+
+@pytest.mark.parametrize("implementation", [decode.attend, from_cache("rotated")])
+def test_many_queries_are_refused(implementation):
+    problem = problem_of(tokens=17, bias="none")
+    with pytest.raises(NotImplementedError, match="at most 16 queries a sequence, got 17"):
+        implementation(
+            problem.q, problem.k, problem.v, problem.scheme, None, problem.queries, problem.keys, problem.settings
+        )
+
+
+def test_vmap_over_schemes_equals_one_at_a_time():
+    problem = ragged(problem_of())
+    schemes = stack([scheme_of("t5", 4, seed=seed) for seed in range(3)])
+    settings = Settings(1 / math.sqrt(DIM))
+
+    def attend(scheme):
+        return decode.attend(problem.q, problem.k, problem.v, scheme, None, problem.queries, problem.keys, settings)[0]
+
+    together = jax.jit(jax.vmap(attend), compiler_options=quick_compilation())(schemes)
+    for n in range(3):
+        alone = attend(jax.tree.map(lambda leaf, n=n: leaf[n], schemes))
+        np.testing.assert_allclose(together[n], alone, atol=2e-6)
