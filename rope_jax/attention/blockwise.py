@@ -78,13 +78,15 @@ def differentiable(
 
 
 def _forward_rule(operands, queries, keys, settings, layout):
-    out, lse = forward(operands, queries, keys, settings, layout)
-    return (out, lse), (operands, queries, keys, out, lse)
+    out, lse, correction = _with_correction(operands, queries, keys, settings, layout)
+    return (out, lse), (operands, queries, keys, out, lse, correction)
 
 
 def _backward_rule(settings, layout, residuals, cotangents):
-    operands, queries, keys, out, lse = residuals
+    operands, queries, keys, out, lse, correction = residuals
     d_out, d_lse = cotangents
+    # Every gradient is linear in weight * cotangent, row by row.
+    d_out, d_lse = d_out * correction[..., None], d_lse * correction
     gradients = blockwise_backward.backward(operands, queries, keys, out, lse, d_out, d_lse, settings, layout)
     return gradients, None, None
 
@@ -96,18 +98,33 @@ def forward(
     operands: Operands, queries: Tokens, keys: Tokens, settings: Settings, layout: rotation.Layout
 ) -> tuple[Float32[Array, "batch queries heads v_dim"], Float32[Array, "batch queries heads"]]:
     """Returns float32 outputs and log-sum-exps."""
+    out, lse, _ = _with_correction(operands, queries, keys, settings, layout)
+    return out, lse
+
+
+def _with_correction(
+    operands: Operands, queries: Tokens, keys: Tokens, settings: Settings, layout: rotation.Layout
+) -> tuple[
+    Float32[Array, "batch queries heads v_dim"],
+    Float32[Array, "batch queries heads"],
+    Float32[Array, "batch queries heads"],
+]:
+    """Returns outputs, log-sum-exps, and what weights taken from these must be multiplied by.
+
+    A log-sum-exp of 10 is rounded to 5e-7, and every weight of its row would be off by as much.
+    """
     by_token, by_head, row, size, together = prepare(operands, queries, keys, settings)
 
     of_head = functools.partial(_forward_head, settings=settings, layout=layout, size=size, wide=not together)
     shape = by_token[0].shape[:-1]  # [B, N, K, G]
-    zeros = Results(by_token=(row.zeros(*shape, operands.v.shape[-1]), row.zeros(*shape)))
-    out, lse = each_head(of_head, by_token, by_head, row, zeros, together=together).by_token
+    zeros = Results(by_token=(row.zeros(*shape, operands.v.shape[-1]), row.zeros(*shape), row.zeros(*shape)))
+    out, lse, correction = each_head(of_head, by_token, by_head, row, zeros, together=together).by_token
     heads = operands.q.shape[:3]
-    return out.reshape(*heads, -1), lse.reshape(heads)
+    return out.reshape(*heads, -1), lse.reshape(heads), correction.reshape(heads)
 
 
 def _forward_head(by_token, by_head, row: Row, *, settings: Settings, layout, size, wide: bool) -> Results:
-    """Returns outputs `[N, G, e]` and log-sum-exps `[N, G]` of one key head."""
+    """Returns outputs `[N, G, e]`, log-sum-exps and corrections `[N, G]` of one key head."""
     (q, k, v), (slopes, strip, sinks) = by_token, by_head
     tokens, groups, _ = q.shape
     dtype = jnp.float32 if wide else q.dtype
@@ -180,13 +197,15 @@ def _forward_head(by_token, by_head, row: Row, *, settings: Settings, layout, si
             _, _, sums = jax.lax.while_loop(lambda state: (state[0] < count) & ~state[1], stretch, begin)
         some = sums.weight > 0
         weight = jnp.where(some, sums.weight, 1.0)
-        return sums.mixed / weight[:, None], jnp.where(some, sums.reference + jnp.log(weight), NOTHING)
+        lse = jnp.where(some, sums.reference + jnp.log(weight), NOTHING)
+        correction = jnp.where(some, jnp.exp(jnp.minimum(lse - sums.reference, MARGIN)) / weight, 1.0)
+        return sums.mixed / weight[:, None], lse, correction
 
     tiles = row.queries
-    out, lse = jax.lax.map(
+    results = jax.lax.map(
         of_tile, (q_tiles, tiles.positions, tiles.segments, tiles.contiguous, row.pairs, jnp.moveaxis(bounds, 0, 1))
     )
-    return Results(by_token=(from_tiles(out, groups, tokens), from_tiles(lse, groups, tokens)))
+    return Results(by_token=tuple(from_tiles(x, groups, tokens) for x in results))
 
 
 def _void_below(bounds, v_sizes, order, count, columns):

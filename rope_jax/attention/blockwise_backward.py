@@ -54,6 +54,8 @@ def backward(
     layout: rotation.Layout,
 ) -> Operands:
     """Returns the gradient of every operand; `out` and `lse` may be of more keys than these, as in a ring."""
+    # A query that saw nothing has zero gradients, whatever it holds: zero times NaN would reach the phases.
+    operands = operands._replace(q=jnp.where(lse[..., None] > NOTHING, operands.q, 0))
     by_token, by_head, row, size, together = prepare(operands, queries, keys, settings)
     batch, tokens, kv_heads, groups, _ = by_token[0].shape
     of_heads = lambda x: x.reshape(batch, tokens, kv_heads, groups, *x.shape[3:])  # noqa: E731
@@ -82,7 +84,7 @@ def backward(
 def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, size, wide: bool) -> Results:
     """Returns the gradients of one key head, and what it adds to those that heads share."""
     (q, k, v, out, lse, d_out, d_lse), (slopes, strip, sinks) = by_token, by_head
-    _tokens, groups, _ = q.shape
+    groups = q.shape[1]
     dtype = jnp.float32 if wide else q.dtype
     swap = lambda x: jnp.swapaxes(x, 1, 2)  # noqa: E731
     turned_q, turn_back_q = jax.vjp(lambda x, turn: turned_tiles(x, turn, layout, size[0]), q, row.q_turn)
@@ -105,6 +107,7 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, s
         q_gradient, slopes_gradient, strip_gradients = state
         k, k_across, v, j, wanted, is_plain = tile
         rows = row.side_of_keys(j)
+        is_plain &= is_plain.shape[0] > 1  # for a single tile only the general form is compiled
         order = jnp.argsort(jnp.where(wanted, is_plain, 2), stable=True)  # what needs the general form comes first
         general_ones, all_ones = (x.sum(dtype=jnp.int32) for x in (wanted & ~is_plain, wanted))
 

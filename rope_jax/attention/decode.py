@@ -1,8 +1,8 @@
 """One or a few queries against a long key-value cache: the cache is read once, a chunk at a time.
 
-A cache keeps its keys with the slots last, `[B, K, d, S]`: then a chunk turns by whole rows of slots, at next to no cost
-beside reading it, and meets the queries as a plain product of matrices. Only the chunks from
-the first to the last that a query sees are read: none that is still empty, and with a window few.
+A cache keeps its keys with the slots last, `[B, K, d, S]`: then a chunk turns by whole rows of slots, at next to no
+cost beside reading it, and meets the queries as a plain product of matrices. Only the chunks from the first to the last
+that a query sees are read: none that is still empty, and with a window few.
 
 Axes: B batch, N queries, S slots of the cache, H heads, K key heads, G query heads to a key head, R = G * N rows,
 C slots of a chunk, d head dimension, e value dimension, P rotary pairs.
@@ -81,11 +81,8 @@ def over_cache(
     _few(q)
     if turn is None:
         nothing = jnp.zeros((q.shape[0], 0, keys.shape[-1]), jnp.float32)
-        q, turn = scheme.rotate(q, queries.positions), (nothing, nothing)
-        bare = jnp.zeros((*q.shape[:2], 0), jnp.float32)
-        q_turn = bare, bare
-    else:
-        q_turn = scheme.cos_sin(queries.positions)
+        turn = nothing, nothing
+    q_turn = scheme.cos_sin(queries.positions)
     operands = Operands.of(without_padding(q, queries), keys, values, scheme, sinks, q_turn, turn)
     operands = vary_together(operands, queries, slots)
     out, lse = _differentiable(operands, queries, slots, settings, scheme.layout, True)
@@ -150,7 +147,8 @@ def _forward(operands: Operands, queries: Tokens, keys: Tokens, settings: Settin
     chunk_of = _cached_chunk if slots_last else _called_chunk
     slots = keys.positions.shape[1]
     kv_heads = operands.k.shape[1 if slots_last else 2]
-    groups, pairs = heads // kv_heads, operands.q_turn[0].shape[-1]
+    groups = heads // kv_heads
+    turns_keys = operands.k_turn[0].size > 0
     size = min(max(CHUNK // batch, 128), slots)
     dtype = jnp.float32 if jax.default_backend() == "cpu" else operands.q.dtype
 
@@ -177,7 +175,7 @@ def _forward(operands: Operands, queries: Tokens, keys: Tokens, settings: Settin
         turn = (cut(x, axis=2 if slots_last else 1) for x in operands.k_turn)
         turn = (x if slots_last else jnp.swapaxes(x, 1, 2) for x in turn)
         cos, sin = (x[:, None] for x in turn)
-        k = _turned(k.astype(jnp.float32), cos, sin, layout, axis=2).astype(dtype) if pairs else k.astype(dtype)
+        k = _turned(k.astype(jnp.float32), cos, sin, layout, axis=2).astype(dtype) if turns_keys else k.astype(dtype)
         if keys.segments is not None:  # zero times NaN is NaN
             v = jnp.where((cut(keys.segments, axis=1) >= 0)[:, None, :, None], v, 0)
         s = jnp.einsum("bkrd,bkdc->bkrc", rows, k, preferred_element_type=jnp.float32).reshape(*shape, size)

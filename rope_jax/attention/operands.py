@@ -102,7 +102,7 @@ def _side(tiles: Tiles, index: Array, sign: int) -> Side:
 
 
 def prepare(operands: Operands, queries: Tokens, keys: Tokens, settings: Settings):
-    """Returns the arrays of a call by token, by head and by sequence, the size of a tile, and whether heads run at once."""
+    """Returns a call's arrays by token, by head and by sequence, the size of a tile, and whether heads run at once."""
     batch, tokens, heads, _ = operands.q.shape
     kv_heads = operands.k.shape[2]
     groups = heads // kv_heads
@@ -153,7 +153,7 @@ def logit_bounds(
     pairs: Pairs,
     settings: Settings,
 ) -> Float32[Array, "groups q_tiles k_tiles"]:
-    """Returns what no logit of a tile exceeds: Cauchy-Schwarz for `q.k`, the ends of the line, the highest of the strip.
+    """Returns what no logit of a tile exceeds: Cauchy-Schwarz for `q.k`, the line's ends, the highest of the strip.
 
     Queries come scaled; a capped product is at most the cap. For a negative slope the line is highest at the far end.
     """

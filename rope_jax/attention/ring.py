@@ -75,7 +75,7 @@ def ring_attention(
     q_segments, kv_segments = (None, None) if segment_ids is None else segment_ids
     queries, keys = Tokens(q_positions, q_segments), Tokens(kv_positions, kv_segments)
     q, k, v = without_padding(q, queries), without_padding(k, keys), without_padding(v, keys)
-    # Turned once, before they travel; the rotation's own gradient is taken outside the ring. Sinks count once, after it.
+    # Turned once, before they travel; the rotation's gradient is taken outside the ring. Sinks count once, after it.
     q, k = scheme.rotate(q, queries.positions), scheme.rotate(k, keys.positions)
     operands = Operands.of(q, k, v, scheme, None, _no_turn(q), _no_turn(k))
     operands, queries, keys = _vary((operands, queries, keys), axis_name)

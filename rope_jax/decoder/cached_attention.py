@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rope_jax.attention import attention, decode
-from rope_jax.attention.call import Settings, Tokens
+from rope_jax.attention.call import Settings, Tokens, without_padding
 from rope_jax.attention.decode import Turn, turn_of
 from rope_jax.decoder.cache import Cache, write_keys, write_values
 from rope_jax.scheme import Scheme
@@ -58,6 +58,7 @@ def attend(
       turn: cos and sin at every slot of an unrotated cache; made here if it is needed and None.
       fresh: whether the cache held nothing before, so that there is nothing to read from it.
     """
+    k, v = without_padding(k, tokens), without_padding(v, tokens)
     rotated = cache.cached == "rotated"
     new = scheme.rotate(k, tokens.positions) if rotated else k
     keys = write_keys(cache.keys[layer], new, cache.filled)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from rope_jax.attention import attention, decode
@@ -19,6 +20,14 @@ from rope_jax.decoder.cache import Cache, Cached
 from rope_jax.decoder.cached_attention import Schemes, Turns
 from rope_jax.decoder.config import DecoderConfig
 from rope_jax.scheme import Scheme
+
+
+def _residual_sharding(x: Array) -> NamedSharding | None:
+    """Returns how the residual stream lies on a mesh with Explicit axes: sharded as the batch of `x`, or None."""
+    sharding = jax.typeof(x).sharding
+    if not sharding.mesh.explicit_axes:
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0] if sharding.spec else None, None, None))
 
 
 class RmsNorm(nnx.Module):
@@ -46,7 +55,9 @@ class Projection(nnx.Module):
         self.bias = None if bias is None else nnx.Param(jnp.zeros(bias, jnp.float32))
 
     def __call__(self, x: Float[Array, "batch tokens ..."]) -> Float[Array, "batch tokens ..."]:
-        y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
+        # Only what goes back to the residual stream may sum over a sharded dimension.
+        sharding = _residual_sharding(x) if self.equation.endswith("BTD") else None
+        y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype), out_sharding=sharding)
         if self.bias is not None:
             bias = self.bias[...].astype(x.dtype)
             y = y + bias.reshape((1, 1, *bias.shape))
@@ -284,7 +295,7 @@ class Decoder(nnx.Module):
         return x, dataclasses.replace(cache, keys=keys, values=values)
 
     def _run(self, tokens, scheme: Schemes, at: Tokens, cache: Cache | None, turns, fresh: bool, dtype):
-        x = jnp.take(self.embedding[...], tokens, axis=0).astype(dtype)
+        x = self.embedding[...].at[tokens].get(out_sharding=_residual_sharding(tokens)).astype(dtype)
         stored = []
         for layer, block in enumerate(self.blocks):
             turn = turns[self.config.layer_types[layer]] if isinstance(turns, Mapping) else turns

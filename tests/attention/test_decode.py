@@ -12,7 +12,7 @@ from backend_suite import Checks, Plain, named, quick_compilation
 from problems import DIM, problem_of, scheme_of
 
 from rope_jax.attention import decode
-from rope_jax.attention.call import NOTHING, Settings, Tokens
+from rope_jax.attention.call import NOTHING, Settings, Tokens, without_padding
 from rope_jax.scheme import stack
 
 SLOTS = 300
@@ -29,7 +29,8 @@ def from_cache(cached):
     """Returns an implementation that keeps its keys in a cache."""
 
     def attend(q, k, v, scheme, sinks, queries, keys, settings):
-        k = scheme.rotate(k, keys.positions) if cached == "rotated" else k
+        if cached == "rotated":  # as the decoder does, which puts nothing but zeros into slots that hold no token
+            k = scheme.rotate(without_padding(k, keys), keys.positions)
         k, v = jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2)
         turn = decode.turn_of(scheme, keys.positions) if cached == "unrotated" else None
         return decode.over_cache(q, k, v, scheme, sinks, queries, keys, settings, turn=turn)
