@@ -10,6 +10,7 @@ library itself; the logits of the next token must agree. transformers makes toke
 
 import sys
 import tempfile
+from typing import Literal
 
 import interleaved
 import report
@@ -145,7 +146,15 @@ def theirs(*, directory: str, hidden: int, layers: int, seed: int, length: int, 
 
 
 def ours(
-    *, directory: str, hidden: int, layers: int, seed: int, length: int, steps: int, batch: int, cached: str
+    *,
+    directory: str,
+    hidden: int,
+    layers: int,
+    seed: int,
+    length: int,
+    steps: int,
+    batch: int,
+    cached: Literal["rotated", "unrotated"],
 ) -> Prepared:
     """Returns this library's `continue_from` on the checkpoint in `directory`."""
     import dataclasses

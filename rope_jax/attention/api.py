@@ -5,7 +5,7 @@ from typing import Literal
 from jaxtyping import Array, Float, Float32, Int
 
 from rope_jax.attention import blockwise, decode, pallas_tpu
-from rope_jax.attention.call import Tokens, checked
+from rope_jax.attention.call import Settings, Tokens, checked
 from rope_jax.attention.sharded import by_shard
 from rope_jax.scheme import Scheme
 
@@ -77,8 +77,23 @@ def attention(
     )
     q_segments, kv_segments = (None, None) if segment_ids is None else segment_ids
     queries, keys = Tokens(q_positions, q_segments), Tokens(kv_positions, kv_segments)
-    out, lse = by_shard(_implementation(implementation), q, k, v, scheme, sinks, queries, keys, settings)
+    out, lse = attend(q, k, v, scheme, sinks, queries, keys, settings, implementation)
     return (out, lse) if return_lse else out
+
+
+def attend(
+    q: Float[Array, "batch queries heads dim"],
+    k: Float[Array, "batch keys kv_heads dim"],
+    v: Float[Array, "batch keys kv_heads v_dim"],
+    scheme: Scheme,
+    sinks: Float[Array, " heads"] | None,
+    queries: Tokens,
+    keys: Tokens,
+    settings: Settings,
+    implementation: Implementation | None = None,
+) -> tuple[Float[Array, "batch queries heads v_dim"], Float32[Array, "batch queries heads"]]:
+    """Returns outputs and log-sum-exps of a call whose arguments are in order: what `attention` and the decoder run."""
+    return by_shard(_implementation(implementation), q, k, v, scheme, sinks, queries, keys, settings)
 
 
 def _implementation(name: str | None):

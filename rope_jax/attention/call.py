@@ -37,11 +37,11 @@ def checked(
     k: Float[Array, "batch keys kv_heads dim"],
     scheme: Scheme,
     *,
-    window: int | None,
-    causal: bool,
-    scale: float | None,
-    soft_cap: float | None,
-    skip_tiles: bool,
+    window: int | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    skip_tiles: bool = True,
 ) -> Settings:
     """Returns the settings of a call.
 

@@ -126,12 +126,12 @@ _differentiable.defvjp(_forward_rule, _backward_rule)
 
 def _as_called(operands: Operands) -> Operands:
     k, v = jnp.moveaxis(operands.k, 3, 1), jnp.moveaxis(operands.v, 2, 1)
-    return operands._replace(k=k, v=v, k_turn=tuple(jnp.swapaxes(x, 1, 2) for x in operands.k_turn))
+    return operands._replace(k=k, v=v, k_turn=jax.tree.map(lambda x: jnp.swapaxes(x, 1, 2), operands.k_turn))
 
 
 def _as_cached(operands: Operands) -> Operands:
     k, v = jnp.moveaxis(operands.k, 1, 3), jnp.moveaxis(operands.v, 1, 2)
-    return operands._replace(k=k, v=v, k_turn=tuple(jnp.swapaxes(x, 1, 2) for x in operands.k_turn))
+    return operands._replace(k=k, v=v, k_turn=jax.tree.map(lambda x: jnp.swapaxes(x, 1, 2), operands.k_turn))
 
 
 class _Sums(NamedTuple):

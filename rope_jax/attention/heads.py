@@ -30,9 +30,9 @@ def each_head(
       together: whether all run at once; otherwise one after the other, with the memory of one.
     """
     if together:
-        axes = Results(by_token=1, by_head=0, by_row=0)
-        of_row = jax.vmap(function, in_axes=(1, 0, None), out_axes=axes)
-        results = jax.vmap(of_row)(by_token, by_head, by_row)
+        axes: Any = Results(by_token=1, by_head=0, by_row=0)  # type: ignore[arg-type] # a tree of axes, not of arrays
+        of_all_heads = jax.vmap(function, in_axes=(1, 0, None), out_axes=axes)
+        results = jax.vmap(of_all_heads)(by_token, by_head, by_row)
         return results._replace(by_row=jax.tree.map(lambda x: x.sum(axis=1), results.by_row))
 
     # Results go straight to their place: stacked by head and moved afterwards they would be held twice.

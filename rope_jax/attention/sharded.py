@@ -5,6 +5,7 @@ sequence that is itself sharded needs `ring.ring_attention`.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
@@ -60,7 +61,7 @@ def by_shard(
         local = local | chosen
         return attend(
             *(local[name] for name in "qkv"),
-            dataclasses.replace(scheme, **{name: local[name] for name in of_scheme}),
+            _with_arrays(scheme, {name: local[name] for name in of_scheme}),
             local.get("sinks"),
             Tokens(local["q_positions"], local.get("q_segments")),
             Tokens(local["kv_positions"], local.get("kv_segments")),
@@ -71,6 +72,10 @@ def by_shard(
     return jax.shard_map(
         of_shard, mesh=mesh, in_specs=(specs,), out_specs=out_specs, axis_names=set(mesh.explicit_axes)
     )(arrays)
+
+
+def _with_arrays(scheme: Scheme, arrays: dict[str, Any]) -> Scheme:
+    return dataclasses.replace(scheme, **arrays)
 
 
 def _spec(x: Array) -> tuple:

@@ -1,15 +1,15 @@
 """How new tokens attend to a cache: written into it first, then few by the decoding loop and many tile by tile."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rope_jax.attention import attention, decode
-from rope_jax.attention.call import Settings, Tokens, without_padding
+from rope_jax.attention import decode
+from rope_jax.attention.api import attend as attend_to_all
+from rope_jax.attention.call import Tokens, checked, without_padding
 from rope_jax.attention.decode import Turn, turn_of
 from rope_jax.decoder.cache import Cache, write_keys, write_values
 from rope_jax.scheme import Scheme
@@ -64,8 +64,8 @@ def attend(
     keys = write_keys(cache.keys[layer], new, cache.filled)
     values = write_values(cache.values[layer], v, cache.filled)
     slots = Tokens(cache.positions, cache.segments)
+    settings = checked(q, k, scheme, window=window)
     if q.shape[1] <= decode.QUERIES:
-        settings = Settings(scale=1 / math.sqrt(q.shape[-1]), window=window)
         if not rotated and turn is None:
             turn = turn_of(scheme, cache.positions)
         turn = None if rotated else turn
@@ -77,15 +77,7 @@ def attend(
         from_slots = jnp.moveaxis(keys, 3, 1).astype(q.dtype), jnp.moveaxis(values, 2, 1).astype(q.dtype)
         if rotated:
             q, scheme = scheme.rotate(q, tokens.positions), without_rotation(scheme)
-    out = attention(
-        q,
-        *from_slots,
-        scheme,
-        q_positions=tokens.positions,
-        kv_positions=slots.positions,
-        segment_ids=(tokens.segments, slots.segments),
-        window=window,
-    )
+    out, _ = attend_to_all(q, *from_slots, scheme, None, tokens, slots, settings)
     return out, (keys, values)
 
 

@@ -12,8 +12,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from rope_jax.attention import attention, decode
-from rope_jax.attention.call import Tokens
+from rope_jax.attention import decode
+from rope_jax.attention.api import attend
+from rope_jax.attention.call import Tokens, checked
 from rope_jax.decoder import cache as caching
 from rope_jax.decoder import cached_attention
 from rope_jax.decoder.cache import Cache, Cached
@@ -96,16 +97,7 @@ class Attention(nnx.Module):
                 q, k, v, scheme, tokens, cache, self.layer, window=self.window, turn=turn, fresh=fresh
             )
             return self.o(out), stored
-        out = attention(
-            q,
-            k,
-            v,
-            scheme,
-            q_positions=tokens.positions,
-            kv_positions=tokens.positions,
-            segment_ids=None if tokens.segments is None else (tokens.segments, tokens.segments),
-            window=self.window,
-        )
+        out, _ = attend(q, k, v, scheme, None, tokens, tokens, checked(q, k, scheme, window=self.window))
         return self.o(out), None
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +158,7 @@ class _Way(NamedTuple):
     scheme_at: SchemesAt | None
     temperature: Array
     greedy: bool
-    dtype: object
+    dtype: Any
 
     def at(self, lengths: Int[Array, " batch"]) -> Schemes:
         if self.scheme_at is not None:
@@ -202,7 +202,6 @@ def _continue(
 def _read(way: _Way, prompt, lengths, capacity: int, cached: Cached, chunk: int | None):
     """Returns the last hidden state of each prompt, and the cache with all of them."""
     batch, width = prompt.shape
-    arguments = {"dtype": way.dtype}
     if chunk is not None:
         padding = -width % chunk
         prompt = jnp.pad(prompt, ((0, 0), (0, padding)))
@@ -212,8 +211,15 @@ def _read(way: _Way, prompt, lengths, capacity: int, cached: Cached, chunk: int 
     last = (lengths - 1)[:, None, None]
     scheme = way.at(lengths)
     if chunk is None:
-        arguments |= {"positions": positions, "segments": segments, "capacity": capacity, "cached": cached}
-        hidden, cache = way.model.prefill(prompt, scheme, **arguments)
+        hidden, cache = way.model.prefill(
+            prompt,
+            scheme,
+            capacity=capacity,
+            positions=positions,
+            segments=segments,
+            cached=cached,
+            dtype=way.dtype,
+        )
         return jnp.take_along_axis(hidden, last, axis=1)[:, 0], cache
 
     def read(carry, part):
@@ -235,19 +241,19 @@ def _read(way: _Way, prompt, lengths, capacity: int, cached: Cached, chunk: int 
 
 def _steps(way: _Way, cache: Cache, tokens, lengths, keys):
     """Returns a token for each key, and the cache with `tokens` and all that were made but the last."""
-    keeps_turns = way.scheme is not None and cache.cached == "unrotated"
-    turns = turns_of(way.scheme, cache.positions) if keeps_turns else None
+    kept = way.scheme if cache.cached == "unrotated" else None  # a scheme whose turns are worth keeping
+    turns: Any = None if kept is None else turns_of(kept, cache.positions)
 
     def step(carry, key):
         cache, turns, tokens, lengths = carry
         positions = lengths[:, None]
-        if keeps_turns:
-            turns = append_turns(turns, way.scheme, positions, cache.filled)
+        if kept is not None:
+            turns = append_turns(turns, kept, positions, cache.filled)
         hidden, cache = way.model.advance(
             cache, tokens[:, None], way.at(lengths + 1), positions=positions, turns=turns, dtype=way.dtype
         )
         chosen = way.choose(hidden[:, 0], key)
         return (cache, turns, chosen, lengths + 1), chosen
 
-    (cache, *_), made = jax.lax.scan(step, (cache, turns, tokens, lengths), keys)
-    return jnp.moveaxis(made, 0, 1), cache
+    end, made = jax.lax.scan(step, (cache, turns, tokens, lengths), keys)
+    return jnp.moveaxis(made, 0, 1), end[0]

@@ -129,10 +129,11 @@ def migration_gap(
     """
     before, last = tokens[:, :-1], tokens[:, -1:]
     count = before.shape[1]
-    arguments = {"capacity": count + 1, "cached": "rotated"}
-    _, stale = decoder.prefill(before, old, **arguments)
-    stale = migrate(stale, old, new, decoder.config)
-    _, exact = decoder.prefill(before, new, **arguments)
+
+    def read(scheme: Schemes) -> Cache:
+        return decoder.prefill(before, scheme, capacity=count + 1, cached="rotated")[1]
+
+    stale, exact = migrate(read(old), old, new, decoder.config), read(new)
 
     def apart(x: Array, y: Array) -> Float32[Array, ""]:
         return jnp.sqrt(jnp.mean((x - y) ** 2) / jnp.mean(y**2))

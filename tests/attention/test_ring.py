@@ -1,4 +1,4 @@
-"""Ring attention on 2, 4 and 8 virtual devices against the oracle on one: values, gradients, bits, and who does the work.
+"""Ring attention on 2, 4 and 8 virtual devices against the oracle on one: values, gradients, bits, who does the work.
 
 Devices must be counted before JAX starts, so everything that needs several runs in a process of its own.
 """
