@@ -1,14 +1,13 @@
 """Attention tile by tile with an online softmax: pure JAX, any platform, memory of a tile beside inputs and outputs.
 
-The exponentials of a row are taken against a reference: the row's maximum so far, or an older one while a bound shows
-that nothing can overflow. Most tiles then need neither a maximum nor a rescaled sum.
+Tiles of queries go along the keys one by one while they must tell keys apart, near the diagonal; what lies far is plain
+for several of them, and these go on together, as one block that fills the cores better.
 
 Axes: B batch, N queries, S keys, K key heads, G query heads to a key head, R = G * (queries of a tile) rows,
 C keys of a tile, d head dimension, e value dimension, P rotary pairs.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +17,12 @@ from rope_jax import rotation
 from rope_jax.attention import blockwise_backward
 from rope_jax.attention.call import NOTHING, Settings, Tokens, without_padding
 from rope_jax.attention.heads import Results, each_head
-from rope_jax.attention.logits import Side, separated_line, tile_mask, written_bias
+from rope_jax.attention.logits import Side
+from rope_jax.attention.online_softmax import MARGIN, Head, Rows, Sums, along
 from rope_jax.attention.operands import (
-    ROUNDING,
     Operands,
+    Plan,
     Row,
-    at,
     from_tiles,
     in_tiles,
     logit_bounds,
@@ -33,15 +32,7 @@ from rope_jax.attention.operands import (
 )
 from rope_jax.scheme import Scheme
 
-MARGIN = 30.0  # nats that a logit may lie above its row's reference before the reference is renewed
-
-
-class Sums(NamedTuple):
-    """A tile of queries on its way along the keys."""
-
-    reference: Array  # [R], nats
-    weight: Array  # [R], sum of exp(logit - reference)
-    mixed: Array  # [R, e], the same sum over values
+BLOCK = 2  # tiles of queries that go along far keys together, on a CPU
 
 
 def attend(
@@ -113,125 +104,109 @@ def _with_correction(
 
     A log-sum-exp of 10 is rounded to 5e-7, and every weight of its row would be off by as much.
     """
-    by_token, by_head, row, size, together = prepare(operands, queries, keys, settings)
-
-    of_head = functools.partial(_forward_head, settings=settings, layout=layout, size=size, wide=not together)
+    by_token, by_head, row, plan = prepare(operands, queries, keys, settings, block=BLOCK)
+    of_head = functools.partial(_forward_head, settings=settings, layout=layout, plan=plan)
     shape = by_token[0].shape[:-1]  # [B, N, K, G]
     zeros = Results(by_token=(row.zeros(*shape, operands.v.shape[-1]), row.zeros(*shape), row.zeros(*shape)))
-    out, lse, correction = each_head(of_head, by_token, by_head, row, zeros, together=together).by_token
+    out, lse, correction = each_head(of_head, by_token, by_head, row, zeros, together=plan.together).by_token
     heads = operands.q.shape[:3]
     return out.reshape(*heads, -1), lse.reshape(heads), correction.reshape(heads)
 
 
-def _forward_head(by_token, by_head, row: Row, *, settings: Settings, layout, size, wide: bool) -> Results:
+def _forward_head(by_token, by_head, row: Row, *, settings: Settings, layout, plan: Plan) -> Results:
     """Returns outputs `[N, G, e]`, log-sum-exps and corrections `[N, G]` of one key head."""
     (q, k, v), (slopes, strip, sinks) = by_token, by_head
     tokens, groups, _ = q.shape
-    dtype = jnp.float32 if wide else q.dtype
-    q_tiles = turned_tiles(q.astype(jnp.float32) * row.scale, row.q_turn, layout, size[0]).astype(dtype)
-    k_tiles = jnp.swapaxes(turned_tiles(k[:, None], row.k_turn, layout, size[1]).astype(dtype), 1, 2)
-    v_tiles = in_tiles(v[:, None], size[1]).astype(dtype)
-    bounds = logit_bounds(q_tiles, jnp.swapaxes(k_tiles, 1, 2), slopes, strip, row.pairs, settings)
+    dtype = q.dtype if plan.together else jnp.float32
+    tiles, pairs = row.queries, row.pairs
+    q_tiles = turned_tiles(q.astype(jnp.float32) * row.scale, row.q_turn, layout, plan.rows, plan.block).astype(dtype)
+    k_tiles = turned_tiles(k[:, None], row.k_turn, layout, plan.columns).astype(dtype)
+    v_tiles = in_tiles(v[:, None], plan.columns).astype(dtype)
+    bounds = logit_bounds(q_tiles, k_tiles, slopes, strip, pairs, settings)
     v_sizes = jnp.abs(v_tiles.astype(jnp.float32)).max(axis=(1, 2))
-    # XLA's CPU backend shares the outermost dimension out among the cores, so a single group has no axis of its own.
-    shape = size if groups == 1 else (groups, *size)
+    head = Head(jnp.swapaxes(k_tiles, 1, 2), v_tiles, v_sizes, slopes, strip, row)
+    rows = Rows(
+        q=q_tiles,
+        positions=tiles.positions,
+        held=tiles.segments >= 0,
+        wanted=pairs.sees,
+        plain=pairs.plain,
+        nearest=pairs.nearest,
+        bounds=jnp.moveaxis(bounds, 0, 1),
+    )
+    sides = Side(tiles.positions, tiles.segments, tiles.contiguous, jnp.ones_like(tiles.first))
+    reference = jnp.broadcast_to(sinks[:, None], (groups, plan.rows)).reshape(-1)
+    start = Sums(reference, jnp.where(reference > NOTHING, 1.0, 0.0), row.zeros(groups * plan.rows, v.shape[-1]))
 
-    def of_tile(tile):
-        q, positions, segments, contiguous, pairs, bounds = tile  # bounds [G, tiles of keys]
-        order = jnp.argsort(jnp.where(pairs.sees, pairs.nearest, jnp.iinfo(jnp.int32).max), stable=True)
-        count = pairs.sees.sum(dtype=jnp.int32)
-        of_query, of_key, side = separated_line(slopes, strip, positions, row.keys.positions)
+    def of_tile(tile: tuple[Rows, Side], beyond: Array | None = None) -> Sums:
+        """Returns the sums of a tile after all tiles of keys, or after those that are not left for later."""
+        rows, side = tile
+        general = lambda j, sums: head.meet(rows.q, side, j, sums, settings)  # noqa: E731
+        count = rows.wanted.sum(dtype=jnp.int32)
+        if rows.wanted.shape[0] == 1:
+            return general(jnp.int32(0), start)
+        if beyond is not None:
+            rows = rows._replace(wanted=rows.wanted & ~beyond)
+        return along(rows, start, head, settings, general, count_all=count, first=True)
 
-        def logits(j):
-            s = jnp.dot(q, at(k_tiles, j), preferred_element_type=jnp.float32).reshape(shape)
-            return s if settings.soft_cap is None else settings.soft_cap * jnp.tanh(s / settings.soft_cap)
-
-        def mix(p, j):
-            p = p.reshape(-1, size[1]).astype(dtype)
-            return jnp.dot(p, at(v_tiles, j), preferred_element_type=jnp.float32)
+    def of_block(block: tuple[Rows, Side]) -> Sums:
+        """Returns the sums of several tiles, `[tiles, R]`."""
+        rows, sides = block
+        count = rows.wanted.sum(axis=1, dtype=jnp.int32).max()
+        together = _together(rows, row)
+        sums = jax.lax.map(functools.partial(of_tile, beyond=together.wanted), block)
 
         def general(j, sums: Sums) -> Sums:
-            rows, columns = Side(positions, segments, contiguous, 1), row.side_of_keys(j)
-            mask = jnp.broadcast_to(tile_mask(rows, columns, settings), shape)
-            s = jnp.where(mask, logits(j) + written_bias(slopes, strip, rows, columns).reshape(shape), NOTHING)
-            reference = jnp.maximum(sums.reference, s.max(axis=-1).reshape(-1))
-            p = jnp.where(mask, jnp.exp(s - reference.reshape(*shape[:-1], 1)), 0.0)
-            kept = jnp.exp(sums.reference - reference)
-            weight = kept * sums.weight + p.sum(axis=-1).reshape(-1)
-            return Sums(reference, weight, kept[:, None] * sums.mixed + mix(p, j))
+            of_one = lambda x: head.meet(x[0], x[1], j, x[2], settings)  # noqa: E731
+            return _merged(jax.lax.map(of_one, (rows.q, sides, _split(sums, groups, plan.block))), groups)
 
-        def plain(j, sums: Sums, shifts) -> Sums:
-            shift = shifts[0] if settings.causal else at(shifts, at(side, j))
-            column = at(of_key, j)
-            column = column if groups == 1 else column[:, None, :]
-            p = jnp.exp(logits(j) + column - shift.reshape(*shape[:-1], 1))
-            return Sums(sums.reference, sums.weight + p.sum(axis=-1).reshape(-1), sums.mixed + mix(p, j))
+        sums = along(together, _merged(sums, groups), head, settings, general, count_all=count, first=False)
+        return _split(sums, groups, plan.block)
 
-        void_below = _void_below(bounds, v_sizes, order, count, size[1]) if settings.skip_tiles else None
-
-        def stretch(state):
-            """A general tile, and all plain ones that follow it."""
-            # Loops in place of a conditional, in whose branches XLA's CPU backend uses one core only.
-            n, _, sums = state
-            sums = general(at(order, n), sums)
-            lowest = _lowest(sums.reference, segments, groups)
-            steady = (pairs.plain & (bounds - lowest[:, None] <= MARGIN).all(axis=0))[order]
-            void = jnp.zeros(steady.shape, bool) if void_below is None else void_below(sums, segments)
-            steps = jnp.arange(order.shape[0])
-            end = jnp.min(steps, where=(steps > n) & (void | ~steady), initial=order.shape[0])
-            end = jnp.minimum(end, count).astype(jnp.int32)
-            shifts = sums.reference[None, :] - of_query.reshape(2, -1)  # references stay while the stretch lasts
-            sums = jax.lax.fori_loop(n + 1, end, lambda n, sums: plain(at(order, n), sums, shifts), sums)
-            return end, (void & (steps == end)).any(), sums
-
-        reference = jnp.broadcast_to(sinks[:, None], (groups, size[0])).reshape(-1)
-        start = Sums(
-            reference,
-            jnp.where(reference > NOTHING, 1.0, 0.0),
-            row.zeros(groups * size[0], v.shape[-1]),
-        )
-        if order.shape[0] == 1:
-            sums = general(jnp.int32(0), start)
-        else:
-            begin = (row.origin.astype(jnp.int32), row.origin > 0, start)
-            _, _, sums = jax.lax.while_loop(lambda state: (state[0] < count) & ~state[1], stretch, begin)
-        some = sums.weight > 0
-        weight = jnp.where(some, sums.weight, 1.0)
-        lse = jnp.where(some, sums.reference + jnp.log(weight), NOTHING)
-        correction = jnp.where(some, jnp.exp(jnp.minimum(lse - sums.reference, MARGIN)) / weight, 1.0)
-        return sums.mixed / weight[:, None], lse, correction
-
-    tiles = row.queries
-    results = jax.lax.map(
-        of_tile, (q_tiles, tiles.positions, tiles.segments, tiles.contiguous, row.pairs, jnp.moveaxis(bounds, 0, 1))
-    )
+    if plan.block == 1:
+        sums = jax.lax.map(of_tile, (rows, sides))
+    else:
+        by_block = lambda x: x.reshape(-1, plan.block, *x.shape[1:])  # noqa: E731
+        sums = jax.lax.map(of_block, jax.tree.map(by_block, (rows, sides)))
+        sums = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), sums)
+    some = sums.weight > 0
+    weight = jnp.where(some, sums.weight, 1.0)
+    lse = jnp.where(some, sums.reference + jnp.log(weight), NOTHING)
+    correction = jnp.where(some, jnp.exp(jnp.minimum(lse - sums.reference, MARGIN)) / weight, 1.0)
+    results = sums.mixed / weight[..., None], lse, correction
     return Results(by_token=tuple(from_tiles(x, groups, tokens) for x in results))
 
 
-def _void_below(bounds, v_sizes, order, count, columns):
-    """Returns a function that says from which tile on, in order, nothing can change beyond rounding.
-
-    What all remaining tiles could add is at most (keys left) * exp(largest bound left), and that times the largest
-    value left. It must vanish beside each row's own sum and beside each row's own output.
-    """
-    steps = jnp.arange(order.shape[0])
-    in_order = jnp.where(steps[None, :] < count, bounds[:, order], NOTHING)
-    rest = jax.lax.cummax(in_order, axis=1, reverse=True)
-    rest_values = jnp.log(jax.lax.cummax(v_sizes[order], reverse=True))[None, :]
-    keys_left = jnp.maximum(count - steps, 1).astype(jnp.float32) * columns
-    excess = rest + jnp.log(keys_left / ROUNDING)[None, :]
-
-    def void(sums: Sums, segments):
-        groups = bounds.shape[0]
-        lse = jnp.where(sums.weight > 0, sums.reference + jnp.log(sums.weight), NOTHING)
-        of_output = sums.reference + jnp.log(jnp.abs(sums.mixed).max(axis=1))
-        of_sum = _lowest(lse, segments, groups)[:, None]
-        return (excess <= jnp.minimum(of_sum, _lowest(of_output, segments, groups)[:, None] - rest_values)).all(axis=0)
-
-    return void
+def _together(rows: Rows, row: Row) -> Rows:
+    """Returns the rows of a block of tiles as one, which wants the tiles of keys that are plain for all of them."""
+    ahead = row.keys.last[None, :] > rows.positions.min(axis=1)[:, None]
+    common = rows.plain.all(axis=0) & (ahead.all(axis=0) | ~ahead.any(axis=0))
+    return Rows(
+        q=_merged(rows.q, rows.bounds.shape[1]),
+        positions=rows.positions.reshape(-1),
+        held=rows.held.reshape(-1),
+        wanted=common,
+        plain=common,
+        nearest=rows.nearest.min(axis=0),
+        bounds=rows.bounds.max(axis=0),
+    )
 
 
-def _lowest(x: Float32[Array, " rows"], segments, groups: int) -> Float32[Array, " groups"]:
-    """Returns the smallest of each group's rows, those of empty slots apart."""
-    counts = jnp.broadcast_to(segments >= 0, (groups, segments.shape[0]))
-    return jnp.min(x.reshape(groups, -1), axis=1, where=counts, initial=-NOTHING)
+def _merged(sums, groups: int):
+    """Returns arrays `[tiles, R, ..]` as those of one tile, its rows head by head."""
+
+    def of_array(x: Array) -> Array:
+        x = jnp.swapaxes(x.reshape(x.shape[0], groups, -1, *x.shape[2:]), 0, 1)
+        return x.reshape(-1, *x.shape[3:])
+
+    return jax.tree.map(of_array, sums)
+
+
+def _split(sums, groups: int, tiles: int):
+    """Returns what `_merged` was given."""
+
+    def of_array(x: Array) -> Array:
+        x = jnp.swapaxes(x.reshape(groups, tiles, -1, *x.shape[1:]), 0, 1)
+        return x.reshape(tiles, -1, *x.shape[3:])
+
+    return jax.tree.map(of_array, sums)

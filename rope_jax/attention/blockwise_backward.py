@@ -22,6 +22,7 @@ from rope_jax.attention.logits import distance, separated_line, strip_gradient, 
 from rope_jax.attention.operands import (
     ROUNDING,
     Operands,
+    Plan,
     Row,
     at,
     from_tiles,
@@ -56,17 +57,17 @@ def backward(
     """Returns the gradient of every operand; `out` and `lse` may be of more keys than these, as in a ring."""
     # A query that saw nothing has zero gradients, whatever it holds: zero times NaN would reach the phases.
     operands = operands._replace(q=jnp.where(lse[..., None] > NOTHING, operands.q, 0))
-    by_token, by_head, row, size, together = prepare(operands, queries, keys, settings)
+    by_token, by_head, row, plan = prepare(operands, queries, keys, settings)
     batch, tokens, kv_heads, groups, _ = by_token[0].shape
     of_heads = lambda x: x.reshape(batch, tokens, kv_heads, groups, *x.shape[3:])  # noqa: E731
     by_token = (*by_token, *(of_heads(x) for x in (out, lse, d_out, d_lse)))
 
-    of_head = functools.partial(_backward_head, settings=settings, layout=layout, size=size, wide=not together)
+    of_head = functools.partial(_backward_head, settings=settings, layout=layout, plan=plan)
     zeros = Results(
         by_token=tuple(row.zeros(*x.shape).astype(x.dtype) for x in by_token[:3]),
         by_row=jax.tree.map(lambda x: row.zeros(*x.shape), (operands.q_turn, operands.k_turn, operands.scale)),
     )
-    results = each_head(of_head, by_token, by_head, row, zeros, together=together)
+    results = each_head(of_head, by_token, by_head, row, zeros, together=plan.together)
     (q, k, v), (slopes, strip, sinks), (q_turn, k_turn, scale) = results
     return Operands(
         q=q.reshape(operands.q.shape),
@@ -81,27 +82,27 @@ def backward(
     )
 
 
-def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, size, wide: bool) -> Results:
+def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, plan: Plan) -> Results:
     """Returns the gradients of one key head, and what it adds to those that heads share."""
     (q, k, v, out, lse, d_out, d_lse), (slopes, strip, sinks) = by_token, by_head
     groups = q.shape[1]
-    dtype = jnp.float32 if wide else q.dtype
+    dtype = q.dtype if plan.together else jnp.float32
     swap = lambda x: jnp.swapaxes(x, 1, 2)  # noqa: E731
-    turned_q, turn_back_q = jax.vjp(lambda x, turn: turned_tiles(x, turn, layout, size[0]), q, row.q_turn)
-    turned_k, turn_back_k = jax.vjp(lambda x, turn: turned_tiles(x[:, None], turn, layout, size[1]), k, row.k_turn)
+    turned_q, turn_back_q = jax.vjp(lambda x, turn: turned_tiles(x, turn, layout, plan.rows), q, row.q_turn)
+    turned_k, turn_back_k = jax.vjp(lambda x, turn: turned_tiles(x[:, None], turn, layout, plan.columns), k, row.k_turn)
     q_tiles = (turned_q * row.scale).astype(dtype)
-    k_tiles, v_tiles = turned_k.astype(dtype), in_tiles(v[:, None], size[1]).astype(dtype)
+    k_tiles, v_tiles = turned_k.astype(dtype), in_tiles(v[:, None], plan.columns).astype(dtype)
     delta = jnp.sum(d_out * out, axis=-1)  # [N, G]
     through_lse = delta - d_lse
-    do_tiles, lse_tiles, delta_tiles = (in_tiles(x, size[0]) for x in (d_out, lse, through_lse))
+    do_tiles, lse_tiles, delta_tiles = (in_tiles(x, plan.rows) for x in (d_out, lse, through_lse))
     do_tiles = do_tiles.astype(dtype)
     bounds = logit_bounds(q_tiles, k_tiles, slopes, strip, row.pairs, settings)
     wanted = row.pairs.sees
     if settings.skip_tiles:
-        wanted &= ~_void(bounds, k_tiles, v_tiles, out, lse, row, size)
+        wanted &= ~_void(bounds, k_tiles, v_tiles, out, lse, row, plan)
     q_across, do_across, k_across = swap(q_tiles), swap(do_tiles), swap(k_tiles)
     # Queries are the columns here; a single group has no axis of its own, as in the forward pass.
-    shape = (size[1], size[0]) if groups == 1 else (size[1], groups, size[0])
+    shape = (plan.columns, plan.rows) if groups == 1 else (plan.columns, groups, plan.rows)
 
     def of_tile(state, tile):
         q_gradient, slopes_gradient, strip_gradients = state
@@ -123,7 +124,7 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, s
             d_weights = jnp.dot(v, at(do_across, i), preferred_element_type=jnp.float32).reshape(shape)
             d_logits = p * (d_weights - at(delta_tiles, i).reshape(1, *shape[1:]))
             d_raw = d_logits if slope is None else d_logits * slope
-            flat_p, flat = p.reshape(size[1], -1).astype(dtype), d_raw.reshape(size[1], -1).astype(dtype)
+            flat_p, flat = p.reshape(plan.columns, -1).astype(dtype), d_raw.reshape(plan.columns, -1).astype(dtype)
             d_q = at(sums.q, i) + jnp.dot(k_across, flat, preferred_element_type=jnp.float32)
             return d_logits, sums._replace(
                 k=sums.k + jnp.dot(flat, at(q_tiles, i), preferred_element_type=jnp.float32),
@@ -141,7 +142,7 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, s
                 bias = bias[0]
             s, slope = products(i)
             shifted = s + bias - at(lse_tiles, i).reshape(1, *shape[1:])
-            p = jnp.exp(jnp.where(mask, shifted, NOTHING))
+            p = jnp.where(mask, jnp.exp(shifted), 0.0)
             d_logits, sums = add(i, p, slope, sums)
             by_group = d_logits[None] if groups == 1 else jnp.swapaxes(d_logits, 0, 1)
             line = jnp.sum(by_group * distance(rows, columns)[None], axis=(1, 2))
@@ -154,15 +155,15 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, s
             positions = at(row.queries.positions, i)
             of_query, of_key, side = separated_line(slopes, strip, positions, rows.positions[None])
             shift = at(lse_tiles, i).reshape(groups, -1) - at(of_query, side[0])
-            column = of_key[0].T.reshape(size[1], *shape[1:-1], 1)
+            column = of_key[0].T.reshape(plan.columns, *shape[1:-1], 1)
             s, slope = products(i)
             p = jnp.exp(s + column - shift.reshape(1, *shape[1:]))
             d_logits, sums = add(i, p, slope, sums)
             # sum of dS |i - j| = sum of dS (i - a) + sum of dS (a - j), for keys behind; the negative of it ahead
             anchor = positions.min()
-            total = d_logits.sum(axis=-1).reshape(size[1], groups)
+            total = d_logits.sum(axis=-1).reshape(plan.columns, groups)
             ahead_of_anchor = (positions - anchor).astype(jnp.float32).reshape(*(1,) * (len(shape) - 1), -1)
-            moment = (d_logits * ahead_of_anchor).sum(axis=-1).reshape(size[1], groups)
+            moment = (d_logits * ahead_of_anchor).sum(axis=-1).reshape(plan.columns, groups)
             line = moment + total * (anchor - rows.positions).astype(jnp.float32)[:, None]
             end = jnp.where(side[0] == 1, 0, strip.shape[1] - 1)
             return sums._replace(
@@ -199,15 +200,17 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, s
     )
 
 
-def _void(bounds, k_tiles, v_tiles, out, lse, row: Row, size):
+def _void(bounds, k_tiles, v_tiles, out, lse, row: Row, plan: Plan):
     """Returns which tiles cannot change any gradient beyond rounding, `[query tiles, key tiles]`.
 
     Every weight of such a tile, times the number of keys, times the farthest offset (for the slopes), times how far its
     keys and values exceed what the rows and the other tiles have, vanishes beside one.
     """
     groups = lse.shape[1]
-    rows_of = lambda x: in_tiles(x, size[0]).reshape(-1, groups, size[0])  # noqa: E731
-    counts = jnp.broadcast_to((row.queries.segments >= 0)[:, None, :], (row.queries.segments.shape[0], groups, size[0]))
+    rows_of = lambda x: in_tiles(x, plan.rows).reshape(-1, groups, plan.rows)  # noqa: E731
+    counts = jnp.broadcast_to(
+        (row.queries.segments >= 0)[:, None, :], (row.queries.segments.shape[0], groups, plan.rows)
+    )
     lowest = lambda x: jnp.min(rows_of(x), axis=2, where=counts, initial=-NOTHING).T[:, :, None]  # noqa: E731
     of_output = lse + jnp.log(jnp.abs(out).max(axis=-1))
     k_sizes, v_sizes = (jnp.abs(x.astype(jnp.float32)).max(axis=(1, 2)) for x in (k_tiles, v_tiles))

@@ -152,9 +152,13 @@ def _forward(operands: Operands, queries: Tokens, keys: Tokens, settings: Settin
     size = min(max(CHUNK // batch, 128), slots)
     dtype = jnp.float32 if jax.default_backend() == "cpu" else operands.q.dtype
 
-    cos, sin = (x[:, :, None, :] for x in operands.q_turn)
     scale = (operands.scale * settings.scale)[:, None, None, None]
-    rows = _turned(operands.q.astype(jnp.float32) * scale, cos, sin, layout, axis=3)
+    rows = operands.q.astype(jnp.float32) * scale
+    if turns_keys:  # the same order of dimensions as theirs
+        cos, sin = operands.q_turn
+        rows = _turned(rows, cos[:, :, None, :], sin[:, :, None, :], layout, axis=3)
+    else:
+        rows = rotation.rotate(rows, *operands.q_turn, layout=layout)
     rows = jnp.moveaxis(rows.reshape(batch, few, kv_heads, groups, -1), 1, 3)
     rows = rows.reshape(batch, kv_heads, groups * few, -1).astype(dtype)  # [B, K, R, d]
     shape = (batch, kv_heads, groups, few)

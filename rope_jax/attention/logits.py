@@ -20,7 +20,7 @@ class Side(NamedTuple):
     positions: Array  # [slots]
     segments: Array  # [slots]
     contiguous: Array  # [], whether each position is one more than that before
-    sign: int  # 1 for queries, -1 for keys
+    sign: int | Array  # 1 for queries, -1 for keys
 
 
 def separated_line(

@@ -12,7 +12,8 @@ from rope_jax.attention.logits import Side
 from rope_jax.attention.tiles import Pairs, Tiles, cut, meet
 from rope_jax.scheme import Scheme
 
-ROWS, COLUMNS = 512, 512  # of a tile of logits
+ROWS, COLUMNS = 512, 512  # of a tile of logits; the forward pass takes several tiles of rows at once where it can
+LEAST_BLOCKS = 8  # of a call; fewer, and there is little that their tiles have in common
 ROUNDING = 2.0**-25  # half a unit in the last place of float32
 
 Turn = tuple[Float32[Array, "batch tokens pairs"], Float32[Array, "batch tokens pairs"]]  # cos and sin
@@ -101,23 +102,35 @@ def _side(tiles: Tiles, index: Array, sign: int) -> Side:
     return Side(at(tiles.positions, index), at(tiles.segments, index), at(tiles.contiguous, index), sign)
 
 
-def prepare(operands: Operands, queries: Tokens, keys: Tokens, settings: Settings):
-    """Returns a call's arrays by token, by head and by sequence, the size of a tile, and whether heads run at once."""
+class Plan(NamedTuple):
+    """How a call is cut into tiles; static."""
+
+    rows: int  # queries of a tile
+    columns: int  # keys of a tile
+    block: int  # tiles of queries that may go on together; there is a multiple of as many
+    together: bool  # whether all heads run at once
+
+
+def prepare(operands: Operands, queries: Tokens, keys: Tokens, settings: Settings, *, block: int = 1):
+    """Returns a call's arrays by token, by head and by sequence, and how they are cut."""
     batch, tokens, heads, _ = operands.q.shape
     kv_heads = operands.k.shape[2]
     groups = heads // kv_heads
     round_up = lambda x: -(-x // 8) * 8  # noqa: E731
-    size = min(max(ROWS // groups, 64), round_up(tokens)), min(COLUMNS, round_up(operands.k.shape[1]))
+    rows, columns = min(max(ROWS // groups, 64), round_up(tokens)), min(COLUMNS, round_up(operands.k.shape[1]))
+    together = jax.default_backend() != "cpu"
+    few = tokens < LEAST_BLOCKS * block * rows
+    plan = Plan(rows, columns, 1 if few or together else block, together)
     by_token = (operands.q.reshape(batch, tokens, kv_heads, groups, -1), operands.k, operands.v)
     by_head = tuple(x.reshape(batch, kv_heads, groups, *x.shape[2:]) for x in operands[-3:])
-    q_tiles = jax.vmap(lambda x: cut(x, size[0]))(queries)
-    k_tiles = jax.vmap(lambda x: cut(x, size[1]))(keys)
+    q_tiles = jax.vmap(lambda x: cut(x, rows, multiple=plan.block))(queries)
+    k_tiles = jax.vmap(lambda x: cut(x, columns))(keys)
     reach = operands.strip.shape[-1] // 2
     pairs = jax.vmap(lambda a, b: meet(a, b, settings, max_offset=reach))(q_tiles, k_tiles)
     scale = operands.scale * settings.scale
     origin = jnp.where(scale == scale, 0.0, 0.0)
     row = Row(scale, operands.q_turn, operands.k_turn, q_tiles, k_tiles, pairs, origin)
-    return by_token, by_head, row, size, jax.default_backend() != "cpu"
+    return by_token, by_head, row, plan
 
 
 def at(x: Shaped[Array, "tiles *shape"], index: Array) -> Shaped[Array, "*shape"]:
@@ -125,16 +138,18 @@ def at(x: Shaped[Array, "tiles *shape"], index: Array) -> Shaped[Array, "*shape"
     return jax.lax.dynamic_index_in_dim(x, index, keepdims=False, allow_negative_indices=False)
 
 
-def turned_tiles(x: Float[Array, "tokens heads dim"], turn, layout: rotation.Layout, size: int) -> Array:
+def turned_tiles(
+    x: Float[Array, "tokens heads dim"], turn, layout: rotation.Layout, size: int, multiple: int = 1
+) -> Array:
     """Returns `x` rotated, in float32, in tiles `[tiles, heads * size, dim]`, zeros in the padding."""
     cos, sin = turn
-    return in_tiles(rotation.rotate(x.astype(jnp.float32), cos, sin, layout=layout), size)
+    return in_tiles(rotation.rotate(x.astype(jnp.float32), cos, sin, layout=layout), size, multiple)
 
 
-def in_tiles(x: Float[Array, "tokens heads *dim"], size: int) -> Float[Array, "tiles rows *dim"]:
-    """Returns `x` in tiles whose rows go head by head; zeros in the padding."""
+def in_tiles(x: Float[Array, "tokens heads *dim"], size: int, multiple: int = 1) -> Float[Array, "tiles rows *dim"]:
+    """Returns `x` in a multiple of tiles, whose rows go head by head; zeros in the padding."""
     tokens, heads = x.shape[:2]
-    x = jnp.pad(x, ((0, -tokens % size), *((0, 0),) * (x.ndim - 1)))
+    x = jnp.pad(x, ((0, -tokens % (size * multiple)), *((0, 0),) * (x.ndim - 1)))
     x = x.reshape(-1, size, heads, *x.shape[2:])
     return jnp.swapaxes(x, 1, 2).reshape(-1, heads * size, *x.shape[3:])
 

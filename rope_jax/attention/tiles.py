@@ -62,12 +62,12 @@ class Pairs:
     farthest: Array
 
 
-def cut(tokens: Tokens, size: int) -> Tiles:
-    """Returns the tokens of one sequence in tiles of `size` slots."""
+def cut(tokens: Tokens, size: int, *, multiple: int = 1) -> Tiles:
+    """Returns the tokens of one sequence in tiles of `size` slots, as many of them as a multiple has."""
     positions = tokens.positions.astype(jnp.int32)
     count = positions.shape[0]
     segments = jnp.zeros_like(positions) if tokens.segments is None else tokens.segments.astype(jnp.int32)
-    padding = -count % size
+    padding = -count % (size * multiple)
     if padding:
         continued = positions[-1:] + jnp.arange(1, padding + 1, dtype=jnp.int32)
         positions = jnp.concatenate([positions, continued])

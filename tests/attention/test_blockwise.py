@@ -1,11 +1,13 @@
 """Blockwise attention: the suite on small tiles, so that a few hundred tokens make many; and a little at full size."""
 
+import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from backend_suite import SHAPES, BackendSuite, Checks, quick_compilation
+from backend_suite import SHAPES, BackendSuite, Checks, named, quick_compilation
 from jax.extend.core import jaxprs_in_params
 from problems import problem_of
 
@@ -32,8 +34,8 @@ class TestBlockwise(OnSmallTiles, BackendSuite):
         def pairs():
             turns = (problem.scheme.cos_sin(tokens.positions) for tokens in (problem.queries, problem.keys))
             call = operands.Operands.of(problem.q, problem.k, problem.v, problem.scheme, None, *turns)
-            _, _, row, size, _ = operands.prepare(call, problem.queries, problem.keys, problem.settings)
-            sizes.append(size)
+            _, _, row, plan = operands.prepare(call, problem.queries, problem.keys, problem.settings)
+            sizes.append(plan[:2])
             return row.pairs.plain, row.pairs.sees
 
         plain, sees = pairs()
@@ -42,13 +44,49 @@ class TestBlockwise(OnSmallTiles, BackendSuite):
         assert sees.sum() == 2 + 4 + 6 + 7
 
 
+class TestInBlocks(OnSmallTiles, Checks):
+    """Several tiles of queries that go along far keys together."""
+
+    @pytest.fixture(autouse=True)
+    def _blocks(self, monkeypatch):
+        monkeypatch.setattr(operands, "LEAST_BLOCKS", 1)
+        monkeypatch.setattr(blockwise, "BLOCK", 3)
+
+    @pytest.mark.parametrize("bias", ["none", "learned", "t5", "line and strip"])
+    @pytest.mark.parametrize("kv_heads", [2, 4])
+    def test_biases(self, bias, kv_heads):
+        self.check(problem_of(bias=bias, kv_heads=kv_heads, tokens=500))
+
+    @named(
+        both_ways={"causal": False, "bias": "line and strip", "sinks": True},
+        window={"window": 150, "soft_cap": 1.5},
+        ragged={"segments": "ragged"},
+        permuted={"positions": "permuted"},
+        restarting={"positions": "restarting", "bias": "alibi"},
+        later={"tokens": 200, "keys": 700},
+        all_tiles={"skip_tiles": False, "bias": "alibi"},
+    )
+    def test_settings_and_positions(self, arguments):
+        self.check(problem_of(**{"tokens": 500, **arguments}))
+
+    def test_references_that_grow_with_distance(self):
+        """Each farther tile outgrows the references by more than they bear, so that no tile stays plain."""
+        problem = problem_of(**SHAPES, tokens=500, bias="none", max_offset=0)
+        scheme = dataclasses.replace(problem.scheme, slopes=jnp.asarray([-1.5, -0.9]))
+        self.check(dataclasses.replace(problem, scheme=scheme))
+
+
 class TestAllHeadsAtOnce(OnSmallTiles, Checks):
     """What runs where a tile does not fill the machine: every sequence and head under one `vmap`."""
 
     @pytest.fixture(autouse=True)
     def _all_at_once(self, monkeypatch):
         prepare = operands.prepare
-        together = lambda *call: (*prepare(*call)[:-1], True)  # noqa: E731
+
+        def together(*call, **how):
+            *rest, plan = prepare(*call, **how)
+            return *rest, plan._replace(together=True)
+
         monkeypatch.setattr(blockwise, "prepare", together)
         monkeypatch.setattr(blockwise_backward, "prepare", together)
 

@@ -9,7 +9,7 @@ import pytest
 from backend_suite import Checks, exactly
 from problems import problem_of
 
-from rope_jax.attention import blockwise, blockwise_backward, operands
+from rope_jax.attention import blockwise, blockwise_backward, online_softmax, operands
 
 ROWS, COLUMNS = 64, 32
 TOKENS = 384
@@ -22,6 +22,7 @@ ROUNDING = 2.0**-24
 def _small_tiles(monkeypatch):
     monkeypatch.setattr(operands, "ROWS", ROWS)
     monkeypatch.setattr(operands, "COLUMNS", COLUMNS)
+    monkeypatch.setattr(operands, "LEAST_BLOCKS", 1)
 
 
 class Skipping(Checks):
@@ -127,7 +128,8 @@ def visits(problem, *, skip_tiles):
 
     settings = dataclasses.replace(problem.settings, skip_tiles=skip_tiles)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blockwise, "at", counted("forward", operands.at))
+        patch.setattr(operands, "LEAST_BLOCKS", TOKENS)  # one tile of queries at a time, so that tiles can be counted
+        patch.setattr(online_softmax, "at", counted("forward", operands.at))
         patch.setattr(blockwise_backward, "at", counted("backward", operands.at))
         Counting.run(dataclasses.replace(problem, settings=settings))
         jax.effects_barrier()
