@@ -14,6 +14,7 @@ contender is then skipped with the reason, and the others go on. `peak_memory` r
 import dataclasses
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from typing import Any, Self
 import numpy as np
 
 _WORKER = Path(__file__).with_name("worker.py")
-_PAUSE = 0.02  # seconds between two runs: thread pools spin for a moment after their work
+_PAUSE = 0.1  # seconds between two runs: thread pools spin for a moment after their work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +135,10 @@ class Race:
             else:
                 running[name] = reply
         times: dict[str, list[float]] = {name: [] for name in running}
-        for round_ in range(rounds):
-            order = list(running)
-            for name in order[round_ % len(order) :] + order[: round_ % len(order)] if order else []:
+        # In another order each round: what one leaves behind (a warm core, memory to give back) meets all alike.
+        shuffle = random.Random(0)
+        for _ in range(rounds):
+            for name in shuffle.sample(list(running), len(running)):
                 time.sleep(_PAUSE)
                 reply = self._workers[name].ask("run", {})
                 if "error" in reply:
