@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from rope_jax.attention.call import NOTHING
-from rope_jax.attention.pallas_tpu import (
+from rope_jax.attention.pallas_tpu_tile import (
     HIDDEN,
     LANES,
     SCALE,
