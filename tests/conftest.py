@@ -12,6 +12,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 REAL = pathlib.Path(__file__).resolve().parents[2] / "shared" / "real"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Lets a module's compiled programs go: each maps memory, and a process may hold only so many mappings."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def real() -> pathlib.Path:
     """The folder of real inputs beside the checkout; tests that need it skip where it is absent."""

@@ -233,6 +233,7 @@ def _trained_arrays() -> str | None:
         [sys.executable, str(script), _CHECKPOINT.value, _TEXT.value, str(longest), str(_LAYER.value), path],
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "JAX_TRACEBACK_FILTERING": "off"},  # so that the last line is the reason
     )
     if made.returncode:
         os.unlink(path)

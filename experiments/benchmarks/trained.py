@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rope_jax.attention.call import Tokens
 from rope_jax.checkpoints.checkpoint import schemes_of
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.scheme import Scheme
@@ -38,7 +39,7 @@ def main(checkpoint: str, text: str, length: int, layer: int, out: str) -> None:
     def arrays(tokens, positions):
         x = jnp.take(model.embedding[...], tokens, axis=0).astype(jnp.float32)
         for at, block in enumerate(model.blocks[:number]):
-            x, _ = block(x, scheme_of(at), positions, None, None)
+            x, _ = block(x, scheme_of(at), Tokens(positions), None, None, False)
         block = model.blocks[number]
         attention, x = block.attention, block.attention_norm(x)
         q, k, v = attention.q(x), attention.k(x), attention.v(x)

@@ -75,10 +75,9 @@ def _forward_rule(operands, queries, keys, settings, layout):
 
 def _backward_rule(settings, layout, residuals, cotangents):
     operands, queries, keys, out, lse, correction = residuals
-    d_out, d_lse = cotangents
-    # Every gradient is linear in weight * cotangent, row by row.
-    d_out, d_lse = d_out * correction[..., None], d_lse * correction
-    gradients = blockwise_backward.backward(operands, queries, keys, out, lse, d_out, d_lse, settings, layout)
+    gradients = blockwise_backward.backward(
+        operands, queries, keys, out, lse, *cotangents, settings, layout, correction=correction
+    )
     return gradients, None, None
 
 

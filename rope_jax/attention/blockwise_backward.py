@@ -53,14 +53,18 @@ def backward(
     d_lse: Float32[Array, "batch queries heads"],
     settings: Settings,
     layout: rotation.Layout,
+    *,
+    correction: Float32[Array, "batch queries heads"] | None = None,
 ) -> Operands:
-    """Returns the gradient of every operand; `out` and `lse` may be of more keys than these, as in a ring."""
-    # A query that saw nothing has zero gradients, whatever it holds: zero times NaN would reach the phases.
-    operands = operands._replace(q=jnp.where(lse[..., None] > NOTHING, operands.q, 0))
+    """Returns the gradient of every operand; `out` and `lse` may be of more keys than these, as in a ring.
+
+    Weights taken from `lse` are off by its rounding; `correction` says by which factor.
+    """
     by_token, by_head, row, plan = prepare(operands, queries, keys, settings)
     batch, tokens, kv_heads, groups, _ = by_token[0].shape
+    correction = jnp.ones_like(lse) if correction is None else correction
     of_heads = lambda x: x.reshape(batch, tokens, kv_heads, groups, *x.shape[3:])  # noqa: E731
-    by_token = (*by_token, *(of_heads(x) for x in (out, lse, d_out, d_lse)))
+    by_token = (*by_token, *(of_heads(x) for x in (out, lse, d_out, d_lse, correction)))
 
     of_head = functools.partial(_backward_head, settings=settings, layout=layout, plan=plan)
     zeros = Results(
@@ -84,7 +88,11 @@ def backward(
 
 def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, plan: Plan) -> Results:
     """Returns the gradients of one key head, and what it adds to those that heads share."""
-    (q, k, v, out, lse, d_out, d_lse), (slopes, strip, sinks) = by_token, by_head
+    (q, k, v, out, lse, d_out, d_lse, correction), (slopes, strip, sinks) = by_token, by_head
+    # A query that saw nothing has zero gradients, whatever it holds: zero times NaN would reach the phases.
+    q = jnp.where(lse[..., None] > NOTHING, q, 0)
+    # Every gradient is linear in weight * cotangent, row by row.
+    d_out, d_lse = d_out * correction[..., None], d_lse * correction
     groups = q.shape[1]
     dtype = q.dtype if plan.together else jnp.float32
     swap = lambda x: jnp.swapaxes(x, 1, 2)  # noqa: E731

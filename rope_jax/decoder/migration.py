@@ -3,8 +3,8 @@
 What a token's key and value are made of depends on the scheme in every layer but the first: the hidden states below
 were attended to under it. Turning the cached keys is therefore exact in the first layer and stale in the others;
 `reprefill` is exact everywhere and costs a whole prompt; `migration_gap` says what the difference is on given tokens.
-On 4 random layers, width 64, 48 tokens, from no scaling to YaRN of factor 4, keys of the second layer are a tenth of
-their size off and logits a few hundredths of theirs; `tests/decoder/test_migration.py` prints the figures.
+On 4 random layers, width 64, 48 tokens, from no scaling to YaRN of factor 4, keys of the second layer are 0.77 of their
+size off and the next logits 0.34 of theirs; `pytest -s tests/decoder/test_migration.py -k gap` prints the figures.
 """
 
 import dataclasses
