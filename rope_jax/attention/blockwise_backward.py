@@ -168,7 +168,7 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, p
             p = jnp.exp(s + column - shift.reshape(1, *shape[1:]))
             d_logits, sums = add(i, p, slope, sums)
             # sum of dS |i - j| = sum of dS (i - a) + sum of dS (a - j), for keys behind; the negative of it ahead
-            anchor = positions.min()
+            anchor = jnp.where(side[0] == 1, positions.max(), positions.min())
             total = d_logits.sum(axis=-1).reshape(plan.columns, groups)
             ahead_of_anchor = (positions - anchor).astype(jnp.float32).reshape(*(1,) * (len(shape) - 1), -1)
             moment = (d_logits * ahead_of_anchor).sum(axis=-1).reshape(plan.columns, groups)

@@ -33,13 +33,14 @@ def separated_line(
 
     The third result says on which side of the queries each tile of keys lies, were it plain: 0 behind, 1 ahead.
     """
-    # Both parts count from the first query, so that the integers stay small and their products with a slope precise.
-    anchor = q_positions.min()
-    ahead = kv_positions.max(axis=1) > anchor  # one pair tells: the whole tile lies on one side
-    behind = -slopes[:, None] * (q_positions - anchor).astype(jnp.float32)[None, :]
-    of_query = jnp.stack([behind + strip[:, -1:], strip[:, :1] - behind])
-    signed = jnp.where(ahead[:, None], slopes[None, :], -slopes[None, :])
-    of_key = signed[:, :, None] * (anchor - kv_positions).astype(jnp.float32)[:, None, :]
+    # Both parts count from the query that is nearest to the keys: where a bias is small, and matters most, both are.
+    first, last = q_positions.min(), q_positions.max()
+    ahead = kv_positions.max(axis=1) > first  # one pair tells: the whole tile lies on one side
+    to_nearest = jnp.stack([q_positions - first, last - q_positions]).astype(jnp.float32)
+    ends = jnp.stack([strip[:, -1:], strip[:, :1]])
+    of_query = ends - slopes[None, :, None] * to_nearest[:, None, :]
+    distance = jnp.where(ahead[:, None], kv_positions - last, first - kv_positions).astype(jnp.float32)
+    of_key = -slopes[None, :, None] * distance[:, None, :]
     return of_query, of_key, ahead.astype(jnp.int32)
 
 

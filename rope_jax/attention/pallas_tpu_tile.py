@@ -258,8 +258,8 @@ class Bias:
 
     def separated(self, row: Array, column: Array) -> tuple[Array, Array]:
         """Returns bias and distance of a plain tile, each a part of the row plus a part of the column."""
-        # Counted from a position of the own tile, the rows' part is small and both are exact.
-        anchor = self._tile.own.first
+        # Both count from the row that is nearest to the columns: where a bias is small, and matters most, both are.
+        anchor = jnp.where(self.at_left, self._tile.own.first, self._tile.own.last)
         sign = jnp.where(self.at_left, 1.0, -1.0)
         row, column = ((x.astype(jnp.float32) * sign) for x in (row - anchor, anchor - column))
         slope = -self.number(SLOPE)
