@@ -16,8 +16,6 @@ ROWS, COLUMNS = 512, 512  # of a tile of logits; the forward pass takes several 
 LEAST_BLOCKS = 8  # of a call; fewer, and there is little that their tiles have in common
 ROUNDING = 2.0**-25  # half a unit in the last place of float32
 
-Turn = tuple[Float32[Array, "batch tokens pairs"], Float32[Array, "batch tokens pairs"]]  # cos and sin
-
 
 class Operands(NamedTuple):
     """Everything of a call that has a gradient.
