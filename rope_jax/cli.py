@@ -18,6 +18,8 @@ from rope_jax.errors import RopeJaxError
 COMMANDS = {
     "inspect": "rope_jax.commands.inspect",
     "diagnose": "rope_jax.commands.diagnose",
+    "export": "rope_jax.commands.export",
+    "search": "rope_jax.commands.search",
 }
 
 

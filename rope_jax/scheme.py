@@ -195,6 +195,12 @@ def widen(scheme: Scheme, max_offset: int) -> Scheme:
     return dataclasses.replace(scheme, offset_bias=jnp.pad(scheme.offset_bias, padding, mode="edge"))
 
 
+def without_rotation(scheme: Scheme) -> Scheme:
+    """Returns the scheme's factors and biases for queries and keys that are turned already."""
+    nothing = scheme.inverse_frequencies[..., :0]
+    return dataclasses.replace(scheme, inverse_frequencies=nothing, remainder=nothing)
+
+
 @dataclasses.dataclass(frozen=True)
 class Retrofit:
     """What was done to a model to extend its context, on the host: the case this library is about.

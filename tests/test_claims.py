@@ -1,13 +1,16 @@
-"""What textbooks, papers and this project's own notes claim about positions, each as an assertion."""
+"""What textbooks, papers and this project's own notes claim about rotation and its scaling, each as an assertion.
 
-import itertools
+The notebooks of `experiments/notebooks` show the same; claims about biases are in `test_claims_biases.py`.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_jax import biases, double_float, frequencies, phases, rotation, scaling
+from rope_jax import double_float, frequencies, phases, rotation, scaling, scheme, testing
+from rope_jax.attention import attention
+from rope_jax.diagnosis import resolution
 
 COS_SIN = jax.jit(phases.cos_sin)
 CASES = {"2k to 8k": (2048, 8192), "4k to 32k": (4096, 32_768), "L to 4L": (1024, 4096)}
@@ -63,6 +66,102 @@ def test_rope_alone_loses_no_adjacent_precision_with_distance():
         assert np.sum((there - here) ** 2) == pytest.approx(expected, rel=1e-5)
 
 
+def test_phases_of_low_precision_do_lose_neighbours():
+    theta = frequencies.inverse_frequencies(16, base=1e4)
+    expected = 8 * np.sum(np.sin(theta / 2) ** 2)
+    positions = jnp.asarray([2**24 - 2, 2**24 - 1])
+    cos, sin = phases.cos_sin(positions, jnp.asarray(theta, jnp.float32), phase="float32")
+    here, there = np.asarray(rotation.rotation_matrix(cos, sin, layout="half"), np.float64)
+    assert abs(np.sum((there - here) ** 2) / expected - 1) > 0.05
+
+
+def test_a_layout_is_the_other_one_after_a_permutation_of_dimensions_and_not_before():
+    order = rotation.interleaved_to_half(8)
+    cos, sin = phases_of([3], frequencies.inverse_frequencies(8, base=10.0))
+    half, interleaved = (
+        np.asarray(rotation.rotation_matrix(cos, sin, layout=layout))[0] for layout in ("half", "interleaved")
+    )
+    np.testing.assert_array_equal(interleaved[np.ix_(order, order)], half)
+    assert np.abs(interleaved - half).max() > 0.5
+
+
+# ---- rotary against additive sinusoidal embeddings
+
+
+def sinusoid(positions, theta):
+    return np.asarray(rotation.sinusoidal(*phases_of(positions, theta), layout="half"), np.float64)
+
+
+def spread(matrix):
+    """The root mean variance along the diagonals, relative to the deviation of the whole matrix: 0 if relative."""
+    diagonals = [np.diagonal(matrix, n) for n in range(1 - len(matrix), len(matrix))]
+    return np.sqrt(sum(d.size * d.var() for d in diagonals) / matrix.size) / matrix.std()
+
+
+def test_sinusoids_and_rotation_have_one_kernel():
+    theta = frequencies.inverse_frequencies(64, base=1e4)
+    kernel = 32 * resolution.kernel(theta, resolution.uniform_weights(32), 200)
+    embedded = sinusoid(np.arange(200), theta)
+    np.testing.assert_allclose(embedded @ embedded[0], kernel, atol=1e-4)
+    one_in_each_pair = np.repeat([1.0, 0.0], 32)
+    np.testing.assert_allclose(matrices(np.arange(200), theta) @ one_in_each_pair @ one_in_each_pair, kernel, atol=1e-4)
+    assert np.any(np.diff(kernel) > 0)  # it does not fall monotonically
+
+
+def test_a_sinusoid_moves_by_a_rotation():
+    # s_(p + k) = R(-k) s_p, the sine being first.
+    theta = frequencies.inverse_frequencies(64, base=1e4)
+    for moved in (1, 10, 1000):
+        (turn,) = matrices([-moved], theta)
+        np.testing.assert_allclose(
+            sinusoid([0, 7, 5000], theta) @ turn.T, sinusoid(np.array([0, 7, 5000]) + moved, theta), atol=1e-5
+        )
+
+
+def test_rotary_logits_depend_on_the_offset_alone_and_additive_ones_do_not():
+    theta, positions = frequencies.inverse_frequencies(64, base=1e4), np.arange(40)
+    rng = np.random.default_rng(5)
+    x = np.tile(rng.standard_normal(64), (40, 1))
+    w_q, w_k = rng.standard_normal((2, 64, 64)) / 8
+    turns, embedded = matrices(positions, theta), sinusoid(positions, theta)
+    turned_q, turned_k = (np.einsum("pij,pj->pi", turns, x @ w) for w in (w_q, w_k))
+    assert spread(turned_q @ turned_k.T) < 1e-5
+    assert spread(embedded @ embedded.T) < 1e-5  # relative, until the projections mix the pairs
+    assert spread((embedded @ w_q) @ (embedded @ w_k).T) > 0.5
+    assert spread(((x + embedded) @ w_q) @ ((x + embedded) @ w_k).T) > 0.5
+
+
+def test_shifting_all_positions_changes_nothing_under_rotation_and_much_under_addition():
+    record = rotary(dim=64)
+    turning, nothing = (scheme.build(r, num_heads=1, head_dim=64) for r in (record, None))
+    rng = np.random.default_rng(6)
+    text = rng.standard_normal((40, 64))
+
+    @jax.jit
+    def of(x, positions, positional):
+        return attention(x, x, x, positional, q_positions=positions, kv_positions=positions)
+
+    def attend(inputs, positions, positional):
+        x = jnp.asarray(inputs, jnp.float32)[None, :, None]
+        return np.asarray(of(x, jnp.asarray(positions, jnp.int32)[None], positional))
+
+    here = np.arange(40)
+    added = {
+        shift: attend(text + sinusoid(here + shift, record.inverse_frequencies), here + shift, nothing)
+        for shift in (0, 1, 1000)
+    }
+    for shift in (1, 1000):
+        np.testing.assert_allclose(attend(text, here + shift, turning), attend(text, here, turning), atol=1e-4)
+        assert np.abs(added[shift] - added[0]).max() > 0.1
+
+
+def test_rotation_keeps_norms_and_addition_does_not():
+    testing.assert_preserves_norms_and_angles(jax.jit(testing.rotation_of(rotary(dim=64))), dim=64)
+    text = np.random.default_rng(7).standard_normal((40, 64))
+    added = text + sinusoid(np.arange(40), rotary(dim=64).inverse_frequencies)
+    assert np.abs(np.linalg.norm(added, axis=-1) / np.linalg.norm(text, axis=-1) - 1).max() > 0.1
+
+
 # ---- scaling
 
 
@@ -78,6 +177,8 @@ def test_base_scaling_does_not_stretch_every_period_alike(case):
     assert growth[-1] == pytest.approx(factor, rel=1e-12)
     assert np.all(np.diff(growth) > 0)
     assert np.all(growth[:-1] < factor)
+    multiplier = frequencies.base_multiplier(128, factor=factor)
+    np.testing.assert_allclose(growth, multiplier ** (np.arange(64) / 64), rtol=1e-12)  # lambda^(2i/d)
     assert not frequencies.grows_uniformly(before.inverse_frequencies, before.inverse_frequencies / growth)
     linear = scaling.linear(factor=factor)(before).inverse_frequencies
     assert frequencies.grows_uniformly(before.inverse_frequencies, linear)
@@ -94,6 +195,14 @@ def test_period_matching(case):
     # The plain product b s falls short of the factor for the longest period.
     plain = frequencies.inverse_frequencies(d, base=base * factor)
     assert frequencies.period_growth(frequencies.inverse_frequencies(d, base=base), plain)[-1] < factor
+
+
+def test_the_multiplier_knows_neither_length_nor_base_and_is_above_the_factor():
+    for dim in (32, 64, 128, 256):
+        assert 4 < frequencies.base_multiplier(dim, factor=4.0) == 4 ** (dim / (dim - 2))
+    for length, base in ((1024, 500.0), (2048, 1e4), (8192, 5e5)):
+        after = scaling.ntk(factor=4.0)(rotary(length, base=base))
+        assert after.base / base == pytest.approx(4.0890, abs=5e-5)
 
 
 def test_worked_examples():
@@ -147,79 +256,64 @@ def test_out_of_distribution_cells_of_the_notes(rule, share):
     assert np.mean(out) == pytest.approx(share, abs=1e-3)
 
 
-# ---- biases
+# ---- ramps, 4k to 32k at d = 128, b = 10,000
+
+RAMPS = {
+    "by_parts": (scaling.by_parts(factor=8.0, original_length=4096), 32),
+    "yarn": (scaling.yarn(factor=8.0, original_length=4096), 32),
+    "llama3": (scaling.llama3(factor=8.0, original_length=4096, low_freq_factor=1, high_freq_factor=4), 4),
+}
 
 
-def test_what_is_constant_in_a_row_changes_no_softmax_so_alibi_is_a_bias_of_the_key():
-    rng = np.random.default_rng(1)
-    tokens = jnp.arange(40)
-    seen = tokens[:, None] >= tokens[None]
-    logits = jnp.asarray(rng.standard_normal((4, 40, 40)), jnp.float32)
-    alibi = biases.alibi_paper(4)
-    key_only = alibi.slopes[:, None, None] * tokens.astype(jnp.float32)[None, None]
-    weights = [
-        jax.nn.softmax(jnp.where(seen[None], logits + bias, -jnp.inf), axis=-1)
-        for bias in (alibi(tokens[:, None] - tokens[None]), key_only)
-    ]
-    np.testing.assert_allclose(weights[0], weights[1], atol=2e-6)
+@pytest.mark.parametrize("name", RAMPS)
+def test_a_ramp_keeps_pairs_that_turned_often_and_interpolates_those_that_never_did(name):
+    rule, kept_from = RAMPS[name]
+    ratio = rule(rotary()).inverse_frequencies / rotary().inverse_frequencies
+    turned = frequencies.turns(rotary().inverse_frequencies, 4096)
+    np.testing.assert_allclose(ratio[turned >= kept_from], 1.0)
+    np.testing.assert_allclose(ratio[turned <= 1], 1 / 8)
+    assert np.all(np.diff(ratio) <= 1e-12)
 
 
-def test_causal_alibi_has_rank_two():
-    # Before the mask: m (j - i) = m j - m i, an outer sum.
-    offset = np.arange(50)[:, None] - np.arange(50)[None]
-    signed = -biases.paper_slopes(8)[:, None, None] * offset
-    assert [int(np.linalg.matrix_rank(head)) for head in signed] == [2] * 8
+def test_a_ramp_in_turns_drops_earlier_than_one_in_the_index():
+    ratio = {
+        name: rule(rotary()).inverse_frequencies / rotary().inverse_frequencies for name, (rule, _) in RAMPS.items()
+    }
+    between = slice(24, 45)
+    assert np.all(ratio["by_parts"][between] < ratio["yarn"][between])
+    assert np.all(ratio["by_parts"][between] < ratio["llama3"][between])
 
 
-def test_the_symmetric_bias_is_not_of_rank_two():
-    tokens = jnp.arange(50)
-    both_ways = np.asarray(biases.alibi_paper(2)(tokens[:, None] - tokens[None]))
-    assert np.linalg.matrix_rank(both_ways[0]) > 10
+def test_only_yarn_touches_the_size_of_logits():
+    for rule in (scaling.linear(factor=8.0), scaling.ntk(factor=8.0), *(rule for rule, _ in RAMPS.values())):
+        scaled = rule(rotary())
+        assert (scaled.cos_sin_factor != 1) == (rule.name == "yarn")
+        assert scaled.logit_scale == 1
 
 
-def test_t5_is_constant_beyond_its_last_edge_and_alibi_and_kerple_never_are():
-    far = jnp.asarray([113, 128, 1000, 10**6])
-    table = np.random.default_rng(2).standard_normal((2, 32))
-    flat = biases.t5_bias(table, max_distance=128)(far)
-    np.testing.assert_array_equal(flat, np.repeat(table[:, -1:].astype(np.float32), 4, axis=1))
-    assert np.all(np.diff(biases.alibi_paper(2)(far)) < 0)
-    kerple = biases.KerpleLogarithmic(jnp.ones(2), jnp.ones(2))
-    assert np.all(np.diff(kerple(far)) < 0)
+def test_where_pairs_leave_what_training_showed():
+    theta = rotary().inverse_frequencies
+    slow = resolution.never_turns_fully(theta, 4096)
+    unscaled = resolution.first_offset_out(theta, theta, 4096)
+    assert slow.sum() == 18
+    assert np.all(unscaled[slow] == 4096)
+    base_scaled = resolution.first_offset_out(theta, scaling.ntk(factor=8.0)(rotary()).inverse_frequencies, 4096)[slow]
+    assert np.all(base_scaled[:-1] < 32_000)  # all but the slowest run out before the target
+    assert base_scaled[-1] == 8 * 4095 + 1
 
 
-def test_inside_a_bucket_the_odds_of_two_keys_do_not_move():
-    bias = biases.t5_bias(np.random.default_rng(3).standard_normal((1, 32)), max_distance=128)
-    starts = biases.bucket_starts(32, 128)
-    for first, following in itertools.pairwise(starts):
-        values = np.asarray(bias(jnp.arange(first, following)))
-        assert np.ptp(values) == 0
-        assert values[0, 0] != float(bias(jnp.asarray(following))[0])
-
-
-def test_alibi_rows_converge_and_t5_rows_do_not():
-    def row_sum(bias, length):
-        return np.exp(np.asarray(bias(jnp.arange(length)), np.float64)).sum(axis=1)
-
-    alibi, flat = biases.alibi_paper(8), biases.t5_bias(np.zeros((1, 32)))
-    np.testing.assert_allclose(row_sum(alibi, 32_768), row_sum(alibi, 65_536), rtol=1e-9)
-    assert row_sum(flat, 65_536)[0] == 2 * row_sum(flat, 32_768)[0]
-
-
-def test_the_bias_horizon_of_the_gentlest_paper_slope():
-    # H = A / m: at 20 nats a head of slope 2^-8 sees 5,120 tokens; and it costs 16 nats at 4k.
-    gentlest = biases.paper_slopes(8).min()
-    assert 20 / gentlest == 5120
-    assert 4096 * gentlest == 16
-
-
-def test_an_alibi_tensor_in_bfloat16_steps_by_128_tokens():
-    offset = jnp.arange(16_385, 32_768)
-    steps = np.unique(np.asarray(offset.astype(jnp.bfloat16).astype(jnp.float32)))
-    assert np.min(np.diff(steps)) == 128
-
-
-def test_one_parameter_per_offset_knows_nothing_of_longer_ones():
-    bias = biases.PerOffset(jnp.asarray(np.random.default_rng(4).standard_normal((1, 64)), jnp.float32))
-    gradient = jax.grad(lambda bias: jnp.sum(bias(jnp.arange(32))))(bias).table
-    assert np.all(np.asarray(gradient[0, :32]) == 1)
-    assert not np.any(gradient[0, 32:])
+@pytest.mark.parametrize(
+    ("rule", "found", "coherence"),
+    [
+        (scaling.none(), 64, 1.0),
+        (scaling.linear(factor=8.0), 512, 1.0),
+        (scaling.ntk(factor=8.0), 103, 0.79),
+        (RAMPS["by_parts"][0], 64, 0.965),
+        (RAMPS["yarn"][0], 64, 0.99),
+        (RAMPS["llama3"][0], 64, 0.999),
+    ],
+)
+def test_where_a_head_tuned_to_64_finds_its_match(rule, found, coherence):
+    theta, scaled = rotary().inverse_frequencies, rule(rotary()).inverse_frequencies
+    curves = resolution.coherence_curves(theta, scaled, resolution.uniform_weights(64), [64], 32_768)
+    assert resolution.peak(curves[0]) == (found, pytest.approx(coherence, abs=6e-3))

@@ -66,7 +66,7 @@ def load(directory: str | Path, *, max_bytes: int | None = None) -> Checkpoint:
     positions = positions_of(raw, origin=str(config_file))
     config = decoder_keys.decoder_config(raw, model_type, positions, config_file)
     graph, state = weights.abstract_decoder(config)
-    paths = {_published_name(path): path for path in weights.published_shapes(state)}
+    paths = {published_name(path): path for path in weights.published_shapes(state)}
     expected = {name: weights.published_shapes(state)[path] for name, path in paths.items()}
     with contextlib.ExitStack() as stack:
         shards = {file: stack.enter_context(_opened(file)) for file in _weight_files(directory)}
@@ -90,7 +90,8 @@ def load(directory: str | Path, *, max_bytes: int | None = None) -> Checkpoint:
     )
 
 
-def _published_name(path: str) -> str:
+def published_name(path: str) -> str:
+    """Returns the name under which a Llama-family checkpoint stores the parameter at `path`."""
     if path.startswith("blocks."):
         _, layer, rest = path.split(".", 2)
         return f"model.layers.{layer}.{_NAMES[rest]}"

@@ -3,11 +3,12 @@
 from rope_jax.decoder.cache import Cache, Cached, empty_cache
 from rope_jax.decoder.cached_attention import Schemes
 from rope_jax.decoder.config import DecoderConfig
-from rope_jax.decoder.decoder import Decoder
+from rope_jax.decoder.decoder import Attend, Decoder
 from rope_jax.decoder.generate import continue_from, generate
 from rope_jax.decoder.migration import migrate, migration_gap, reprefill
 
 __all__ = [
+    "Attend",
     "Cache",
     "Cached",
     "Decoder",

@@ -12,7 +12,7 @@ from rope_jax.attention.api import attend as attend_to_all
 from rope_jax.attention.call import Tokens, checked, without_padding
 from rope_jax.attention.decode import Turn, turn_of
 from rope_jax.decoder.cache import Cache, write_keys, write_values
-from rope_jax.scheme import Scheme
+from rope_jax.scheme import Scheme, without_rotation
 
 Schemes = Scheme | Mapping[str, Scheme]
 Turns = Turn | Mapping[str, Turn]  # of all cached keys; one for each scheme
@@ -79,9 +79,3 @@ def attend(
             q, scheme = scheme.rotate(q, tokens.positions), without_rotation(scheme)
     out, _ = attend_to_all(q, *from_slots, scheme, None, tokens, slots, settings)
     return out, (keys, values)
-
-
-def without_rotation(scheme: Scheme) -> Scheme:
-    """Returns the scheme's factors and biases for queries and keys that are turned already."""
-    nothing = scheme.inverse_frequencies[..., :0]
-    return dataclasses.replace(scheme, inverse_frequencies=nothing, remainder=nothing)

@@ -4,7 +4,7 @@ Axes: B batch, T tokens, D hidden, H query heads, K key/value heads, d head dime
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from rope_jax.decoder.cache import Cache, Cached
 from rope_jax.decoder.cached_attention import Schemes, Turns
 from rope_jax.decoder.config import DecoderConfig
 from rope_jax.scheme import Scheme
+
+# What computes a layer's attention: takes the arguments of `attention.api.attend` and returns what that returns.
+Attend = Callable[..., tuple[Array, Array]]
 
 
 def _residual_sharding(x: Array) -> NamedSharding | None:
@@ -88,6 +91,7 @@ class Attention(nnx.Module):
         cache: Cache | None,
         turn: decode.Turn | None,
         fresh: bool,
+        attention: Attend,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.q_norm is not None and self.k_norm is not None:
@@ -97,7 +101,7 @@ class Attention(nnx.Module):
                 q, k, v, scheme, tokens, cache, self.layer, window=self.window, turn=turn, fresh=fresh
             )
             return self.o(out), stored
-        out, _ = attend(q, k, v, scheme, None, tokens, tokens, checked(q, k, scheme, window=self.window))
+        out, _ = attention(q, k, v, scheme, None, tokens, tokens, checked(q, k, scheme, window=self.window))
         return self.o(out), None
 
 
@@ -124,8 +128,8 @@ class Block(nnx.Module):
         self.mlp_norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config, rngs=rngs)
 
-    def __call__(self, x, scheme: Scheme, tokens: Tokens, cache: Cache | None, turn, fresh: bool):
-        attended, stored = self.attention(self.attention_norm(x), scheme, tokens, cache, turn, fresh)
+    def __call__(self, x, scheme: Scheme, tokens: Tokens, cache: Cache | None, turn, fresh: bool, attention: Attend):
+        attended, stored = self.attention(self.attention_norm(x), scheme, tokens, cache, turn, fresh, attention)
         x = x + attended
         return x + self.mlp(self.mlp_norm(x)), stored
 
@@ -177,12 +181,23 @@ class Decoder(nnx.Module):
         *,
         positions: Int[Array, "B T"] | None = None,
         segments: Int[Array, "B T"] | None = None,
+        attention: Attend = attend,
         dtype=jnp.float32,
     ) -> Float[Array, "B T D"]:
-        """Returns the last hidden states, normed; `unembed` makes logits of them. Arguments as in `__call__`."""
+        """Returns the last hidden states, normed; `unembed` makes logits of them.
+
+        Args:
+          tokens: as in `__call__`.
+          scheme: as in `__call__`.
+          positions: as in `__call__`.
+          segments: as in `__call__`.
+          attention: computes every layer's attention, with the arguments of `attention.api.attend`; for looking into a
+            model, or running it with a fault.
+          dtype: of the activations.
+        """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-        x, _ = self._run(tokens, scheme, Tokens(positions, segments), None, None, False, dtype)
+        x, _ = self._run(tokens, scheme, Tokens(positions, segments), None, None, False, dtype, attention)
         return x
 
     def unembed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -286,13 +301,15 @@ class Decoder(nnx.Module):
         keys, values = zip(*stored, strict=True)
         return x, dataclasses.replace(cache, keys=keys, values=values)
 
-    def _run(self, tokens, scheme: Schemes, at: Tokens, cache: Cache | None, turns, fresh: bool, dtype):
+    def _run(
+        self, tokens, scheme: Schemes, at: Tokens, cache: Cache | None, turns, fresh: bool, dtype, attention=attend
+    ):
         x = self.embedding[...].at[tokens].get(out_sharding=_residual_sharding(tokens)).astype(dtype)
         stored = []
         for layer, block in enumerate(self.blocks):
             turn = turns[self.config.layer_types[layer]] if isinstance(turns, Mapping) else turns
             with jax.named_scope(f"block_{layer}"):
-                x, kept = block(x, self._scheme_of(scheme, layer), at, cache, turn, fresh)
+                x, kept = block(x, self._scheme_of(scheme, layer), at, cache, turn, fresh, attention)
             stored.append(kept)
         return self.norm(x), stored
 

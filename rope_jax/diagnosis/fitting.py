@@ -41,6 +41,7 @@ def largest_multiplier(
     chunks: Rows,
     *,
     margin: float,
+    counted: np.ndarray | None = None,
     bisections: int = 8,
 ) -> Multiplier:
     """Returns the largest multiplier of ALiBi's slopes whose mean loss rises by at most `margin` nats.
@@ -53,6 +54,7 @@ def largest_multiplier(
       schemes_at: the unscaled scheme with the paper's slopes times a multiplier.
       chunks: `[chunks, tokens]`, not evaluated text, no longer than the trained length.
       margin: nats a token.
+      counted: weight of every next token in the mean, `[chunks, tokens - 1]`; all alike where None.
       bisections: halvings of the last gap; 8 leave 0.3 %.
     """
 
@@ -61,7 +63,8 @@ def largest_multiplier(
         # One shape for all calls: the last, partial group of chunks is left out.
         groups = len(chunks) // _CHUNKS_AT_ONCE or 1
         parts = np.array_split(chunks[: groups * _CHUNKS_AT_ONCE], groups)
-        return float(np.mean([program(scheme, part).mean(dtype=np.float64) for part in parts]))
+        losses = np.concatenate([program(scheme, part) for part in parts]).astype(np.float64)
+        return float(np.average(losses, weights=None if counted is None else counted[: len(losses)]))
 
     without = mean_loss(0.0)
     tried: list[tuple[float, float]] = []
@@ -113,6 +116,7 @@ def fit_t5_table(
     num_buckets: int,
     max_distance: int,
     steps: int,
+    counted: np.ndarray | None = None,
     learning_rate: float = 0.02,
     seed: int = 0,
     on_step: Callable[[], None] = lambda: None,
@@ -121,12 +125,13 @@ def fit_t5_table(
 
     Args:
       decoder: the model; its weights do not change.
-      schemes_with: the unscaled scheme with a given T5 bias; traced.
+      schemes_with: the scheme with a given T5 bias; traced.
       chunks: `[chunks, tokens]`, not evaluated text, no longer than the trained length.
       num_heads: heads of the table.
       num_buckets: causal buckets.
       max_distance: see `biases.bucket`.
       steps: Adam steps; the rate decays to zero by a cosine.
+      counted: weight of every next token in the loss, `[chunks, tokens - 1]`; all alike where None.
       learning_rate: the first step's, nats.
       seed: of the order in which chunks are drawn.
       on_step: called after each step, for a progress bar.
@@ -136,16 +141,18 @@ def fit_t5_table(
     owner = jnp.asarray(np.minimum(np.arange(num_buckets), reached - 1))
     graph, state = nnx.split(decoder)
 
-    def loss(table, state, tokens):
+    weights = np.ones((len(chunks), chunks.shape[1] - 1)) if counted is None else counted
+
+    def loss(table, state, tokens, weights):
         tied = jnp.take(table, owner, axis=1)
         schemes = schemes_with(T5(tied, max_distance))
-        return next_token_losses(nnx.merge(graph, state), schemes, tokens).mean()
+        return jnp.average(next_token_losses(nnx.merge(graph, state), schemes, tokens), weights=weights)
 
     optimiser = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     @jax.jit
-    def step(table, moments, state, tokens):
-        gradient = jax.grad(loss)(table, state, tokens)
+    def step(table, moments, state, tokens, weights):
+        gradient = jax.grad(loss)(table, state, tokens, weights)
         updates, moments = optimiser.update(gradient, moments)
         return optax.apply_updates(table, updates), moments
 
@@ -155,13 +162,17 @@ def fit_t5_table(
     size = min(_CHUNKS_AT_ONCE, len(chunks))
     order = np.concatenate([rng.permutation(len(chunks)) for _ in range(-(-steps * size // len(chunks)))])
     for at in range(steps):
-        table, moments = step(table, moments, state, jnp.asarray(chunks[order[at * size : (at + 1) * size]]))
+        drawn = order[at * size : (at + 1) * size]
+        table, moments = step(
+            table, moments, state, jnp.asarray(chunks[drawn]), jnp.asarray(weights[drawn], jnp.float32)
+        )
         on_step()
     value = jax.jit(loss)
-    groups = [chunks[at : at + size] for at in range(0, len(chunks) - size + 1, size)]
+    groups = [slice(at, at + size) for at in range(0, len(chunks) - size + 1, size)]
 
     def mean_loss(table) -> float:
-        return float(np.mean([value(table, state, jnp.asarray(group)) for group in groups]))
+        parts = [(jnp.asarray(chunks[group]), jnp.asarray(weights[group], jnp.float32)) for group in groups]
+        return float(np.mean([value(table, state, *part) for part in parts]))
 
     before, after = mean_loss(jnp.zeros_like(table)), mean_loss(table)
     return FittedTable(np.asarray(jnp.take(table, owner, axis=1)), reached, before, after)

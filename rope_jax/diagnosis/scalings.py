@@ -7,13 +7,16 @@ from rope_jax.rules import Rule
 
 BIAS_ARMS = ("none", "alibi", "alibi_star", "t5")
 ARMS = ("none", "linear", "ntk", "by_parts", "yarn", "llama3")
-BY_NAME = (*ARMS, "dynamic_ntk")
+BY_NAME = (*ARMS, "ntk4", "dynamic_ntk")
+TRANSFORMS = ("by_parts", "yarn", "llama3", "linear", "ntk4")
+"""What option 3 may put in the place of base scaling by the period match."""
 
 
 def scaling_rule(name: str, *, factor: float, original_length: int) -> Rule | LengthRule:
     """Returns the rule called `name` with its published defaults, for a context `factor` times as long.
 
-    `llama3` takes (low_freq_factor, high_freq_factor) = (1, 4); `dynamic_ntk` takes factor 1, so that it grows with
+    `llama3` takes (low_freq_factor, high_freq_factor) = (1, 4); `ntk4` is base scaling by four times the lambda of the
+    period match; `dynamic_ntk` takes factor 1, so that it grows with
     the current length over the trained one.
 
     Raises:
@@ -26,6 +29,11 @@ def scaling_rule(name: str, *, factor: float, original_length: int) -> Rule | Le
             return scaling.linear(factor=factor)
         case "ntk":
             return scaling.ntk(factor=factor)
+        case "ntk4":
+            matched, wider = scaling.ntk(factor=factor), scaling.ntk(multiplier=4.0)
+            return Rule(
+                "ntk", lambda rotary: wider.transform(matched.transform(rotary)), {"factor": factor, "times": 4.0}
+            )
         case "by_parts":
             return scaling.by_parts(factor=factor, original_length=original_length)
         case "yarn":

@@ -1,0 +1,310 @@
+"""`rope-jax export`: writes a chosen scaling as the config of transformers or vLLM, and reads it back before it counts.
+
+Starts without JAX.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import shlex
+import tempfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from absl import flags as absl_flags
+
+from rope_jax.errors import InputError, RopeJaxError
+
+if TYPE_CHECKING:
+    from rope_jax.checkpoints.exporting import Exported, Wanted
+    from rope_jax.checkpoints.positions import PositionConfig
+    from rope_jax.length_rules import LengthRule
+    from rope_jax.rules import Rule
+
+SUMMARY = "write a chosen scaling as transformers' or vLLM's config, read it back and compare"
+USAGE = "rope-jax export (--preset=NAME | CONFIG) --to=PEER --scaling=NAME --target_length=TOKENS --out=FILE [flags]"
+LARGEST_DIFFERENCE = 1e-6  # relative
+
+
+def define_flags(flag_values: absl_flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    integer = functools.partial(absl_flags.DEFINE_integer, flag_values=flag_values)
+    string = functools.partial(absl_flags.DEFINE_string, flag_values=flag_values)
+    choice = functools.partial(absl_flags.DEFINE_enum, flag_values=flag_values)
+    choice("to", None, ["transformers", "vllm"], "Who is to read the config; required.")
+    string(
+        "scaling",
+        None,
+        "Scaling to write, by target over trained length; a wrong name lists them. It comes on top of a scaling that "
+        "the config declares; none keeps that one.",
+    )
+    string(
+        "factors",
+        None,
+        "In place of --scaling: a JSON file, the list f or an object with it as 'factors' (and perhaps an "
+        "'attention_factor'), one number a rotary pair; theta becomes theta / f.",
+    )
+    integer("target_length", None, "Tokens to be served; required.")
+    integer(
+        "trained_length", None, "Tokens the model was trained on; default: the config's, with a scaling it declares."
+    )
+    string("out", None, "File to write, required; one already there is replaced, the config itself is not.")
+    string("preset", None, "A built-in model, not a config file; an unknown name lists them.")
+    choice("bias", "none", ["none", "alibi", "t5"], "Bias of the fix; neither reader has one, so only none is written.")
+
+
+def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
+    """Runs the command; returns the exit status."""
+    source, out = _checked(arguments, flags)
+
+    from rope_jax.checkpoints.dialects import positions_of, read_config
+    from rope_jax.checkpoints.exporting import export_config, trained_length_of, wanted_scaling
+    from rope_jax.checkpoints.presets import preset
+
+    if source is None:
+        config, origin = preset(flags.preset), f"preset {flags.preset}"
+    else:
+        config, origin = read_config(source), os.fspath(source)
+    positions = positions_of(config, origin=origin)
+    trained_length = trained_length_of(positions) if flags.trained_length is None else flags.trained_length
+    if flags.target_length < trained_length:
+        raise InputError(
+            f"--target_length={flags.target_length} is below the {trained_length} tokens that {origin} was trained on: "
+            "nothing is extended"
+        )
+    rule = _rule(flags, trained_length=trained_length)
+    try:
+        wanted = wanted_scaling(positions, rule, trained_length=trained_length, target_length=flags.target_length)
+        exported = export_config(config, positions, wanted, peer=flags.to)
+    except RopeJaxError as error:
+        asked = f"--factors={flags.factors}" if flags.factors else f"--scaling={flags.scaling}"
+        raise InputError(f"{asked}: {error}") from None
+    difference, after = _write(out, exported.config, functools.partial(_compare, positions, wanted))
+    record = _record(flags, positions, wanted, exported, after, difference)
+    print(json.dumps(record, allow_nan=False) if flags.json else _text(record))
+    return 0
+
+
+def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathlib.Path | None, pathlib.Path]:
+    """Returns the config's path, or None for a preset, and where the result goes, before any work is done."""
+    from rope_jax.diagnosis.status_quo import LARGEST_TARGET
+
+    if len(arguments) > 1:
+        raise InputError(f"one config file at most, got {len(arguments)}: {' '.join(arguments)}")
+    for name in ("to", "target_length", "out"):
+        if getattr(flags, name) in (None, ""):
+            raise InputError(f"--{name} is required: {USAGE}")
+    if (flags.scaling is None) == (flags.factors is None):
+        raise InputError("give either --scaling=NAME or --factors=FILE" + (", not both" if flags.factors else ""))
+    for name in ("target_length", "trained_length"):
+        value = getattr(flags, name)
+        if value is not None and not 2 <= value <= LARGEST_TARGET:
+            raise InputError(f"--{name} must lie in 2 ... {LARGEST_TARGET}, got {value}")
+    if flags.bias != "none":
+        raise InputError(
+            f"--bias={flags.bias}: {flags.to} has no key that adds a bias to the attention of a model with rotary "
+            "embeddings; only --bias=none can be exported"
+        )
+    if flags.preset is not None and arguments:
+        raise InputError(
+            f"give either --preset or a config file, not both (--preset={flags.preset} and {arguments[0]})"
+        )
+    if flags.preset is None and not arguments:
+        raise InputError("name a model: --preset=NAME or the path of its config.json")
+    source = pathlib.Path(arguments[0]) if arguments else None
+    if source is not None:
+        # Unlike pathlib, os.path does not raise where a name is too long.
+        if not os.path.exists(source):
+            raise InputError(f"no such config file: {source}")
+        source = source / "config.json" if os.path.isdir(source) else source
+    out = pathlib.Path(flags.out)
+    if os.path.isdir(out):
+        raise InputError(f"--out={out}: is a directory, name a file in it")
+    if not os.path.isdir(out.parent):
+        raise InputError(f"--out={out}: there is no directory {out.parent}")
+    if source is not None and os.path.exists(source) and os.path.exists(out) and os.path.samefile(source, out):
+        raise InputError(f"--out={out}: is the config that is exported, which is left as it is; name another file")
+    return source, out
+
+
+def _rule(flags: absl_flags.FlagValues, *, trained_length: int) -> "Rule | LengthRule":
+    from rope_jax import scaling
+    from rope_jax.diagnosis.scalings import scaling_rule
+
+    if flags.scaling is not None:
+        if flags.scaling == "config":
+            raise InputError("--scaling=config: name a scaling, or none to keep what the config declares")
+        factor = flags.target_length / trained_length
+        return scaling_rule(flags.scaling, factor=factor, original_length=trained_length)
+    factors, attention_factor = read_factors(pathlib.Path(flags.factors))
+    return scaling.per_pair(factors=factors, attention_factor=attention_factor)
+
+
+def read_factors(path: pathlib.Path) -> tuple[list[float], float]:
+    """Returns the factors of a file, one a rotary pair, and its attention factor (1 where it has none).
+
+    Args:
+      path: a JSON list, or an object with the list as `factors` and perhaps a number `attention_factor`.
+
+    Raises:
+      ConfigError: if it cannot be read.
+      InputError: if a factor is no finite number above zero.
+    """
+    from rope_jax.checkpoints import strict_json
+
+    try:
+        with open(path, "rb") as file:
+            begins_list = file.read(64).lstrip()[:1] == b"["
+            file.seek(0)
+            content = file.read(strict_json.MAX_BYTES) if begins_list else b""
+    except (OSError, ValueError) as error:
+        raise InputError(f"--factors={path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    found: Mapping[str, Any]
+    if begins_list:
+        try:
+            found = {"factors": json.loads(content)}
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"--factors={path}: not JSON: {error}") from None
+    else:
+        found = strict_json.read(path)
+    factors, attention_factor = found.get("factors"), found.get("attention_factor", 1.0)
+    if not isinstance(factors, list) or not factors:
+        raise InputError(f"--factors={path}: factors must be a list of numbers, got {strict_json.show(factors)}")
+    for key, value in [
+        *((f"factors[{i}]", factor) for i, factor in enumerate(factors)),
+        ("attention_factor", attention_factor),
+    ]:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and 0 < value <= 1e9):
+            raise InputError(
+                f"--factors={path}: {key} must be a number above 0, up to 1e9, got {strict_json.show(value)}"
+            )
+    return [float(factor) for factor in factors], float(attention_factor)
+
+
+def _compare(positions: "PositionConfig", wanted: "Wanted", written: str) -> tuple[float, "PositionConfig"]:
+    """Reads the written config back; returns the largest relative difference, and what it says."""
+    from rope_jax.checkpoints.dialects import read_positions
+    from rope_jax.checkpoints.exporting import largest_difference
+
+    trained, target = wanted.trained_length, wanted.target_length
+    after = read_positions(written)
+    lengths = sorted({1, trained, min(trained + 1, target), (trained + target) // 2, target})
+    return largest_difference(positions, wanted, after, lengths=lengths), after
+
+
+def _write(out: pathlib.Path, config: Mapping[str, Any], compare: Any) -> tuple[float, "PositionConfig"]:
+    """Writes the config whole or not at all: it is moved into place once it was read back and agrees."""
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=".rope-jax-", suffix=".json", dir=out.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(json.dumps(config, indent=2, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            difference, after = compare(temporary)
+        except RopeJaxError as error:
+            raise InputError(
+                f"--out={out}: not written, since it does not read back: {str(error).replace(temporary, str(out))}"
+            ) from None
+        if not difference <= LARGEST_DIFFERENCE:
+            raise InputError(
+                f"--out={out}: not written, since what was read back differs by {difference:.1e} (relative) from the "
+                f"scaling that was asked for, by more than {LARGEST_DIFFERENCE:g}"
+            )
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, out)
+    except OSError as error:
+        raise InputError(f"--out={out}: cannot be written: {error.strerror}") from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+    return difference, after
+
+
+def _record(
+    flags: absl_flags.FlagValues,
+    positions: "PositionConfig",
+    wanted: "Wanted",
+    exported: "Exported",
+    after: "PositionConfig",
+    difference: float,
+) -> dict[str, Any]:
+    """Returns what `--json` prints: lengths in tokens, factors and differences unrounded."""
+    declared = wanted.group.rule.name
+    return {
+        "out": flags.out,
+        "to": flags.to,
+        "origin": positions.origin,
+        "model_type": positions.model_type,
+        "scaling": flags.scaling or "per_pair",
+        "on_top_of": None if declared == "none" else declared,
+        "trained_length": wanted.trained_length,
+        "target_length": wanted.target_length,
+        "factor": wanted.target_length / wanted.trained_length,
+        "rope_type": exported.section["rope_type"],
+        "how": exported.how,
+        "rope_parameters": exported.section,
+        "largest_relative_difference": difference,
+        "notes": _notes(positions, wanted, exported, after),
+        "vllm_command": _serve(_model(flags, positions), wanted, exported) if flags.to == "vllm" else None,
+    }
+
+
+def _notes(positions: "PositionConfig", wanted: "Wanted", exported: "Exported", after: "PositionConfig") -> list[str]:
+    notes = []
+    declared, length = wanted.group.rule.name, wanted.trained_length
+    if declared != "none" and len(wanted.rules) == 2:
+        notes.append(
+            f"{wanted.rules[1].name} stacks on the config's own {declared}, with which the model counts as trained up "
+            f"to {length} tokens"
+        )
+    elif declared != "none":
+        notes.append(f"nothing was added to the config's own {declared}")
+    kind = exported.section["rope_type"]
+    if kind == "default" and wanted.target_length != length:
+        notes.append(f"the config no longer says that the model was trained on {length} tokens")
+    if kind in ("linear", "dynamic"):
+        notes.append("max_position_embeddings is the trained length, as readers of this rope type take it")
+    if kind == "dynamic":
+        notes.append("a dynamic base changes with the length: transformers leaves keys cached at a shorter one as is")
+    if positions.origin.startswith("preset "):
+        notes.append("a preset knows what positions depend on only: the other keys of a config are missing")
+    before = {layer: group.window for group in positions.groups for layer in group.layers}
+    cut = sum(group.window != before[layer] for group in after.groups for layer in group.layers)
+    if cut:
+        notes.append(f"the sliding window, no shorter than the old context, cuts the new one in {cut} layers")
+    return notes
+
+
+def _serve(model: str, wanted: "Wanted", exported: "Exported") -> str:
+    """Returns the call that makes vLLM read the same from the old config."""
+    overrides = json.dumps(exported.overrides, allow_nan=False)
+    return shlex.join(
+        ["vllm", "serve", model, "--hf-overrides", overrides, "--max-model-len", str(wanted.target_length)]
+    )
+
+
+def _model(flags: absl_flags.FlagValues, positions: "PositionConfig") -> str:
+    """Returns the directory of the config, which is vLLM's name of the model, or a placeholder."""
+    file = pathlib.Path(positions.origin)
+    return os.fspath(file.parent) if flags.preset is None and file.name == "config.json" else "MODEL"
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    factor = record["factor"]
+    lines = [
+        f"{record['out']}: {record['scaling']} for {record['to']}, as {record['how']}",
+        f"  {record['model_type']} of {record['origin']}: trained on {record['trained_length']} tokens, to serve "
+        f"{record['target_length']}, a factor of {factor:g}",
+        f"  read back: frequencies, cos/sin factor and logit scale differ by at most "
+        f"{record['largest_relative_difference']:.1e} (relative) from what was asked for",
+        *(f"  note: {note}" for note in record["notes"]),
+    ]
+    if record["vllm_command"] is not None:
+        lines += ["without the file, from the old config:", record["vllm_command"]]
+    return "\n".join(lines)

@@ -1,0 +1,71 @@
+"""What commands share in writing: a result directory that gets all files or none, and a bar of progress."""
+
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rope_jax.errors import InputError
+
+
+def checked_out(out: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
+    """Returns `out` if files called `names` can be written into it, as far as that can be known without writing any."""
+    # Unlike pathlib, os.path does not raise where a folder on the way may not be read or a name is too long.
+    if os.path.lexists(out) and not os.path.isdir(out):
+        raise InputError(f"--out: {out} is not a directory")
+    parent = out if os.path.isdir(out) else out.absolute().parent
+    if not os.path.isdir(parent):
+        raise InputError(f"--out: cannot write into {parent}: no such directory")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"--out: cannot write into {parent}: permission denied")
+    for name in names:
+        if os.path.isdir(out / name):
+            raise InputError(f"--out: {out / name} is a directory, a file is to be written there")
+    return out
+
+
+class Progress:
+    """A bar on standard error, a new one whenever a stage begins."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Shows that `done` of `total` parts of a stage are done."""
+        import tqdm
+
+        if self._bar is None or done == 1:
+            self.__exit__()
+            self._bar = tqdm.tqdm(total=total, file=sys.stderr, mininterval=0.5, leave=False)
+        self._bar.set_description(stage, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def write_all(out: pathlib.Path, files: Mapping[str, str]) -> None:
+    """Writes all files or none: they appear in `out` only once every one of them is on disk."""
+    staging = None
+    try:
+        # Beside or inside `out`, so that a rename never crosses file systems.
+        where = out if out.exists() else out.absolute().parent
+        staging = pathlib.Path(tempfile.mkdtemp(prefix=".rope-jax-", dir=where))
+        for name, content in files.items():
+            # A path can hold bytes that are no text.
+            (staging / name).write_text(content, encoding="utf-8", errors="backslashreplace")
+        out.mkdir(exist_ok=True)
+        for name in files:
+            os.replace(staging / name, out / name)
+    except OSError as error:
+        raise InputError(f"--out: cannot write into {out}: {error.strerror}") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)

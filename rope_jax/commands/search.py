@@ -1,0 +1,348 @@
+"""`rope-jax search`: looks for per-pair factors that beat every named rule on the probes of the diagnosis.
+
+`search.json` holds, outermost keys first; an estimate is `{"mean", "low", "high"}` with a 95 % interval:
+
+- `factors`, `attention_factor`: the winner, as `rope-jax export --factors` reads it.
+- `model`, `lengths`, `settings`, `bias`, `versions`: what was searched; `probes`: used, and refused with the reason.
+- `unchanged`, `winner`, `named`: accuracy and log-odds; `objective` on the haystacks of the search, where the winner's
+  is flattered by having been chosen there, and on fresh ones, as an estimate.
+- `gain`: of the winner over the named rule that was best in the search, haystack by haystack on the fresh ones; what
+  another search would have found is not in its interval.
+- `history`: best and median objective of every generation, and how many candidates were scored in it.
+- `omitted`: named rules that do not compose with the config's own, and why; `interval_method`; `compilations`.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from absl import flags as absl_flags
+
+from rope_jax.commands.output import Progress, checked_out, write_all
+from rope_jax.commands.probe_case import TRAINING
+from rope_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from rope_jax.diagnosis.factor_search import FactorRuns, Judge, Population
+    from rope_jax.diagnosis.subject import Subject
+    from rope_jax.diagnosis.verdict import Margins
+
+SUMMARY = "search per-pair factors that beat the named rules on a stand-in's probes"
+USAGE = "rope-jax search [CHECKPOINT] [--target_length=N] [--out=DIR] [flags]"
+
+_RESULT, _STATE = "search.json", "search-state.json"
+_DEFAULT_OUT = "rope-jax-search"
+_LARGEST = {"population": 2**12, "generations": 2**12, "haystacks": 2**12, "target_length": 2**20}
+_SMALLEST = {"population": 8}  # the named rules, and something to compare them with
+
+
+def define_flags(flag_values: absl_flags.FlagValues) -> None:
+    """Declares the command's flags."""
+    integer = functools.partial(absl_flags.DEFINE_integer, flag_values=flag_values)
+    integer("target_length", None, "Tokens to be served; eight times the trained length by default.")
+    absl_flags.DEFINE_enum(
+        "bias",
+        "none",
+        ["none", "alibi_star"],
+        "Bias that every candidate runs with; alibi_star is ALiBi with the largest multiplier harmless short.",
+        flag_values=flag_values,
+    )
+    integer("population", 16, "Candidates of a generation, the named rules among the first.")
+    integer("generations", 8, "Generations after the first.")
+    integer("haystacks", 8, "Haystacks at each length to search on; four times as many fresh ones judge the result.")
+    integer("seed", 0, "Of the haystacks and the evolution.")
+    absl_flags.DEFINE_string(
+        "out",
+        _DEFAULT_OUT,
+        "Directory for the result, and for the state from which a search that was cut off goes on.",
+        flag_values=flag_values,
+    )
+
+
+def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
+    """Runs the command; returns the exit status."""
+    out = _checked(arguments, flags)
+
+    # JAX is imported only once the flags are known to be good.
+    from rope_jax.diagnosis import attribution, factor_search
+    from rope_jax.diagnosis.subject import standin_subject
+    from rope_jax.diagnosis.verdict import Margins
+
+    margins = Margins()
+    # Of the diagnosis' items only the text that a bias is fitted on is used.
+    subject = standin_subject(
+        _directory(arguments), rows=1, target_length=flags.target_length, text_rows=1, seed=flags.seed
+    )
+    runs = factor_search.FactorRuns(subject, rows=flags.haystacks)
+    items = factor_search.items_of(subject, rows=flags.haystacks, seed=flags.seed)
+    unchanged = runs.unchanged(items[0])
+    used = attribution.gated([unchanged], gate=margins.gate)
+    if not used.names:
+        raise InputError(f"{subject.checkpoint.origin}: no probe is learned: right in {_shares(used.accuracy)}")
+    bias, fitted = _bias(flags.bias, subject, runs, margins)
+    searched, fresh = (
+        factor_search.Judge(runs, asked, before, used, margins.short_accuracy, bias)
+        for asked, before in zip(items, (unchanged, runs.unchanged(items[1])), strict=True)
+    )
+    settings = _settings(flags, margins, runs)
+    key = _key(subject, settings, searched)
+    with Progress() as progress:
+        found = factor_search.evolve(
+            searched.score,
+            runs.named,
+            population=flags.population,
+            generations=flags.generations,
+            largest=runs.largest,
+            seed=flags.seed,
+            resume=_resumed(out / _STATE, key, pairs=len(runs.named["none"])),
+            keep=lambda population: write_all(out, {_STATE: _state(population, key)}),
+            progress=progress,
+        )
+        record = {
+            "factors": found.factors[0].tolist(),
+            "attention_factor": 1.0,
+            "model": {
+                "origin": subject.checkpoint.origin,
+                "sha256": subject.checkpoint.sha256,
+                "parameters": subject.checkpoint.config.num_parameters,
+            },
+            "lengths": {"trained": subject.trained_length, "target": subject.target_length, "factor": subject.factor},
+            "settings": settings,
+            "bias": fitted,
+            "probes": {"used": list(used.names), "refused": dict(used.refused)},
+            **_judged(found.factors[0], searched, fresh, progress),
+            "omitted": dict(runs.omitted),
+            "history": [dict(line) for line in found.history],
+            "compilations": runs.compilations,
+            "versions": _versions(),
+        }
+    written = json.dumps(record, allow_nan=False)
+    write_all(out, {_RESULT: written + "\n"})
+    print(written if flags.json else _table(record) + f"\n\nwritten to {out / _RESULT}")
+    return 0
+
+
+def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> pathlib.Path:
+    if len(arguments) > 1:
+        raise InputError(f"one checkpoint at most, got {len(arguments)}: {USAGE}")
+    for name, most in _LARGEST.items():
+        value, least = getattr(flags, name), _SMALLEST.get(name, 1)
+        if value is not None and not least <= value <= most:
+            raise InputError(f"--{name} must be from {least} to {most}, got {value}")
+    if not 0 <= flags.seed < 2**32:
+        raise InputError(f"--seed must be from 0 to {2**32 - 1}, got {flags.seed}")
+    return checked_out(pathlib.Path(flags.out), (_RESULT, _STATE))
+
+
+def _directory(arguments: list[str]) -> pathlib.Path:
+    from rope_jax.diagnosis.subject import standins
+
+    if not arguments:
+        if not standins():
+            raise InputError(f"no stand-in is installed: name a checkpoint: {USAGE}")
+        return standins()[0]
+    directory = pathlib.Path(arguments[0])
+    if os.path.isdir(directory) and not os.path.isfile(directory / TRAINING):
+        raise InputError(f"{directory}: no {TRAINING}: only a stand-in knows the language of the haystacks")
+    return directory
+
+
+def _bias(name: str, subject: "Subject", runs: "FactorRuns", margins: "Margins") -> tuple[Any, dict[str, Any]]:
+    """Returns the bias and its record; A* is fitted as the diagnosis fits it."""
+    from rope_jax.diagnosis.case import Settings, fit_biases
+
+    if name == "none":
+        return None, {"name": name}
+    fitted = fit_biases(subject, runs.arms, Settings(margins=margins), {name})
+    bias: Any = fitted.biases[name]
+    assert fitted.star is not None
+    described = {"multiplier": fitted.star.value, "short_cost": fitted.star.cost, "slopes": bias.slopes.tolist()}
+    return bias, {"name": name, **described}
+
+
+def _settings(flags: absl_flags.FlagValues, margins: "Margins", runs: "FactorRuns") -> dict[str, Any]:
+    from rope_jax.diagnosis import factor_search
+
+    return {
+        **{name: getattr(flags, name) for name in ("bias", "population", "generations", "haystacks", "seed")},
+        "fresh_haystacks": factor_search.FRESH * flags.haystacks,
+        "gate": margins.gate,
+        "margin": margins.short_accuracy,
+        "penalty": factor_search.PENALTY,
+        "largest_factor": runs.largest,
+    }
+
+
+def _judged(winner, searched: "Judge", fresh: "Judge", progress: Progress) -> dict[str, Any]:
+    """Returns the winner beside the named rules, all on haystacks that the search never saw."""
+    from rope_jax.diagnosis import intervals
+
+    runs, objectives, named = searched.runs, {}, {}
+    total = len(runs.named) + 1
+    for done, (name, factors) in enumerate(runs.named.items(), 1):
+        progress("fresh haystacks", done, total)
+        objectives[name], outcomes = _described(factors, searched, fresh)
+        named[name] = {"factors": factors.tolist(), **outcomes}
+    progress("fresh haystacks", total, total)
+    objective, outcomes = _described(winner, searched, fresh)
+    # Chosen where the winner was chosen, so that neither is flattered by the haystacks that judge them.
+    best = max(named, key=lambda name: named[name]["objective"]["search"])
+    rule = next((name for name, factors in runs.named.items() if (factors == winner).all()), None)
+    return {
+        "unchanged": _outcomes(fresh.unchanged, fresh),
+        "winner": {"rule": rule, **outcomes},
+        "named": named,
+        "gain": {"over": best, "objective": _estimate(objective - objectives[best])},
+        "interval_method": intervals.clustered_method(1, len(objective)),
+    }
+
+
+def _described(factors, searched: "Judge", fresh: "Judge") -> tuple[Any, dict[str, Any]]:
+    from rope_jax.diagnosis import factor_search
+
+    scores = fresh.scores(factors)
+    objective = factor_search.objective(scores, fresh.unchanged, fresh.used, margin=fresh.margin)
+    return objective, {
+        "objective": {"search": searched.score(factors), "fresh": _estimate(objective)},
+        "short_loss": _estimate(factor_search.short_loss(scores, fresh.unchanged, fresh.used)),
+        **_outcomes(scores, fresh),
+    }
+
+
+def _outcomes(scores, fresh: "Judge") -> dict[str, Any]:
+    from rope_jax.diagnosis import attribution
+
+    record: dict[str, Any] = {}
+    for reach in scores.log_odds:
+        by_kind = {
+            kind: attribution.outcome([scores], reach, fresh.used.names, accuracy=kind == "accuracy")[0]
+            for kind in ("accuracy", "log_odds")
+        }
+        record[reach] = {kind: _estimate(rows) for kind, rows in by_kind.items()}
+        record[reach]["by_probe"] = {name: _estimate(scores.log_odds[reach][name]) for name in fresh.used.names}
+    return record
+
+
+def _estimate(rows) -> dict[str, float | None]:
+    from rope_jax.diagnosis import intervals
+
+    value = intervals.clustered(rows[None])
+    return {"mean": value.mean, "low": value.low, "high": value.high}
+
+
+def _key(subject: "Subject", settings: Mapping[str, Any], searched: "Judge") -> str:
+    """Returns a hash of all that the generations of a search depend on."""
+    import jax
+    import numpy as np
+
+    described = {
+        "weights": subject.checkpoint.sha256,
+        "lengths": [subject.trained_length, subject.target_length],
+        "settings": dict(settings),
+        "versions": _versions(),
+    }
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    runs = searched.runs
+    arrays = (runs.arms.schemes("none", searched.bias), list(runs.named.values()), searched.items)
+    for array in jax.tree.leaves(arrays):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    import jax
+    import numpy as np
+    import scipy
+
+    from rope_jax import __version__
+
+    return {
+        "rope_jax": __version__,
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _state(population: "Population", key: str) -> str:
+    # Python writes the shortest decimals that read back as the same float64, so nothing is lost on the way.
+    state = {
+        "key": key,
+        "generation": population.generation,
+        "population": population.factors.tolist(),
+        "scores": population.scores.tolist(),
+        "history": [dict(line) for line in population.history],
+    }
+    return json.dumps(state, allow_nan=False) + "\n"
+
+
+def _resumed(file: pathlib.Path, key: str, *, pairs: int) -> "Population | None":
+    """Returns the last finished generation of the same search, or None where there is none or it cannot be read."""
+    import numpy as np
+
+    from rope_jax.diagnosis.factor_search import Population
+
+    if not os.path.isfile(file):
+        return None
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        if state["key"] != key:
+            print(f"rope-jax search: {file} is of another search and will be replaced", file=sys.stderr)
+            return None
+        factors, scores = np.asarray(state["population"], np.float64), np.asarray(state["scores"], np.float64)
+        if factors.shape != (len(scores), pairs) or len(state["history"]) != state["generation"] + 1:
+            raise ValueError("its parts do not belong together")
+        found = Population(state["generation"], factors, scores, tuple(state["history"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        print(f"rope-jax search: {file} cannot be read as a state: the search starts anew", file=sys.stderr)
+        return None
+    print(f"rope-jax search: goes on after generation {found.generation} of {file}", file=sys.stderr)
+    return found
+
+
+def _table(record: Mapping[str, Any]) -> str:
+    lengths, settings, winner, gain = (record[key] for key in ("lengths", "settings", "winner", "gain"))
+    lines = [
+        f"{record['model']['origin']}: {lengths['trained']} -> {lengths['target']} tokens, bias {settings['bias']}, "
+        f"probes {', '.join(record['probes']['used'])}",
+        "",
+        f"{'factors':<12} {'objective in nats':>44} {'log-odds':>10} {'accuracy, fresh':>17}",
+        f"{'':<12} {'searched':>10} {'fresh, 95 % interval':>33} {'long':>10} {'short':>8} {'long':>8}",
+    ]
+    order = sorted(record["named"].items(), key=lambda item: -item[1]["objective"]["search"])
+    for name, row in [("found" if winner["rule"] is None else "found *", winner), *order]:
+        objective = row["objective"]
+        lines.append(
+            f"{name:<12} {objective['search']:>10.3f} {_shown(objective['fresh']):>33} "
+            f"{row['long']['log_odds']['mean']:>10.3f} {row['short']['accuracy']['mean']:>8.1%} "
+            f"{row['long']['accuracy']['mean']:>8.1%}"
+        )
+    lines += ["", _conclusion(winner["rule"], gain)]
+    lines.append(f"factors, fastest pair first: {' '.join(f'{factor:.3g}' for factor in record['factors'])}")
+    return "\n".join(lines)
+
+
+def _conclusion(rule: str | None, gain: Mapping[str, Any]) -> str:
+    if rule is not None:
+        return f"* the named rule {rule}: nothing better was found"
+    value = gain["objective"]
+    low, high = value["low"], value["high"]
+    answer = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+    return (
+        f"on fresh haystacks, found over {gain['over']}, the best named in the search: {_shown(value)} nats: {answer}"
+    )
+
+
+def _shown(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _shares(accuracy: Mapping[str, float]) -> str:
+    return ", ".join(f"{value:.0%} of {name}" for name, value in accuracy.items())

@@ -1,0 +1,120 @@
+"""`rope-jax diagnose CHECKPOINT --text=FILE`: every scaling x bias on a checkpoint and its text."""
+
+import json
+import os
+import pathlib
+import shlex
+import sys
+
+from absl import flags as absl_flags
+
+from rope_jax.commands.output import Progress, checked_out, write_all
+from rope_jax.diagnosis import scalings
+from rope_jax.errors import InputError
+
+USAGE = "rope-jax diagnose CHECKPOINT --text=FILE --target_length=N --out=DIR [flags]"
+
+_FILES = ("diagnosis.json", "diagnosis.csv", "diagnosis.txt", "diagnosis.html")
+
+
+def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
+    """Runs the command; returns the exit status."""
+    out, text_path = _checked(arguments, flags)
+
+    # JAX is imported only once the flags are known to be good.
+    from rope_jax.checkpoints.loading import load_checkpoint
+    from rope_jax.diagnosis.measurement import Settings, measure
+    from rope_jax.diagnosis.records import csv_text, json_record, table_text
+    from rope_jax.diagnosis.text import read_chunks, read_text
+
+    checkpoint = load_checkpoint(arguments[0])
+    vocabulary = checkpoint.config.vocab_size
+    text = read_text(
+        text_path,
+        length=flags.target_length,
+        vocab_size=vocabulary,
+        tokenizer_file=checkpoint.tokenizer_file,
+        max_rows=flags.rows,
+        separator=flags.separator,
+    )
+    fit_tokens = None
+    if flags.fit_text is not None:
+        fit_tokens = read_chunks(
+            pathlib.Path(flags.fit_text),
+            length=flags.trained_length or checkpoint.positions.original_length,
+            vocab_size=vocabulary,
+            tokenizer_file=checkpoint.tokenizer_file,
+            max_chunks=512,
+            separator=flags.separator,
+        )
+    settings = Settings(
+        target_length=flags.target_length,
+        trained_length=flags.trained_length,
+        margin=flags.margin,
+        num_buckets=flags.num_buckets,
+        max_distance=flags.max_distance,
+        fit_steps=flags.fit_steps,
+        t5_table=_table(flags.t5_table, checkpoint.config.num_heads),
+        scalings=flags.scalings,
+        biases=flags.biases,
+        phase=flags.phase,
+        layout=flags.layout,
+        seed=flags.seed,
+    )
+    with Progress() as progress:
+        measured = measure(checkpoint, text, settings, fit_tokens=fit_tokens, progress=progress)
+
+    from rope_jax.diagnosis.report import html_page
+
+    record = json.dumps(json_record(measured), allow_nan=False)
+    table = table_text(measured)
+    command = shlex.join(["rope-jax", *sys.argv[1:]]) if sys.argv[1:2] == ["diagnose"] else USAGE
+    page = html_page(measured, command=command)
+    write_all(out, dict(zip(_FILES, (record + "\n", csv_text(measured), table, page), strict=True)))
+    print(record if flags.json else table + f"\nwritten to {out}: {', '.join(_FILES)}")
+    return 0
+
+
+def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathlib.Path, pathlib.Path]:
+    if len(arguments) != 1:
+        raise InputError(f"one checkpoint is needed, got {len(arguments)}: {USAGE}")
+    for name in ("text", "target_length", "out"):
+        if getattr(flags, name) in (None, ""):
+            raise InputError(f"--{name} is required")
+    for name in ("target_length", "trained_length", "rows", "fit_steps", "num_buckets", "max_distance"):
+        value = getattr(flags, name)
+        if value is not None and not 1 <= value < 2**24:
+            raise InputError(f"--{name} must be from 1 to {2**24 - 1}, got {value}")
+    if not 0 <= flags.margin < float("inf"):
+        raise InputError(f"--margin must be a finite number, 0 or more, got {flags.margin}")
+    for name, known in (("scalings", scalings.ARMS), ("biases", scalings.BIAS_ARMS)):
+        for value in getattr(flags, name):
+            if value not in known:
+                raise InputError(f"--{name}: {value!r} is none of {', '.join(known)}")
+    if not 0 <= flags.seed < 2**32:
+        raise InputError(f"--seed must be from 0 to {2**32 - 1}, got {flags.seed}")
+    if not flags.separator:
+        raise InputError("--separator must not be empty: every letter would be a document")
+    if flags.t5_table is not None and "t5" not in flags.biases:
+        raise InputError(f"--t5_table={flags.t5_table}: --biases has no t5 that would use it")
+    for name in ("text", "fit_text", "t5_table"):
+        path = getattr(flags, name)
+        if path is not None and not os.path.isfile(path):
+            raise InputError(f"--{name}: {path}: no such file")
+    return checked_out(pathlib.Path(flags.out), _FILES), pathlib.Path(flags.text)
+
+
+def _table(path: str | None, num_heads: int):
+    if path is None:
+        return None
+    import numpy as np
+
+    from rope_jax.diagnosis.text import load_npy
+
+    table = load_npy(pathlib.Path(path))
+    largest = np.finfo(np.float32).max
+    if table.ndim != 2 or table.shape[0] != num_heads or table.dtype.kind != "f" or not (abs(table) <= largest).all():
+        raise InputError(
+            f"--t5_table: {path}: needs finite floats [{num_heads} heads, buckets], got {table.dtype} {table.shape}"
+        )
+    return table.astype(np.float32)

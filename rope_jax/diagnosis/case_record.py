@@ -1,0 +1,223 @@
+"""The case as one JSON object: everything the page shows, numbers unrounded, and nothing that differs between two runs.
+
+Keys, outermost first; an estimate is `{"mean", "low", "high"}` with a 95 % interval, `low` and `high` null for one row:
+
+- `models`: origin, sha256 and parameters of each.
+- `lengths`: trained, target, factor; `items`: haystacks and rows of text at each, where they come from.
+- `settings`: margins, seed, and how biases were made.
+- `probes`: used, refused with the reason, accuracy of the unchanged model.
+- `biases`: of every model: slopes, tables, what they were fitted to.
+- `cells`: of every retrofit run: accuracy, log-odds and loss, short and long; errors of `bind`; outcome by distance.
+- `judgements`: of every status quo: symptom, verdict, options with effects, division of the loss, the three links.
+- `interval_method`, `compilations`, `omitted`, `versions`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rope_jax.diagnosis import attribution, intervals, links, probes
+from rope_jax.diagnosis.attribution import Symptom
+from rope_jax.diagnosis.case import Case, FittedBiases, Judgement
+from rope_jax.diagnosis.cell_runs import REACHES, Scores
+from rope_jax.diagnosis.cells import Cell, Option
+from rope_jax.diagnosis.intervals import Estimate
+from rope_jax.diagnosis.verdict import Judged, Verdict
+
+DISTANCE_EDGES = 7
+"""Edges of the strata of distance, even in the logarithm up to the target length."""
+
+
+def json_record(case: Case) -> dict[str, Any]:
+    """Returns the record, of plain numbers, strings, lists and objects."""
+    first = case.subjects[0]
+    items = first.items
+    return {
+        "models": [
+            {
+                "origin": subject.checkpoint.origin,
+                "sha256": subject.checkpoint.sha256,
+                "parameters": subject.checkpoint.config.num_parameters,
+            }
+            for subject in case.subjects
+        ],
+        "lengths": {"trained": first.trained_length, "target": first.target_length, "factor": first.factor},
+        "items": {
+            "haystacks": 0 if items.long is None else len(items.long.tokens),
+            "text_rows": len(items.text),
+            "language": first.language,
+        },
+        "settings": {
+            **{key: value for key, value in dataclasses.asdict(case.settings).items() if key != "status_quos"},
+            "margins": dataclasses.asdict(case.settings.margins),
+        },
+        "probes": {
+            "used": list(case.used.names),
+            "refused": dict(case.used.refused),
+            "accuracy": dict(case.used.accuracy),
+        },
+        "biases": [_biases(fitted) for fitted in case.fitted],
+        "cells": [_cell(case, cell, scores) for cell, scores in case.cells.items()],
+        "judgements": [_judgement(case, judgement) for judgement in case.judgements],
+        "interval_method": intervals.clustered_method(
+            len(case.subjects), 0 if items.long is None else len(items.long.tokens)
+        ),
+        "compilations": case.compilations,
+        "omitted": dict(case.omitted),
+        "versions": dict(case.versions),
+    }
+
+
+def _estimate(value: Estimate | None) -> dict[str, float | None] | None:
+    return None if value is None else {"mean": value.mean, "low": value.low, "high": value.high}
+
+
+def _named(cell: Cell) -> dict[str, Any]:
+    return {"scaling": cell.scaling, "bias": cell.bias, "temperature": cell.temperature}
+
+
+def _option(option: Option | None) -> dict[str, Any] | None:
+    return None if option is None else {"number": option.number, "change": option.change, **_named(option.cell)}
+
+
+def _biases(fitted: FittedBiases) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for name, bias in fitted.biases.items():
+        if hasattr(bias, "slopes"):
+            record[name] = {"slopes": np.asarray(bias.slopes).tolist()}
+    if fitted.star is not None:
+        record["alibi_star"] |= {"multiplier": fitted.star.value, "short_cost": fitted.star.cost}
+    if fitted.table is not None:
+        record["t5"] = {
+            "table": fitted.table.table.tolist(),
+            "buckets_reached": fitted.table.reached,
+            "loss_before": fitted.table.before,
+            "loss_after": fitted.table.after,
+        }
+    return record
+
+
+def _cell(case: Case, cell: Cell, scores: Sequence[Scores]) -> dict[str, Any]:
+    record: dict[str, Any] = {**_named(cell), "loss": {}, "accuracy": {}, "log_odds": {}}
+    for reach in REACHES:
+        record["loss"][reach] = _estimate(intervals.clustered(attribution.text_loss(scores, reach)))
+        if reach in scores[0].answers:
+            for key, accuracy in (("accuracy", True), ("log_odds", False)):
+                record[key][reach] = {
+                    name: _estimate(intervals.clustered(attribution.outcome(scores, reach, [name], accuracy=accuracy)))
+                    for name in case.used.names
+                }
+    if "long" in scores[0].answers:
+        record |= _answers(case, scores)
+    record["loss_by_position"] = _loss_by_position(case, scores)
+    return record
+
+
+def _answers(case: Case, scores: Sequence[Scores]) -> dict[str, Any]:
+    record: dict[str, Any] = {"bind_errors": {}, "bind_g50": {}, "by_distance": {}}
+    for reach in REACHES:
+        items = getattr(case.subjects[0].items, reach)
+        if "bind" in case.used.names:
+            errors: dict[int, int] = {}
+            for one in scores:
+                for error, count in probes.offset_errors(one.answers[reach], items).items():
+                    errors[error] = errors.get(error, 0) + count
+            record["bind_errors"][reach] = {str(error): errors[error] for error in sorted(errors)}
+            record["bind_g50"][reach] = probes.empirical_g50(errors)
+    edges = distance_edges(case)
+    items = case.subjects[0].items.long
+    assert items is not None
+    for name in case.used.names:
+        parts = {
+            key: [probes.strata(values(one), items, name, "distance", edges) for one in scores]
+            for key, values in (
+                ("log_odds", lambda one: one.answers["long"].log_odds),
+                ("accuracy", lambda one: one.answers["long"].right.astype(float)),
+            )
+        }
+        record["by_distance"][name] = {
+            "edges": edges,
+            "count": [count for _, count in parts["log_odds"][0]],
+            **{
+                key: [
+                    None if np.isnan(mean[0]) else float(np.mean(mean))
+                    for mean in ([model[k][0] for model in models] for k in range(len(edges) - 1))
+                ]
+                for key, models in parts.items()
+            },
+        }
+    return record
+
+
+def distance_edges(case: Case) -> list[int]:
+    """Returns the edges of the strata of distance, tokens."""
+    target = case.subjects[0].target_length
+    return [0, *(int(edge) for edge in np.unique(np.geomspace(target / 2 ** (DISTANCE_EDGES - 2), target, 6).round()))]
+
+
+def _loss_by_position(case: Case, scores: Sequence[Scores]) -> dict[str, Any]:
+    counted = case.subjects[0].items.counted
+    edges = [0, *np.geomspace(64, counted.shape[1], 12).round().astype(int).tolist()]
+    losses = np.mean([one.losses for one in scores], axis=0)
+    means: list[float | None] = []
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        weight = counted[:, low:high].sum()
+        means.append(float((losses[:, low:high] * counted[:, low:high]).sum() / weight) if weight else None)
+    return {"edges": edges, "loss": means}
+
+
+def _judgement(case: Case, judgement: Judgement) -> dict[str, Any]:
+    return {
+        "status_quo": _named(judgement.status_quo),
+        "symptom": _symptom(judgement.symptom),
+        "verdict": _verdict(judgement.verdict),
+        "options": [_judged(one) for one in judgement.verdict.judged],
+        "shapley": None
+        if judgement.shapley is None
+        else {name: _estimate(value) for name, value in judgement.shapley.items()},
+        "links": links.three_links(case, judgement),
+    }
+
+
+def _symptom(symptom: Symptom | None) -> dict[str, Any] | None:
+    if symptom is None:
+        return None
+    return {
+        "precision_drop": _estimate(symptom.precision_drop),
+        "retrieval_drop": _estimate(symptom.retrieval_drop),
+        "specific": _estimate(symptom.specific),
+        "by_probe": {name: _estimate(value) for name, value in symptom.by_probe.items()},
+        "accuracy": {
+            reach: {name: _estimate(value) for name, value in by_probe.items()}
+            for reach, by_probe in symptom.accuracy.items()
+        },
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "kind": verdict.kind,
+        "chosen": _option(verdict.chosen),
+        "reason": verdict.reason,
+        "cause": verdict.cause,
+        "cause_gain": _estimate(verdict.cause_gain),
+        "ties": [_option(option) for option in verdict.ties],
+        "would_change": list(verdict.would_change),
+    }
+
+
+def _judged(one: Judged) -> dict[str, Any]:
+    effect: Mapping[str, Any] = {
+        field.name: getattr(one.effect, field.name) for field in dataclasses.fields(one.effect)
+    }
+    return {
+        "option": _option(one.option),
+        "helps": one.helps,
+        "qualifies": one.qualifies,
+        "lost": dict(one.lost),
+        "gain_simultaneous": _estimate(one.gain),
+        **{name: _estimate(value) for name, value in effect.items() if name != "by_probe"},
+        "by_probe": {name: _estimate(value) for name, value in one.effect.by_probe.items()},
+    }

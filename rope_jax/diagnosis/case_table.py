@@ -1,0 +1,100 @@
+"""The case for a terminal: verdicts first, then what every cell did."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def table_text(record: Mapping[str, Any]) -> str:
+    """Returns the text of a record from `case_record.json_record`."""
+    lengths, items = record["lengths"], record["items"]
+    models = len(record["models"])
+    lines = [
+        f"{models} model{'s' * (models > 1)}, trained at {lengths['trained']:,} tokens, asked at "
+        f"{lengths['target']:,} (x{lengths['factor']:g}); {items['haystacks']} haystacks at each length, "
+        f"{items['text_rows']} rows of text",
+        f"probes: {', '.join(record['probes']['used']) or 'none'}",
+        *(f"left out: {name}, {why}" for name, why in record["probes"]["refused"].items()),
+        *(f"left out: scaling {name}, {why}" for name, why in record["omitted"].items()),
+        "",
+    ]
+    for judgement in record["judgements"]:
+        lines += [*_judgement(judgement), ""]
+    lines += _cells(record)
+    lines += ["", f"intervals: {record['interval_method']}"]
+    return "\n".join(lines) + "\n"
+
+
+def _judgement(judgement: Mapping[str, Any]) -> list[str]:
+    verdict, symptom = judgement["verdict"], judgement["symptom"]
+    lines = [f"STATUS QUO {cell_name(judgement['status_quo'])}: {verdict['kind'].upper()}", f"  {verdict['reason']}"]
+    if symptom is not None:
+        lines.append(
+            f"  symptom: precision falls by {brief(symptom['precision_drop'])} nats from short to long, retrieval by "
+            f"{brief(symptom['retrieval_drop'])}"
+        )
+    if verdict["cause"] is not None:
+        lines.append(f"  cause: {verdict['cause']}, {brief(verdict['cause_gain'])} nats of precision with it replaced")
+    if judgement["shapley"] is not None:
+        parts = ", ".join(f"{name} {brief(value)}" for name, value in judgement["shapley"].items())
+        lines.append(f"  change of long precision due to each (Shapley, 2 x 2): {parts}")
+    rows = [
+        [
+            "option",
+            "change",
+            "precision",
+            "accuracy",
+            "retrieval lost",
+            "short lost",
+            "short cost",
+            "helps",
+            "qualifies",
+        ]
+    ]
+    for one in judgement["options"]:
+        rows.append(
+            [
+                one["option"]["number"],
+                one["option"]["change"],
+                brief(one["gain_simultaneous"]),
+                brief(one["precision_accuracy"]),
+                brief(one["retrieval_loss"]),
+                brief(one["short_loss"], 3),
+                brief(one["short_cost"], 3),
+                one["helps"],
+                one["qualifies"],
+            ]
+        )
+    lines += [f"  {line}" for line in aligned(rows)]
+    return lines + [f"  would change it: {what}" for what in verdict["would_change"]]
+
+
+def _cells(record: Mapping[str, Any]) -> list[str]:
+    used = record["probes"]["used"]
+    head = ["scaling", "bias", "T"]
+    head += [f"{name} {reach}" for reach in ("short", "long") for name in used]
+    rows = [[*head, "loss short", "loss long"]]
+    for cell in record["cells"]:
+        row = [cell["scaling"], cell["bias"], "on" if cell["temperature"] else ""]
+        row += [f"{cell['accuracy'][reach][name]['mean']:.2f}" for reach in ("short", "long") for name in used]
+        rows.append([*row, f"{cell['loss']['short']['mean']:.3f}", f"{cell['loss']['long']['mean']:.3f}"])
+    return ["accuracy of every cell:", *aligned(rows)]
+
+
+def cell_name(cell: Mapping[str, Any]) -> str:
+    """Returns a cell in words."""
+    return f"{cell['scaling']} + {cell['bias']}" + (" + temperature" if cell["temperature"] else "")
+
+
+def brief(value: Mapping[str, float | None] | None, digits: int = 2) -> str:
+    """Returns an estimate with its interval."""
+    if value is None:
+        return "-"
+    if value["low"] is None:
+        return f"{value['mean']:+.{digits}f}"
+    return f"{value['mean']:+.{digits}f} [{value['low']:+.{digits}f}, {value['high']:+.{digits}f}]"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,157 @@
+"""Runs cells on one subject: the same weights and the same items in each, every finished cell kept on disk."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from rope_jax.decoder import Schemes
+from rope_jax.diagnosis import probes
+from rope_jax.diagnosis.haystacks import Haystacks
+from rope_jax.diagnosis.losses import LossProgram
+from rope_jax.diagnosis.probes import Answers, ProbeProgram
+from rope_jax.diagnosis.subject import Subject
+from rope_jax.errors import CheckpointError
+
+REACHES = ("short", "long")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """What one cell did, a number a haystack or a row of text, so that cells are compared row by row.
+
+    Attributes:
+      answers: outcomes of every question, short and long; empty for a model that answers no probes.
+      log_odds: nats, by reach and probe, `[haystacks]`.
+      accuracy: the same, of right answers.
+      loss: nats a counted token of text, by reach, `[rows]`; short is below the trained length.
+      losses: of every next token, `[rows, tokens - 1]`.
+    """
+
+    answers: Mapping[str, Answers]
+    log_odds: Mapping[str, Mapping[str, Float64[np.ndarray, " haystacks"]]]
+    accuracy: Mapping[str, Mapping[str, Float64[np.ndarray, " haystacks"]]]
+    loss: Mapping[str, Float64[np.ndarray, " rows"]]
+    losses: np.ndarray
+
+
+class CellRuns:
+    """Runs cells of a subject through one compiled program a length, and keeps what is finished.
+
+    Args:
+      subject: the model and its items.
+      store: directory of finished cells; None keeps them in memory only. What lies there from the same weights, items
+        and scheme is taken, whatever run made it.
+      program: answers the haystacks in place of the decoder's own, for a deployment whose fault is looked for.
+
+    Attributes:
+      ran: cells computed by this object.
+      taken: cells found in the store.
+    """
+
+    def __init__(self, subject: Subject, *, store: Path | None = None, program: ProbeProgram | None = None) -> None:
+        self.subject = subject
+        self.ran = self.taken = 0
+        self._store = store
+        self.program = program or ProbeProgram(subject.checkpoint.model)
+        self._losses = LossProgram(subject.checkpoint.model)
+        self._kept: dict[str, dict[str, np.ndarray]] = {}
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled: one for each length of haystacks and one for text, whatever the cells."""
+        return self.program.compilations + self._losses.compilations
+
+    def __call__(self, scheme: Schemes, *, note: str = "") -> Scores:
+        """Returns the scores of a scheme.
+
+        Args:
+          scheme: what the model runs under.
+          note: what else sets this run apart from others of the same scheme and weights, such as a fault.
+
+        Raises:
+          CheckpointError: if the model overflows float32 under the scheme.
+        """
+        key = self._key(scheme, note)
+        raw = self._kept.get(key) or self._load(key)
+        if raw is None:
+            raw = self._compute(scheme)
+            self.ran += 1
+            self._save(key, raw)
+        self._kept[key] = raw
+        return self._scores(raw)
+
+    def _compute(self, scheme: Schemes) -> dict[str, np.ndarray]:
+        items, raw = self.subject.items, {}
+        for reach in REACHES:
+            asked: Haystacks | None = getattr(items, reach)
+            if asked is not None:
+                raw[reach] = self.program(scheme, asked)
+        # Row by row, so that the same program serves any number of rows.
+        raw["losses"] = np.concatenate([self._losses(scheme, row[None]) for row in items.text])
+        if not all(np.isfinite(value).all() for value in raw.values()):
+            raise CheckpointError(f"{self.subject.checkpoint.origin}: a scheme gives values beyond float32")
+        return raw
+
+    def _scores(self, raw: Mapping[str, np.ndarray]) -> Scores:
+        items, cut = self.subject.items, self.subject.trained_length
+        answers, log_odds, accuracy = {}, {}, {}
+        for reach in REACHES:
+            asked = getattr(items, reach)
+            if asked is None:
+                continue
+            given = probes.answers(raw[reach], asked)
+            names = probes.asked_probes(asked)
+            answers[reach] = given
+            log_odds[reach] = {name: probes.by_row(given.log_odds, asked, name) for name in names}
+            accuracy[reach] = {name: probes.by_row(given.right, asked, name) for name in names}
+        losses, counted = raw["losses"].astype(np.float64), items.counted
+        parts = {"short": slice(0, cut - 1), "long": slice(cut - 1, None)}
+        loss = {
+            reach: (losses[:, part] * counted[:, part]).sum(axis=1) / counted[:, part].sum(axis=1)
+            for reach, part in parts.items()
+        }
+        return Scores(answers, log_odds, accuracy, loss, losses)
+
+    def _key(self, scheme: Schemes, note: str) -> str:
+        import jax
+
+        digest = hashlib.sha256()
+        described: dict[str, Any] = {
+            "weights": self.subject.checkpoint.sha256,
+            "length": self.subject.trained_length,
+            "structure": str(jax.tree_util.tree_structure(scheme)),
+            "note": note,
+        }
+        digest.update(json.dumps(described, sort_keys=True).encode())
+        items = self.subject.items
+        for leaf in (*jax.tree.leaves(scheme), *jax.tree.leaves((items.short, items.long)), items.text, items.counted):
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()[:32]
+
+    def _load(self, key: str) -> dict[str, np.ndarray] | None:
+        if self._store is None or not (self._store / f"{key}.npz").is_file():
+            return None
+        try:
+            with np.load(self._store / f"{key}.npz", allow_pickle=False) as archive:
+                raw = {name: archive[name] for name in archive.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return None  # damaged: computed anew
+        self.taken += 1
+        return raw
+
+    def _save(self, key: str, raw: Mapping[str, np.ndarray]) -> None:
+        if self._store is None:
+            return
+        self._store.mkdir(parents=True, exist_ok=True)
+        partial = self._store / f".{key}.{os.getpid()}.partial"
+        with open(partial, "wb") as file:
+            np.savez(file, **raw)  # type: ignore[arg-type]
+        os.replace(partial, self._store / f"{key}.npz")

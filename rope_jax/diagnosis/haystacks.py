@@ -1,0 +1,329 @@
+"""Synthetic haystacks: one context with several kinds of facts in it, and questions at its end about all of them.
+
+The number of facts is fixed; only filler grows with the length, so that a short and a long haystack ask the same.
+
+| probe | in the haystack | question | answer |
+|---|---|---|---|
+| ret | pairs `key value` | `? key` | the value |
+| bind | a marker and eight items after it, the same eight after every marker in other orders | `? marker n` | item n |
+| ord | events, each once | `? a b` | whichever came first |
+| dist | a symbol that stands twice | `? symbol` | the class of the distance between the two |
+| ith | a symbol that stands four times, a value after each | `? symbol i` | the value after the i-th |
+| count | a symbol that stands one to five times | `? symbol` | how often |
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int32
+
+from rope_jax.errors import InputError
+
+PROBES = ("ret", "bind", "ord", "dist", "ith", "count")
+"""Retrieval, binding, order, distance, i-th repeat, and counting, which no position decides."""
+
+VOCAB_SIZE = 128
+START = 0
+QUESTION = {name: 1 + index for index, name in enumerate(PROBES)}
+DIGITS = np.arange(8, 16)
+FILLER = np.arange(16, 32)
+SYMBOLS = np.arange(32, VOCAB_SIZE)
+
+GROUP = 8  # items after a marker
+DISTANCES = (4, 12, 36, 108)  # tokens; a class holds a fifth more or less than its number
+SMALLEST_GAP = 8  # tokens between two events that are asked about
+_CHOICES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """How many facts of each kind stand in a haystack, and how many questions are asked about them.
+
+    Attributes:
+      pairs: key-value pairs, each asked for once.
+      markers: markers with eight items each.
+      bind_questions: questions about them, each another (marker, offset).
+      order_pairs: pairs of events, each asked about once; no event is in two pairs, so no answer gives another away.
+      distances: symbols whose distance is asked for.
+      repeats: occurrences of the symbol of `ith`; 0 for none.
+      ith_questions: occurrences asked for.
+      counted: symbols that are counted.
+    """
+
+    pairs: int = 6
+    markers: int = 2
+    bind_questions: int = 6
+    order_pairs: int = 4
+    distances: int = 2
+    repeats: int = 4
+    ith_questions: int = 2
+    counted: int = 2
+
+
+class Haystacks(NamedTuple):
+    """Rows of tokens and their questions; `Q` questions a row, in the order in which they are asked.
+
+    Attributes:
+      tokens: `[rows, length]`.
+      probe: index into `PROBES`, `[rows, Q]`.
+      position: of the last token of the question: the next token is the answer, `[rows, Q]`.
+      choices: the answer first, then its distractors, -1 where there are fewer, `[rows, Q, 8]`.
+      distance: tokens from what is asked about (the nearer one of two) to the question, `[rows, Q]`.
+      gap: tokens between the two events or occurrences asked about; 0 elsewhere, `[rows, Q]`.
+      asked: the offset or occurrence asked for, from 1; 0 elsewhere, `[rows, Q]`.
+      choice_offsets: for `bind`, the offset at which each choice stands after the marker; 0 elsewhere, `[rows, Q, 8]`.
+    """
+
+    tokens: Int32[np.ndarray, "rows length"]
+    probe: Int32[np.ndarray, "rows Q"]
+    position: Int32[np.ndarray, "rows Q"]
+    choices: Int32[np.ndarray, "rows Q 8"]
+    distance: Int32[np.ndarray, "rows Q"]
+    gap: Int32[np.ndarray, "rows Q"]
+    asked: Int32[np.ndarray, "rows Q"]
+    choice_offsets: Int32[np.ndarray, "rows Q 8"]
+
+
+class Text(NamedTuple):
+    """Rows in which random segments come again: the stand-in's own text, for a loss by position.
+
+    Attributes:
+      tokens: `[rows, length]`.
+      predictable: 1 where the next token is a copy of an earlier one and can be known, else 0, `[rows, length - 1]`.
+    """
+
+    tokens: Int32[np.ndarray, "rows length"]
+    predictable: Float64[np.ndarray, "rows length-1"]
+
+
+@dataclasses.dataclass
+class _Question:
+    probe: str
+    prompt: list[int]
+    choices: list[int]
+    at: int  # position of what is asked about
+    gap: int = 0
+    asked: int = 0
+    choice_offsets: tuple[int, ...] = ()
+
+
+def haystacks(
+    rng: np.random.Generator, *, rows: int, length: int, largest_gap: int = 128, counts: Counts | None = None
+) -> Haystacks:
+    """Returns random haystacks of `length` tokens, the questions at the end of each in random order.
+
+    Args:
+      rng: the only source of randomness.
+      rows: how many.
+      length: tokens of each, questions and answers included.
+      largest_gap: most tokens between two events of `ord`; the same short and long, so that only distance grows.
+      counts: facts and questions; the defaults fit from 192 tokens on.
+
+    Raises:
+      InputError: if so many facts do not fit.
+    """
+    counts = counts or Counts()
+    made = [_row(rng, length, largest_gap, counts) for _ in range(rows)]
+    return Haystacks(*(np.stack(column) for column in zip(*made, strict=True)))
+
+
+def _row(rng: np.random.Generator, length: int, largest_gap: int, counts: Counts) -> tuple[np.ndarray, ...]:
+    for _ in range(100):
+        try:
+            return _attempt(rng, length, largest_gap, counts)
+        except _Full:
+            continue
+    raise InputError(f"a haystack of {length} tokens is too short for {counts}")
+
+
+class _Full(Exception):
+    """No room was left for the next fact."""
+
+
+class _Room:
+    """The haystack's tokens, and which of them are still filler."""
+
+    def __init__(self, rng: np.random.Generator, length: int) -> None:
+        if length < 2:
+            raise _Full
+        self.tokens = rng.choice(FILLER, length)
+        self.tokens[0] = START
+        self._taken = np.zeros(length + 1, np.int64)
+        self._taken[0] = 1
+        self._rng = rng
+
+    def place(self, block: list[int] | np.ndarray, also: int | None = None) -> int:
+        """Writes a block where there is room, at random, and its first token again `also` tokens later if asked."""
+        width = len(block)
+        taken = np.concatenate([[0], np.cumsum(self._taken[:-1])])
+        free = taken[width:] == taken[:-width]
+        if also is not None:
+            free = free[:-also] & (self._taken[also : also + len(free) - also] == 0) if also < len(free) else free[:0]
+        candidates = np.flatnonzero(free)
+        if not len(candidates):
+            raise _Full
+        start = int(self._rng.choice(candidates))
+        self._write(start, block)
+        return start
+
+    def _write(self, start: int, block) -> None:
+        self.tokens[start : start + len(block)] = block
+        self._taken[start : start + len(block)] = 1
+
+    def write_at(self, start: int, block: list[int]) -> None:
+        """Writes a block at a place that `place` has found free."""
+        self._write(start, block)
+
+
+def _attempt(rng: np.random.Generator, length: int, largest_gap: int, counts: Counts) -> tuple[np.ndarray, ...]:
+    symbols = iter(rng.permutation(SYMBOLS))
+    take: Callable[[int], list[int]] = lambda count: [int(next(symbols)) for _ in range(count)]  # noqa: E731
+    asked = (
+        3 * counts.pairs
+        + 4 * counts.bind_questions
+        + 4 * counts.order_pairs
+        + 3 * counts.distances
+        + 4 * counts.ith_questions
+        + 3 * counts.counted
+    )
+    room = _Room(rng, length - asked)
+    questions = [
+        *_bind(rng, room, take, counts),
+        *_dist(rng, room, take, counts),
+        *_ord(rng, room, take, counts, min(largest_gap, (length - asked) // 2)),
+        *_ret(room, take, counts),
+        *_ith(rng, room, take, counts),
+        *_count(rng, room, take, counts),
+    ]
+    tokens = list(room.tokens)
+    columns: list[list] = [[] for _ in range(7)]
+    for index in rng.permutation(len(questions)):
+        question = questions[index]
+        tokens += [QUESTION[question.probe], *question.prompt]
+        padding = _CHOICES - len(question.choices)
+        values = (
+            PROBES.index(question.probe),
+            len(tokens) - 1,
+            [*question.choices, *[-1] * padding],
+            len(tokens) - 1 - question.at,
+            question.gap,
+            question.asked,
+            [*question.choice_offsets, *[0] * (_CHOICES - len(question.choice_offsets))],
+        )
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+        tokens.append(question.choices[0])
+    return (np.asarray(tokens, np.int32), *(np.asarray(column, np.int32) for column in columns))
+
+
+def _others(values: list[int], index: int) -> list[int]:
+    return [values[index], *values[:index], *values[index + 1 :]]
+
+
+def _bind(rng, room: _Room, take, counts: Counts) -> list[_Question]:
+    markers, items = take(counts.markers), take(GROUP if counts.markers else 0)
+    groups = [[items[i] for i in rng.permutation(GROUP)] for _ in markers]
+    starts = [room.place([marker, *group]) for marker, group in zip(markers, groups, strict=True)]
+    questions = []
+    for pick in rng.permutation(counts.markers * GROUP)[: counts.bind_questions]:
+        group, offset = divmod(int(pick), GROUP)
+        questions.append(
+            _Question(
+                "bind",
+                [markers[group], int(DIGITS[offset])],
+                _others(groups[group], offset),
+                starts[group],
+                asked=offset + 1,
+                choice_offsets=tuple(_others(list(range(1, GROUP + 1)), offset)),
+            )
+        )
+    return questions
+
+
+def _dist(rng, room: _Room, take, counts: Counts) -> list[_Question]:
+    questions = []
+    fitting = [kind for kind, distance in enumerate(DISTANCES) if 1.5 * distance < len(room.tokens)]
+    for symbol in take(counts.distances if fitting else 0):
+        kind = int(rng.choice(fitting))
+        distance = max(1, round(DISTANCES[kind] * rng.uniform(0.8, 1.2)))
+        start = room.place([symbol], also=distance)
+        room.write_at(start + distance, [symbol])
+        classes = [int(digit) for digit in DIGITS[: len(DISTANCES)]]
+        questions.append(_Question("dist", [symbol], _others(classes, kind), start + distance, gap=distance))
+    return questions
+
+
+def _ord(rng, room: _Room, take, counts: Counts, largest_gap: int) -> list[_Question]:
+    questions = []
+    for _ in range(counts.order_pairs):
+        first, second = take(2)
+        gap = round(np.exp(rng.uniform(np.log(SMALLEST_GAP), np.log(max(largest_gap, SMALLEST_GAP)))))
+        start = room.place([first], also=gap)
+        room.write_at(start + gap, [second])
+        named = [first, second] if rng.random() < 0.5 else [second, first]
+        questions.append(_Question("ord", named, [first, second], start + gap, gap=gap))
+    return questions
+
+
+def _ret(room: _Room, take, counts: Counts) -> list[_Question]:
+    keys, values = take(counts.pairs), take(counts.pairs)
+    starts = [room.place([key, value]) for key, value in zip(keys, values, strict=True)]
+    return [_Question("ret", [key], _others(values, i), start) for i, (key, start) in enumerate(zip(keys, starts))]
+
+
+def _ith(rng, room: _Room, take, counts: Counts) -> list[_Question]:
+    if not counts.repeats:
+        return []
+    (symbol,), values = take(1), take(counts.repeats)
+    starts = [room.place([symbol, value]) for value in values]
+    order = np.argsort(starts)
+    ranked = [values[i] for i in order]
+    return [
+        _Question("ith", [symbol, int(DIGITS[i])], _others(ranked, int(i)), starts[order[i]], asked=int(i) + 1)
+        for i in rng.permutation(counts.repeats)[: counts.ith_questions]
+    ]
+
+
+def _count(rng, room: _Room, take, counts: Counts) -> list[_Question]:
+    digits = [int(digit) for digit in DIGITS[:5]]
+    questions = []
+    for symbol in take(counts.counted):
+        times = int(rng.integers(1, 6))
+        last = max(room.place([symbol]) for _ in range(times))
+        questions.append(_Question("count", [symbol], _others(digits, times - 1), last, asked=times))
+    return questions
+
+
+def repeated_text(rng: np.random.Generator, *, rows: int, length: int, farthest: int = 128, subset: int = 56) -> Text:
+    """Returns rows of random segments, half of them copies of what stands up to `farthest` tokens before.
+
+    Args:
+      rng: the only source of randomness.
+      rows: how many.
+      length: tokens of each.
+      farthest: most tokens from a copied token back to its source.
+      subset: symbols that a row draws from.
+    """
+    tokens = np.empty((rows, length), np.int32)
+    predictable = np.zeros((rows, length - 1))
+    for row in range(rows):
+        symbols = rng.choice(SYMBOLS, subset, replace=False)
+        # Whole permutations, so that a symbol rarely stands twice within reach and what to copy is seldom in doubt.
+        fresh = np.concatenate([rng.permutation(symbols) for _ in range(-(-length // subset))])
+        line = tokens[row]
+        line[0], filled, used, copy = START, 1, 0, False
+        while filled < length:
+            width = min(int(rng.integers(8, max(9, min(33, length // 2)))), length - filled)
+            if copy and filled > width:
+                source = int(rng.integers(max(1, filled - farthest), filled - width + 1))
+                line[filled : filled + width] = line[source : source + width]
+                # The first token of a copy cannot be known.
+                predictable[row, filled : filled + width - 1] = 1
+            else:
+                line[filled : filled + width] = fresh[used : used + width]
+                used += width
+            filled += width
+            copy = not copy
+    return Text(tokens, predictable)

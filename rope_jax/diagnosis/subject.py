@@ -1,0 +1,116 @@
+"""What is diagnosed: a model, and the items it is asked, all made from one seed and the same in every cell."""
+
+import dataclasses
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64
+
+from rope_jax.checkpoints.checkpoint import Checkpoint
+from rope_jax.checkpoints.loading import load_checkpoint
+from rope_jax.diagnosis import haystacks
+from rope_jax.diagnosis.haystacks import Haystacks
+from rope_jax.diagnosis.text import Rows
+from rope_jax.errors import InputError
+
+_FIT_ROWS = 48
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Items:
+    """What every cell is asked.
+
+    Attributes:
+      short: haystacks of the trained length, or None for a model that answers no probes.
+      long: as many of the target length, with as many facts.
+      text: rows of the target length for the loss by position.
+      counted: weight of each next token of `text` in that loss, `[rows, length - 1]`.
+    """
+
+    short: Haystacks | None
+    long: Haystacks | None
+    text: Rows
+    counted: Float64[np.ndarray, "rows length-1"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A model and what it is asked.
+
+    Attributes:
+      checkpoint: the model.
+      trained_length: `L`, tokens.
+      target_length: `L'`, tokens.
+      items: what is evaluated.
+      fit_text: rows of at most `L` tokens for fitting a bias, disjoint from the items.
+      fit_counted: weights of their next tokens.
+      language: where the probes come from, in words.
+    """
+
+    checkpoint: Checkpoint
+    trained_length: int
+    target_length: int
+    items: Items
+    fit_text: Rows
+    fit_counted: Float64[np.ndarray, "rows length-1"]
+    language: str
+
+    @property
+    def factor(self) -> float:
+        """`s = L'/L`."""
+        return self.target_length / self.trained_length
+
+
+def standins() -> tuple[Path, ...]:
+    """Returns the directories of the stand-ins that ship with the package, by seed."""
+    return tuple(sorted(Path(str(resources.files("rope_jax") / "standins")).glob("seed-*")))
+
+
+def standin_subject(
+    directory: Path, *, rows: int, target_length: int | None = None, text_rows: int = 8, seed: int = 0
+) -> Subject:
+    """Returns a stand-in with haystacks in its own language.
+
+    Args:
+      directory: of a checkpoint that `experiments/train.py` has written.
+      rows: haystacks at each length.
+      target_length: `L'`, tokens; eight times the trained length where None.
+      text_rows: rows of repeated text.
+      seed: of all items; those to fit on come from another stream of it.
+
+    Raises:
+      InputError: if the checkpoint does not know the haystacks' vocabulary.
+    """
+    checkpoint = load_checkpoint(directory)
+    if checkpoint.config.vocab_size != haystacks.VOCAB_SIZE:
+        raise InputError(
+            f"{directory}: a vocabulary of {checkpoint.config.vocab_size} tokens is not that of the haystacks, "
+            f"{haystacks.VOCAB_SIZE}"
+        )
+    length = checkpoint.positions.original_length
+    target = target_length or 8 * length
+    if target <= length:
+        raise InputError(f"target length {target} must be above the trained length {length}")
+    judged, fitted = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
+    short = haystacks.haystacks(judged, rows=rows, length=length, largest_gap=length // 2)
+    long = haystacks.haystacks(judged, rows=rows, length=target, largest_gap=length // 2)
+    text = haystacks.repeated_text(judged, rows=text_rows, length=target, farthest=length // 2)
+    answers = haystacks.haystacks(fitted, rows=_FIT_ROWS, length=length, largest_gap=length // 2)
+    copies = haystacks.repeated_text(fitted, rows=_FIT_ROWS // 4, length=length, farthest=length // 2)
+    return Subject(
+        checkpoint=checkpoint,
+        trained_length=length,
+        target_length=target,
+        items=Items(short, long, text.tokens, text.predictable),
+        fit_text=np.concatenate([answers.tokens, copies.tokens]),
+        fit_counted=np.concatenate([answer_weights(answers), copies.predictable]),
+        language="haystacks in the stand-in's own vocabulary; text of repeated segments, copied tokens counted",
+    )
+
+
+def answer_weights(items: Haystacks) -> Float64[np.ndarray, "rows length-1"]:
+    """Returns 1 where the next token answers a question, else 0."""
+    weights = np.zeros((items.tokens.shape[0], items.tokens.shape[1] - 1))
+    np.put_along_axis(weights, items.position, 1.0, axis=1)
+    return weights

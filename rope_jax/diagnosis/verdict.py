@@ -1,0 +1,242 @@
+"""The verdict: which change to ship first, or why none; decided by intervals and by margins fixed before any run.
+
+What counts as the cause is the part whose replacement gains most long-context precision. What qualifies as a fix must
+also keep long retrieval, short accuracy and the short loss of text. The two are different questions: the part that
+broke precision may be one that cannot be given up.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from rope_jax.diagnosis import attribution
+from rope_jax.diagnosis.attribution import Effect, Symptom, Used
+from rope_jax.diagnosis.cell_runs import Scores
+from rope_jax.diagnosis.cells import Option
+from rope_jax.diagnosis.intervals import Estimate
+from rope_jax.diagnosis.multiplicity import simultaneous_confidence
+
+Kind = Literal[
+    "option 1", "option 2", "option 3", "implementation", "outside these options", "no fault found", "undetermined"
+]
+Answer = Literal["yes", "no", "unclear"]
+IMPLEMENTATION = "implementation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Margins:
+    """What is too little to matter, fixed before any run.
+
+    Attributes:
+      gain: long precision that a fix must win back, nats of log-odds.
+      retrieval: long retrieval that it may cost, nats of log-odds.
+      short_accuracy: accuracy at the trained length that it may cost.
+      short_cost: loss of text below the trained length that it may cost, nats a token.
+      gate: accuracy at the trained length from which a probe counts as learned.
+    """
+
+    gain: float = 0.3
+    retrieval: float = 0.3
+    short_accuracy: float = 0.02
+    short_cost: float = 0.02
+    gate: float = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """One option, judged.
+
+    Attributes:
+      option: what is changed.
+      effect: at 95 %, each taken by itself.
+      gain: of long precision, with an interval that holds for all options together.
+      helps: whether the gain is above the margin.
+      qualifies: whether nothing is lost by more than its margin.
+      lost: the measures that are, or may be, lost, with their answer.
+    """
+
+    option: Option
+    effect: Effect
+    gain: Estimate
+    helps: Answer
+    qualifies: Answer
+    lost: Mapping[str, Answer]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What to do first.
+
+    Attributes:
+      kind: the verdict.
+      chosen: the option to ship, where there is one.
+      reason: one sentence.
+      cause: the part whose replacement gains most precision ("bias", "scaling", "implementation"), or None where none
+        gains more than the margin.
+      cause_gain: that gain.
+      judged: every option, in the order given.
+      ties: options that also help and qualify and whose gain overlaps the chosen one's.
+      would_change: what would change the verdict.
+    """
+
+    kind: Kind
+    chosen: Option | None
+    reason: str
+    cause: str | None
+    cause_gain: Estimate | None
+    judged: tuple[Judged, ...]
+    ties: tuple[Option, ...]
+    would_change: tuple[str, ...]
+
+
+def above(value: Estimate, margin: float) -> Answer:
+    """Returns whether a value lies above a margin: yes or no only where its whole interval says so."""
+    if value.low is None or value.high is None:
+        return "unclear"
+    return "yes" if value.low > margin else "no" if value.high <= margin else "unclear"
+
+
+def decide(
+    status_quo: Sequence[Scores],
+    changed: Mapping[Option, Sequence[Scores]],
+    symptom: Symptom,
+    used: Used,
+    *,
+    margins: Margins,
+    exact: Sequence[Scores] | None = None,
+) -> Verdict:
+    """Returns the verdict.
+
+    Args:
+      status_quo: scores of what is deployed, one a model.
+      changed: scores after each option, on the same items.
+      symptom: what is wrong with the status quo.
+      used: probes that passed their gate; with no precision probe or no retrieval nothing can be decided.
+      margins: what is too little to matter.
+      exact: scores of the status quo's own scheme in an exact implementation, where the deployed one may have a fault.
+    """
+    if not used.precision or not used.retrieval:
+        missing = "retrieval" if used.precision else "any probe of precision"
+        return Verdict("undetermined", None, f"the model has not learned {missing}", None, None, (), (), ())
+    arms = dict(changed)
+    if exact is not None:
+        arms[Option(IMPLEMENTATION, "run the same scheme exactly", _cell_of(changed))] = exact
+    judged = tuple(
+        _judge(option, scores, status_quo, used, margins, confidence=simultaneous_confidence(len(arms)))
+        for option, scores in arms.items()
+    )
+    cause, cause_gain = _cause(judged, margins)
+    return _verdict(judged, symptom, margins, cause, cause_gain)
+
+
+def _cell_of(changed: Mapping[Option, Sequence[Scores]]):
+    return next(iter(changed)).cell
+
+
+def _judge(option, scores, status_quo, used: Used, margins: Margins, *, confidence: float) -> Judged:
+    effect = attribution.effect(scores, status_quo, used, confidence=0.95)
+    gain = attribution.effect(scores, status_quo, used, confidence=confidence).precision
+    helps = above(gain, margins.gain)
+    if helps == "yes" and effect.precision_accuracy.mean < 0:
+        helps = "unclear"  # log-odds and accuracy disagree
+    losses = {
+        "long retrieval": above(effect.retrieval_loss, margins.retrieval),
+        "short accuracy": above(effect.short_loss, margins.short_accuracy),
+        "short loss of text": above(effect.short_cost, margins.short_cost),
+    }
+    qualifies: Answer = "no" if "yes" in losses.values() else "unclear" if "unclear" in losses.values() else "yes"
+    return Judged(option, effect, gain, helps, qualifies, {k: v for k, v in losses.items() if v != "no"})
+
+
+_PARTS = {"1": "bias", "2": "scaling", "3": "scaling", IMPLEMENTATION: "implementation"}
+
+
+def _cause(judged: Sequence[Judged], margins: Margins) -> tuple[str | None, Estimate | None]:
+    inside = [one for one in judged if one.option.number in _PARTS]
+    best = max(inside, key=lambda one: one.gain.mean, default=None)
+    if best is None or above(best.gain, margins.gain) != "yes":
+        return None, None
+    return _PARTS[best.option.number], best.gain
+
+
+def _verdict(judged, symptom: Symptom, margins: Margins, cause, cause_gain) -> Verdict:
+    inside = [one for one in judged if one.option.number in _PARTS]
+    outside = [one for one in judged if one.option.number not in _PARTS]
+
+    def verdict(kind: Kind, reason: str, chosen: Judged | None = None, ties=(), would_change=()) -> Verdict:
+        return Verdict(
+            kind, chosen and chosen.option, reason, cause, cause_gain, tuple(judged), tuple(ties), tuple(would_change)
+        )
+
+    fixes = [one for one in inside if one.helps == "yes" and one.qualifies == "yes"]
+    if fixes:
+        # An exact implementation of the same scheme loses nothing; it is the answer wherever nothing is surely better.
+        best = max(fixes, key=lambda one: one.gain.mean)
+        repair = [one for one in fixes if one.option.number == IMPLEMENTATION]
+        if repair and not _surely_better(best, repair[0]):
+            best = repair[0]
+        ties = [one.option for one in fixes if one is not best and not _surely_better(best, one)]
+        kind = "implementation" if best.option.number == IMPLEMENTATION else f"option {best.option.number}"
+        doubt = [
+            f"{one.option.change}: its gain of {one.gain.mean:.2f} nats is larger, and "
+            f"{_lost(one)} is not yet known to be kept; more haystacks would tell"
+            for one in inside
+            if one.qualifies == "unclear" and one.gain.mean > best.gain.mean
+        ]
+        reason = (
+            f"{best.option.change}: wins back {_interval(best.gain)} nats of long-context precision and loses neither "
+            "retrieval nor short context beyond the margins"
+        )
+        return verdict(kind, reason, best, ties, [*doubt, *_ties_text(ties)])  # type: ignore[arg-type]
+    open_cases = [one for one in inside if one.helps != "no" and one.qualifies != "no"]
+    if open_cases:
+        best = max(open_cases, key=lambda one: one.gain.mean)
+        what = (
+            f"whether its gain of {_interval(best.gain)} nats exceeds {margins.gain:g}"
+            if best.helps == "unclear"
+            else f"whether {_lost(best)} is kept"
+        )
+        return verdict(
+            "undetermined",
+            f"the most promising change is to {best.option.change}; open is {what}",
+            would_change=[f"more haystacks: the interval of '{best.option.change}' is too wide to decide"],
+        )
+    broken = above(symptom.precision_drop, margins.gain)
+    if broken == "no":
+        return verdict("no fault found", "the status quo loses no precision beyond the margin")
+    if broken == "unclear":
+        return verdict(
+            "undetermined", "whether precision is lost at all is not resolved", would_change=["more haystacks"]
+        )
+    refused = [one for one in inside if one.helps == "yes"]
+    helpful = [one for one in outside if one.helps == "yes"]
+    reason = "precision is lost, and " + (
+        f"the changes that win it back ({', '.join(one.option.change for one in refused)}) lose more than they may "
+        f"({'; '.join(_lost(one) for one in refused)})"
+        if refused
+        else "none of the three options wins it back: bias and scaling are not what broke it, or not alone"
+    )
+    if helpful:
+        reason += f"; outside of them helps: {', '.join(one.option.change for one in helpful)}"
+    return verdict(
+        "outside these options", reason, would_change=["adapting the model to its new length by fine-tuning"]
+    )
+
+
+def _surely_better(one: Judged, other: Judged) -> bool:
+    assert one.gain.low is not None and other.gain.high is not None
+    return one.gain.low > other.gain.high
+
+
+def _interval(value: Estimate) -> str:
+    return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+def _lost(one: Judged) -> str:
+    return " and ".join(one.lost)
+
+
+def _ties_text(ties: Sequence[Option]) -> list[str]:
+    return [
+        f"'{option.change}' also qualifies, and its gain is not told apart from the chosen one's" for option in ties
+    ]

@@ -1,0 +1,160 @@
+"""The search command: its result, that a killed search goes on to the same, and what it refuses in one line."""
+
+import json
+
+import pytest
+from flax import nnx
+
+from rope_jax import cli
+from rope_jax.checkpoints.saving import llama_config, save_llama
+from rope_jax.commands import search
+from rope_jax.decoder import Decoder, DecoderConfig
+from rope_jax.diagnosis import attribution, factor_search, haystacks
+
+SMALL = ["--target_length=256", "--population=9", "--generations=2", "--haystacks=2"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A decoder that has learned nothing, called a stand-in."""
+    config = DecoderConfig(
+        haystacks.VOCAB_SIZE,
+        16,
+        16,
+        1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=16,
+        rms_norm_eps=1e-5,
+        tie_embeddings=True,
+    )
+    model = Decoder(config, rngs=nnx.Rngs(0))
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    save_llama(directory, model, llama_config(model, base=200.0, trained_length=192))
+    (directory / "training.json").write_text("{}")
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def programs():
+    return []
+
+
+@pytest.fixture(autouse=True)
+def one_program(programs, monkeypatch):
+    """Compiles once for all runs of the module: they are of one model and ask haystacks of two lengths."""
+    program = factor_search.ProbeProgram
+
+    def shared(decoder):
+        programs[:] = programs or [program(decoder)]
+        return programs[0]
+
+    monkeypatch.setattr(factor_search, "ProbeProgram", shared)
+
+
+@pytest.fixture
+def no_gate(monkeypatch):
+    gated = attribution.gated
+    monkeypatch.setattr(attribution, "gated", lambda scores, gate: gated(scores, gate=0.0))
+
+
+@pytest.fixture(autouse=True)
+def workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_killed_search_goes_on_to_the_same_result(tiny, no_gate, workdir, capsys, monkeypatch):
+    assert cli.main(["search", tiny, *SMALL, "--out=whole", "--json"]) == 0
+    out, _ = capsys.readouterr()
+    record = json.loads(out)
+    assert json.loads((workdir / "whole" / "search.json").read_text()) == record
+    assert len(record["factors"]) == 8
+    assert record["factors"] == sorted(record["factors"])
+    assert record["attention_factor"] == 1.0
+    assert [line["scored"] for line in record["history"]] == [9, 7, 7]
+    assert record["winner"]["objective"]["search"] == record["history"][-1]["best"]
+    assert record["winner"]["objective"]["search"] >= record["named"][record["gain"]["over"]]["objective"]["search"]
+    assert record["gain"]["over"] == max(record["named"], key=lambda n: record["named"][n]["objective"]["search"])
+    assert record["compilations"] == 2
+
+    def killed_in_generation_2(out, files):
+        write_all(out, files)
+        if json.loads(files["search-state.json"])["generation"] == 1:
+            raise KeyboardInterrupt
+
+    write_all = search.write_all
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "write_all", killed_in_generation_2)
+        assert cli.main(["search", tiny, *SMALL, "--out=parts"]) == 130
+    assert [file.name for file in (workdir / "parts").iterdir()] == ["search-state.json"]
+    capsys.readouterr()
+    assert cli.main(["search", tiny, *SMALL, "--out=parts"]) == 0
+    out, err = capsys.readouterr()
+    assert "goes on after generation 1" in err
+    for name in ("search.json", "search-state.json"):
+        assert (workdir / "parts" / name).read_bytes() == (workdir / "whole" / name).read_bytes()
+    lines = out.splitlines()
+    assert lines[0].endswith("192 -> 256 tokens, bias none, probes ret, bind, ord, dist, ith")
+    assert lines[-1] == "written to parts/search.json"
+    # The result is what export reads.
+    argv = [
+        "export",
+        tiny,
+        "--to=transformers",
+        "--factors=parts/search.json",
+        "--target_length=256",
+        "--out=config.json",
+    ]
+    assert cli.main(argv) == 0
+
+
+def test_a_state_of_another_search_or_a_damaged_one_is_replaced(tiny, no_gate, workdir, capsys):
+    (workdir / "out").mkdir()
+    state = workdir / "out" / "search-state.json"
+    argv = ["search", tiny, *SMALL, "--generations=1", "--out=out", "--json"]
+    results = []
+    for content in ('{"key": "another"}', "[]"):
+        state.write_text(content)
+        assert cli.main(argv) == 0
+        out, err = capsys.readouterr()
+        assert ("is of another search" if "key" in content else "cannot be read") in err
+        results.append(out)
+    assert results[0] == results[1]
+
+
+def test_every_candidate_runs_with_the_bias(tiny, no_gate, capsys):
+    assert cli.main(["search", tiny, *SMALL, "--generations=1", "--bias=alibi_star", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["bias"]["name"] == "alibi_star"
+    assert record["bias"]["multiplier"] > 0
+    assert record["named"]["none"]["long"]["log_odds"] != record["unchanged"]["long"]["log_odds"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["TINY", "b"], "one checkpoint at most"),
+        (["nowhere"], "nowhere: no such file"),
+        (["."], "no training.json"),
+        (["TINY", "--target_length=192"], "must be above the trained length 192"),
+        (["TINY", "--target_length=0"], "--target_length must be from 1"),
+        (["TINY", "--population=7"], "--population must be from 8"),
+        (["TINY", "--generations=0"], "--generations must be from 1"),
+        (["TINY", "--haystacks=0"], "--haystacks must be from 1"),
+        (["TINY", "--seed=-1"], "--seed must be from 0"),
+        (["TINY", "--bias=t5"], "bias"),
+        (["TINY", "--out=a/b"], "no such directory"),
+        (["TINY"], "no probe is learned"),
+    ],
+)
+def test_refuses_in_one_line_and_writes_nothing(tiny, workdir, capsys, arguments, reason):
+    short = [] if any("length" in argument for argument in arguments) else ["--target_length=256"]
+    argv = [tiny if argument == "TINY" else argument for argument in arguments]
+    assert cli.main(["search", *argv, *short, "--haystacks=2", *[a for a in argv if a.startswith("--haystacks")]]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("rope-jax search: error: ")
+    assert reason in err
+    assert err.count("\n") == 1
+    assert list(workdir.iterdir()) == []
