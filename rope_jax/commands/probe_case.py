@@ -108,7 +108,7 @@ def _cell(text: str):
     match = re.fullmatch(r"(\w+)\+(\w+?)(\+temperature)?", text)
     if match is None or match[1] not in SCALINGS or match[2] not in BIASES:
         raise InputError(
-            f"--status_quo: {text!r} is not SCALING+BIAS; scalings are {', '.join(SCALINGS)}, biases {', '.join(BIASES)}"
+            f"--status_quo: {text!r} is not SCALING+BIAS; scalings: {', '.join(SCALINGS)}; biases: {', '.join(BIASES)}"
         )
     return Cell(match[1], match[2], match[3] is not None)
 

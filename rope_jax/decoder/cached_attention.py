@@ -1,6 +1,5 @@
 """How new tokens attend to a cache: written into it first, then few by the decoding loop and many tile by tile."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import jax

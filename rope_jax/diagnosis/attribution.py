@@ -6,17 +6,15 @@ questions or tokens. With several models each is a row of its own axis.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
 
 from rope_jax.diagnosis import intervals, probes
-from rope_jax.diagnosis.cell_runs import Scores
+from rope_jax.diagnosis.cell_runs import Reach, Scores
 from rope_jax.diagnosis.cells import Cell
 from rope_jax.diagnosis.intervals import Estimate
 
-Reach = Literal["short", "long"]
 Table = Mapping[Cell, Sequence[Scores]]
 """Scores of every cell, one a model."""
 

@@ -13,7 +13,7 @@ from rope_jax.biases import Bias, alibi_paper, bucket_starts
 from rope_jax.diagnosis import attribution, fitting, intervals
 from rope_jax.diagnosis.arms import Arms
 from rope_jax.diagnosis.attribution import Symptom, Used
-from rope_jax.diagnosis.cell_runs import CellRuns, Scores
+from rope_jax.diagnosis.cell_runs import CellRuns, Reach, Scores
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes, Option, corners, options
 from rope_jax.diagnosis.intervals import Estimate
 from rope_jax.diagnosis.losses import LossProgram
@@ -308,7 +308,7 @@ def gate_measures(case: Case, judgement: Judgement) -> dict[str, Estimate]:
     """
     if judgement.symptom is None:
         before, after = case.cells[UNCHANGED], judgement.scores
-        texts: dict[str, attribution.Reach] = {"short_cost": "short", "long_cost": "long"}
+        texts: dict[str, Reach] = {"short_cost": "short", "long_cost": "long"}
         return {
             name: intervals.clustered(attribution.text_loss(after, reach) - attribution.text_loss(before, reach))
             for name, reach in texts.items()

@@ -13,11 +13,13 @@ Keys, outermost first; an estimate is `{"mean", "low", "high"}` with a 95 % inte
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from rope_jax.biases import Alibi
 from rope_jax.diagnosis import attribution, intervals, links, probes
 from rope_jax.diagnosis.attribution import Symptom
 from rope_jax.diagnosis.case import Case, FittedBiases, Judgement
@@ -85,7 +87,7 @@ def _option(option: Option | None) -> dict[str, Any] | None:
 def _biases(fitted: FittedBiases) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for name, bias in fitted.biases.items():
-        if hasattr(bias, "slopes"):
+        if isinstance(bias, Alibi):
             record[name] = {"slopes": np.asarray(bias.slopes).tolist()}
     if fitted.star is not None:
         record["alibi_star"] |= {"multiplier": fitted.star.value, "short_cost": fitted.star.cost}
@@ -162,7 +164,7 @@ def _loss_by_position(case: Case, scores: Sequence[Scores]) -> dict[str, Any]:
     edges = [0, *np.geomspace(64, counted.shape[1], 12).round().astype(int).tolist()]
     losses = np.mean([one.losses for one in scores], axis=0)
     means: list[float | None] = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         weight = counted[:, low:high].sum()
         means.append(float((losses[:, low:high] * counted[:, low:high]).sum() / weight) if weight else None)
     return {"edges": edges, "loss": means}

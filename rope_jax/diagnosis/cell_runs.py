@@ -7,7 +7,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64
@@ -20,7 +20,8 @@ from rope_jax.diagnosis.probes import Answers, ProbeProgram
 from rope_jax.diagnosis.subject import Subject
 from rope_jax.errors import CheckpointError
 
-REACHES = ("short", "long")
+Reach = Literal["short", "long"]
+REACHES: tuple[Reach, ...] = ("short", "long")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""The cells of the verdict: a scaling, a bias and a temperature, all on the same weights; and the options among them."""
+"""The cells of the verdict: a scaling, a bias and a temperature on the same weights; and the options among them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

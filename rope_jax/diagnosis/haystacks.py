@@ -95,7 +95,7 @@ class Text(NamedTuple):
     """
 
     tokens: Int32[np.ndarray, "rows length"]
-    predictable: Float64[np.ndarray, "rows length-1"]
+    predictable: Float64[np.ndarray, "rows next"]
 
 
 @dataclasses.dataclass
@@ -133,12 +133,12 @@ def _row(rng: np.random.Generator, length: int, largest_gap: int, counts: Counts
     for _ in range(100):
         try:
             return _attempt(rng, length, largest_gap, counts)
-        except _Full:
+        except _FullError:
             continue
     raise InputError(f"a haystack of {length} tokens is too short for {counts}")
 
 
-class _Full(Exception):
+class _FullError(Exception):
     """No room was left for the next fact."""
 
 
@@ -147,7 +147,7 @@ class _Room:
 
     def __init__(self, rng: np.random.Generator, length: int) -> None:
         if length < 2:
-            raise _Full
+            raise _FullError
         self.tokens = rng.choice(FILLER, length)
         self.tokens[0] = START
         self._taken = np.zeros(length + 1, np.int64)
@@ -163,7 +163,7 @@ class _Room:
             free = free[:-also] & (self._taken[also : also + len(free) - also] == 0) if also < len(free) else free[:0]
         candidates = np.flatnonzero(free)
         if not len(candidates):
-            raise _Full
+            raise _FullError
         start = int(self._rng.choice(candidates))
         self._write(start, block)
         return start
@@ -270,7 +270,7 @@ def _ord(rng, room: _Room, take, counts: Counts, largest_gap: int) -> list[_Ques
 def _ret(room: _Room, take, counts: Counts) -> list[_Question]:
     keys, values = take(counts.pairs), take(counts.pairs)
     starts = [room.place([key, value]) for key, value in zip(keys, values, strict=True)]
-    return [_Question("ret", [key], _others(values, i), start) for i, (key, start) in enumerate(zip(keys, starts))]
+    return [_Question("ret", [keys[i]], _others(values, i), starts[i]) for i in range(counts.pairs)]
 
 
 def _ith(rng, room: _Room, take, counts: Counts) -> list[_Question]:

@@ -74,16 +74,16 @@ def _bias(case: Case, judgement: Judgement) -> str:
         step = float(np.abs(np.diff(table, axis=1)).max())
         wide = int(np.diff(starts).max())
         return (
-            f"The {case.settings.num_buckets} buckets give offsets one number each up to {starts[1:].index(starts[-1])}, "
-            f"then share it over up to {wide} tokens, and from {starts[-1]} on all share one. Within a bucket the bias "
-            f"leaves the odds of two keys as they are; the largest step between buckets is {step:.2f} nats."
+            f"The {case.settings.num_buckets} buckets give near offsets one number each, far ones share one over up to "
+            f"{wide} tokens, and from {starts[-1]} on all share one. Within a bucket the bias leaves the odds of two "
+            f"keys as they are; the largest step between buckets is {step:.2f} nats."
         )
     slopes = np.asarray(bias.slopes)  # type: ignore[union-attr]
     gentle, steep = float(slopes.min()), float(slopes.max())
     horizon = 2 * LIMIT / gentle if gentle > 0 else math.inf
     return (
-        f"The line takes {gentle:.4g} (gentlest head) to {steep:.4g} (steepest) nats a token. At {target:,} tokens that is "
-        f"{gentle * target:.1f} nats in the gentlest head; beyond some {horizon:,.0f} tokens it outweighs odds of "
-        f"10,000 to 1, whatever the content. Two keys one token apart differ by the slope alone, near or far: the line "
-        f"adds no resolution with distance, it hides what is far."
+        f"The line takes {gentle:.4g} (gentlest head) to {steep:.4g} (steepest) nats a token. At {target:,} tokens "
+        f"that is {gentle * target:.1f} nats in the gentlest head; beyond some {horizon:,.0f} tokens it outweighs odds of "
+        "10,000 to 1, whatever the content. Two keys one token apart differ by the slope alone, near or far: the line "
+        "adds no resolution with distance, it hides what is far."
     )

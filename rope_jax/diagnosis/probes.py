@@ -5,13 +5,14 @@ their number; accuracy stands beside it. Only answer tokens are scored.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32, Float64, Int32
+from jaxtyping import Bool, Float, Float32, Float64, Int32
 
 from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Decoder, Schemes
@@ -161,7 +162,7 @@ def strata(
     """
     where = getattr(items, by)
     result = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         inside = (items.probe == PROBES.index(probe)) & (where >= low) & (where < high)
         result.append((float(values[inside].mean()) if inside.any() else float("nan"), int(inside.sum())))
     return result

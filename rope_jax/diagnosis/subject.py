@@ -31,7 +31,7 @@ class Items:
     short: Haystacks | None
     long: Haystacks | None
     text: Rows
-    counted: Float64[np.ndarray, "rows length-1"]
+    counted: Float64[np.ndarray, "rows next"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Subject:
     target_length: int
     items: Items
     fit_text: Rows
-    fit_counted: Float64[np.ndarray, "rows length-1"]
+    fit_counted: Float64[np.ndarray, "rows next"]
     language: str
 
     @property
@@ -109,7 +109,7 @@ def standin_subject(
     )
 
 
-def answer_weights(items: Haystacks) -> Float64[np.ndarray, "rows length-1"]:
+def answer_weights(items: Haystacks) -> Float64[np.ndarray, "rows next"]:
     """Returns 1 where the next token answers a question, else 0."""
     weights = np.zeros((items.tokens.shape[0], items.tokens.shape[1] - 1))
     np.put_along_axis(weights, items.position, 1.0, axis=1)

@@ -99,7 +99,7 @@ def above(value: Estimate, margin: float) -> Answer:
 def decide(
     status_quo: Sequence[Scores],
     changed: Mapping[Option, Sequence[Scores]],
-    symptom: Symptom,
+    symptom: Symptom | None,
     used: Used,
     *,
     margins: Margins,
@@ -110,12 +110,12 @@ def decide(
     Args:
       status_quo: scores of what is deployed, one a model.
       changed: scores after each option, on the same items.
-      symptom: what is wrong with the status quo.
+      symptom: what is wrong with the status quo; None where nothing can be decided.
       used: probes that passed their gate; with no precision probe or no retrieval nothing can be decided.
       margins: what is too little to matter.
       exact: scores of the status quo's own scheme in an exact implementation, where the deployed one may have a fault.
     """
-    if not used.precision or not used.retrieval:
+    if symptom is None or not used.precision or not used.retrieval:
         missing = "retrieval" if used.precision else "any probe of precision"
         return Verdict("undetermined", None, f"the model has not learned {missing}", None, None, (), (), ())
     arms = dict(changed)
@@ -165,7 +165,14 @@ def _verdict(judged, symptom: Symptom, margins: Margins, cause, cause_gain) -> V
 
     def verdict(kind: Kind, reason: str, chosen: Judged | None = None, ties=(), would_change=()) -> Verdict:
         return Verdict(
-            kind, chosen and chosen.option, reason, cause, cause_gain, tuple(judged), tuple(ties), tuple(would_change)
+            kind,
+            None if chosen is None else chosen.option,
+            reason,
+            cause,
+            cause_gain,
+            tuple(judged),
+            tuple(ties),
+            tuple(would_change),
         )
 
     fixes = [one for one in inside if one.helps == "yes" and one.qualifies == "yes"]
@@ -224,7 +231,8 @@ def _verdict(judged, symptom: Symptom, margins: Margins, cause, cause_gain) -> V
 
 
 def _surely_better(one: Judged, other: Judged) -> bool:
-    assert one.gain.low is not None and other.gain.high is not None
+    assert one.gain.low is not None
+    assert other.gain.high is not None
     return one.gain.low > other.gain.high
 
 
