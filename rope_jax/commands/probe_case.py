@@ -87,7 +87,7 @@ def _gate(case, flags: absl_flags.FlagValues) -> int:
 
 
 def _settings(flags: absl_flags.FlagValues, own_model: bool):
-    from rope_jax.diagnosis.case import Settings
+    from rope_jax.diagnosis.case_setup import Settings
     from rope_jax.diagnosis.verdict import Margins
 
     return Settings(
@@ -102,7 +102,7 @@ def _settings(flags: absl_flags.FlagValues, own_model: bool):
 
 
 def _cell(text: str):
-    from rope_jax.diagnosis.case import BIASES, SCALINGS
+    from rope_jax.diagnosis.case_setup import BIASES, SCALINGS
     from rope_jax.diagnosis.cells import Cell
 
     match = re.fullmatch(r"(\w+)\+(\w+?)(\+temperature)?", text)

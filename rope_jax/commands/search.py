@@ -155,7 +155,7 @@ def _directory(arguments: list[str]) -> pathlib.Path:
 
 def _bias(name: str, subject: "Subject", runs: "FactorRuns", margins: "Margins") -> tuple[Any, dict[str, Any]]:
     """Returns the bias and its record; A* is fitted as the diagnosis fits it."""
-    from rope_jax.diagnosis.case import Settings, fit_biases
+    from rope_jax.diagnosis.case_setup import Settings, fit_biases
 
     if name == "none":
         return None, {"name": name}

@@ -7,68 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from rope_jax import __version__, scaling
-from rope_jax.biases import Bias, alibi_paper, bucket_starts
-from rope_jax.diagnosis import attribution, fitting, intervals
-from rope_jax.diagnosis.arms import Arms
-from rope_jax.diagnosis.attribution import Symptom, Used
+from rope_jax import __version__
+from rope_jax.diagnosis import attribution, deployment, intervals
+from rope_jax.diagnosis.attribution import Symptom, Table, Used
+from rope_jax.diagnosis.case_setup import FittedBiases, Settings, arms_of, check, fit_biases, needed_cells
 from rope_jax.diagnosis.cell_runs import CellRuns, Reach, Scores
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes, Option, corners, options
+from rope_jax.diagnosis.deployment import EXACT, FaultEffect, FaultRuns
 from rope_jax.diagnosis.intervals import Estimate
-from rope_jax.diagnosis.losses import LossProgram
-from rope_jax.diagnosis.scalings import TRANSFORMS, scaling_rule
+from rope_jax.diagnosis.signature import Signature, signature
 from rope_jax.diagnosis.subject import Subject
-from rope_jax.diagnosis.verdict import Margins, Verdict, decide
-from rope_jax.errors import InputError
-from rope_jax.rules import Rule
+from rope_jax.diagnosis.verdict import Verdict, decide
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
-
-BIASES = ("none", "alibi", "alibi_star", "t5")
-SCALINGS = ("none", "ntk", *TRANSFORMS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is asked.
-
-    Attributes:
-      status_quos: the retrofits to judge.
-      transforms: what option 3 may scale by.
-      full: whether every scaling x bias x temperature is run, not only what the verdicts need.
-      margins: what is too little to matter.
-      slopes: multiplier of ALiBi's paper slopes in the bias `alibi`.
-      num_buckets: T5 buckets.
-      max_distance: T5's largest told-apart distance, tokens.
-      fit_steps: Adam steps of the T5 table.
-      seed: of the fit's order.
-    """
-
-    status_quos: tuple[Cell, ...] = (Cell("ntk", "alibi"), Cell("ntk", "alibi_star"), Cell("ntk", "t5"))
-    transforms: tuple[str, ...] = TRANSFORMS
-    full: bool = False
-    margins: Margins = dataclasses.field(default_factory=Margins)
-    slopes: float = 1.0
-    num_buckets: int = 32
-    max_distance: int = 128
-    fit_steps: int = 60
-    seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FittedBiases:
-    """What was fitted for one model, all on text that is not evaluated and no longer than the trained length.
-
-    Attributes:
-      biases: by name, None for none.
-      star: how ALiBi's largest harmless multiplier was found, or None.
-      table: T5's table, or None.
-    """
-
-    biases: Mapping[str, Bias | None]
-    star: fitting.Multiplier | None
-    table: fitting.FittedTable | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,6 +34,9 @@ class Judgement:
       symptom: what is wrong with it.
       verdict: what to do.
       shapley: how the lost precision divides between scaling and bias, or None where one of them is missing.
+      signature: which way its wrong answers lean, or None where no probe was learned.
+      faults: what each fault would cost it.
+      nearest: how far runs with each fault, and the exact one, lie from observed answers, nearest first.
     """
 
     status_quo: Cell
@@ -88,6 +44,9 @@ class Judgement:
     symptom: Symptom | None
     verdict: Verdict
     shapley: Mapping[str, Estimate] | None
+    signature: Signature | None = None
+    faults: tuple[FaultEffect, ...] = ()
+    nearest: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,6 +62,7 @@ class Case:
       judgements: one a status quo.
       omitted: scalings that do not compose with the config's own, and why.
       compilations: programs compiled for one model's cells.
+      makers: schemes of any cell, one maker a model.
       seconds: wall time by stage.
       versions: of what ran.
     """
@@ -115,19 +75,9 @@ class Case:
     judgements: Sequence[Judgement]
     omitted: Mapping[str, str]
     compilations: int
+    makers: Sequence[CellSchemes]
     seconds: Mapping[str, float]
     versions: Mapping[str, str]
-
-
-def rules_of(factor: float, trained_length: int) -> dict[str, Rule]:
-    """Returns the rule of every scaling; YaRN without its temperature, which cells turn on by themselves."""
-    rules: dict[str, Rule] = {}
-    for name in SCALINGS:
-        rule = scaling_rule(name, factor=factor, original_length=trained_length)
-        assert isinstance(rule, Rule)
-        rules[name] = rule
-    rules["yarn"] = scaling.yarn(factor=factor, original_length=trained_length, attention_factor=1.0)
-    return rules
 
 
 def run_case(
@@ -135,6 +85,7 @@ def run_case(
     settings: Settings,
     *,
     store: Path | None = None,
+    observed: Mapping[str, np.ndarray] | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Case:
     """Returns the case of one or several models of one kind, with the same items.
@@ -143,19 +94,20 @@ def run_case(
       subjects: models that differ in their weights only.
       settings: see `Settings`.
       store: directory of finished cells, so that a run that was cut off goes on; None for none.
+      observed: logits that a deployment of the status quo gave to the items (`deployment.read_observed`).
       progress: called as work proceeds.
 
     Raises:
       InputError: if a status quo names a scaling or bias that there is not, or the lengths contradict each other.
     """
-    _check(subjects, settings)
+    check(subjects, settings)
     seconds: dict[str, float] = {}
     started = time.perf_counter()
-    needed = _needed(settings)
+    needed = needed_cells(settings)
     fitted, makers, runs = [], [], []
     for number, subject in enumerate(subjects, 1):
         progress("fitting biases", number, len(subjects))
-        arms = _arms(subject, settings)
+        arms = arms_of(subject, settings)
         fitted.append(fit_biases(subject, arms, settings, {cell.bias for cell in needed}))
         makers.append(CellSchemes(arms, fitted[-1].biases, subject.factor))
         runs.append(CellRuns(subject, store=store))
@@ -167,11 +119,17 @@ def run_case(
     for number, cell in enumerate(needed, 1):
         progress(str(cell), number, len(needed))
         cells[cell] = [run(maker(cell)) for run, maker in zip(runs, makers, strict=True)]
-    seconds["cells"] = time.perf_counter() - started
     used = attribution.gated(cells[UNCHANGED], gate=settings.margins.gate)
+    faulty = {
+        name: [FaultRuns(name, run, maker, store=store) for run, maker in zip(runs, makers, strict=True)]
+        for name in dict.fromkeys((*settings.faults, *({settings.deployed} - {EXACT})))
+    }
     judgements = [
-        judge(status_quo, cells, used, settings) for status_quo in settings.status_quos if status_quo in cells
+        judge(status_quo, cells, used, settings, subjects, faulty, observed)
+        for status_quo in settings.status_quos
+        if status_quo in cells
     ]
+    seconds["cells"] = time.perf_counter() - started
     return Case(
         subjects=subjects,
         settings=settings,
@@ -181,6 +139,7 @@ def run_case(
         judgements=judgements,
         omitted=omitted,
         compilations=runs[0].compilations,
+        makers=makers,
         seconds=seconds,
         versions={"rope_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
     )
@@ -188,11 +147,12 @@ def run_case(
 
 def judge(
     status_quo: Cell,
-    cells: Mapping[Cell, Sequence[Scores]],
+    cells: Table,
     used: Used,
     settings: Settings,
-    *,
-    deployed: Sequence[Scores] | None = None,
+    subjects: Sequence[Subject],
+    faulty: Mapping[str, Sequence[FaultRuns]],
+    observed: Mapping[str, np.ndarray] | None = None,
 ) -> Judgement:
     """Returns the judgement of one status quo.
 
@@ -200,11 +160,20 @@ def judge(
       status_quo: the scheme that is meant to run.
       cells: scores of it, of the unchanged model, and of its options and corners; options not run are left out.
       used: probes that passed their gate.
-      settings: margins and transforms.
-      deployed: scores of what really runs, where that is not the exact implementation of the status quo.
+      settings: margins, transforms, and the fault that the deployment has.
+      subjects: the models.
+      faulty: runs with every fault that is looked for, one a model.
+      observed: logits that the deployment itself gave to the items, for one model.
     """
-    scores = deployed or cells[status_quo]
-    exact = cells[status_quo] if deployed else None
+    exact = scores = cells[status_quo]
+    nearest: Mapping[str, float] = {}
+    if observed is not None:
+        scores = [deployment.observed_scores(observed, subjects[0], exact[0])]
+        nearest = deployment.nearest(
+            observed, {name: runs[0].raw(status_quo) for name, runs in faulty.items()}, subjects[0], exact[0]
+        )
+    elif settings.deployed != EXACT:
+        scores = [run.scores(status_quo) for run in faulty[settings.deployed]]
     changed: dict[Option, Sequence[Scores]] = {
         option: cells[option.cell]
         for option in options(status_quo, transforms=settings.transforms)
@@ -212,91 +181,30 @@ def judge(
     }
     learned = bool(used.precision) and used.retrieval
     seen = attribution.symptom(scores, cells[UNCHANGED], used) if learned else None
+    decided = decide(scores, changed, seen, used, margins=settings.margins, exact=None if scores is exact else exact)
+    if not learned:
+        return Judgement(status_quo, scores, None, decided, None)
     square = {parts: cells[cell] for parts, cell in corners(status_quo).items() if cell in cells}
+    whole = len(set(corners(status_quo).values())) == len(square) == 4
+    items = subjects[0].items.long
+    assert items is not None
     return Judgement(
         status_quo,
         scores,
         seen,
-        decide(scores, changed, seen, used, margins=settings.margins, exact=exact),
-        attribution.shapley(square, used)
-        if learned and len({*corners(status_quo).values()}) == len(square) == 4
-        else None,
-    )
-
-
-def fit_biases(subject: Subject, arms: Arms, settings: Settings, names: set[str]) -> FittedBiases:
-    """Returns the biases called `names`, fitted where they have something to fit, for one model.
-
-    A* is the largest multiplier that costs no more than the margin on the unscaled model; T5's table is fitted under
-    the base scaling that it is to go with, from zeros, the weights frozen.
-    """
-    heads = subject.checkpoint.config.num_heads
-    biases: dict[str, Bias | None] = {"none": None}
-    star = table = None
-    if "alibi" in names:
-        biases["alibi"] = alibi_paper(heads, multiplier=settings.slopes)
-    if "alibi_star" in names:
-        star = fitting.largest_multiplier(
-            LossProgram(subject.checkpoint.model),
-            lambda value: arms.schemes("none", alibi_paper(heads, multiplier=value)),
-            subject.fit_text,
-            counted=subject.fit_counted,
-            margin=settings.margins.short_cost,
-        )
-        biases["alibi_star"] = alibi_paper(heads, multiplier=star.value)
-    if "t5" in names:
-        table = fitting.fit_t5_table(
-            subject.checkpoint.model,
-            lambda bias: arms.schemes("ntk", bias),
-            subject.fit_text,
-            counted=subject.fit_counted,
-            num_heads=heads,
+        decided,
+        attribution.shapley(square, used) if whole else None,
+        signature(
+            scores,
+            items,
+            used,
+            bias=status_quo.bias,
             num_buckets=settings.num_buckets,
             max_distance=settings.max_distance,
-            steps=settings.fit_steps,
-            seed=settings.seed,
-        )
-        biases["t5"] = table.bias(max_distance=settings.max_distance)
-    return FittedBiases(biases, star, table)
-
-
-def _arms(subject: Subject, settings: Settings) -> Arms:
-    biases = {cell.bias for cell in _needed(settings)}
-    offsets = bucket_starts(settings.num_buckets, settings.max_distance)[-1] if "t5" in biases else 0
-    return Arms(
-        positions=subject.checkpoint.positions,
-        rules=rules_of(subject.factor, subject.trained_length),
-        layout=subject.checkpoint.layout,
-        phase="exact",
-        length=subject.target_length,
-        max_offset=offsets,
+        ),
+        deployment.costs_of(faulty, status_quo, exact, used),
+        nearest,
     )
-
-
-def _needed(settings: Settings) -> list[Cell]:
-    """Returns the cells to run, the unchanged model first, in an order that does not depend on anything else."""
-    cells = {UNCHANGED: None}
-    for status_quo in settings.status_quos:
-        cells |= dict.fromkeys([status_quo, *corners(status_quo).values()])
-        cells |= dict.fromkeys(option.cell for option in options(status_quo, transforms=settings.transforms))
-    if settings.full:
-        biases = dict.fromkeys(["none", *(cell.bias for cell in settings.status_quos)])
-        cells |= {Cell(s, b, t): None for s in SCALINGS for b in biases for t in (False, True)}
-    return list(cells)
-
-
-def _check(subjects: Sequence[Subject], settings: Settings) -> None:
-    for cell in settings.status_quos:
-        if cell.scaling not in SCALINGS or cell.bias not in BIASES:
-            raise InputError(f"status quo {cell}: scalings are {', '.join(SCALINGS)}; biases are {', '.join(BIASES)}")
-    for subject in subjects:
-        if subject.target_length <= subject.trained_length:
-            raise InputError(
-                f"target length {subject.target_length} must be above the trained length {subject.trained_length}"
-            )
-    lengths = {(subject.trained_length, subject.target_length) for subject in subjects}
-    if len(lengths) > 1:
-        raise InputError(f"models of one case must share their lengths, got {sorted(lengths)}")
 
 
 def gate_measures(case: Case, judgement: Judgement) -> dict[str, Estimate]:

@@ -6,9 +6,11 @@ Keys, outermost first; an estimate is `{"mean", "low", "high"}` with a 95 % inte
 - `lengths`: trained, target, factor; `items`: haystacks and rows of text at each, where they come from.
 - `settings`: margins, seed, and how biases were made.
 - `probes`: used, refused with the reason, accuracy of the unchanged model.
+- `frequencies`: inverse frequencies of every scaling that was run, radians a token; empty if nothing rotates.
 - `biases`: of every model: slopes, tables, what they were fitted to.
 - `cells`: of every retrofit run: accuracy, log-odds and loss, short and long; errors of `bind`; outcome by distance.
-- `judgements`: of every status quo: symptom, verdict, options with effects, division of the loss, the three links.
+- `judgements`: of every status quo: symptom, verdict, options with effects, division of the loss,
+  signature, cost of each fault, distance of runs with faults to observed answers, the three links.
 - `interval_method`, `compilations`, `omitted`, `versions`.
 """
 
@@ -21,8 +23,10 @@ import numpy as np
 
 from rope_jax.biases import Alibi
 from rope_jax.diagnosis import attribution, intervals, links, probes
+from rope_jax.diagnosis.arms import declared_rotary
 from rope_jax.diagnosis.attribution import Symptom
-from rope_jax.diagnosis.case import Case, FittedBiases, Judgement
+from rope_jax.diagnosis.case import Case, Judgement
+from rope_jax.diagnosis.case_setup import FittedBiases, rules_of
 from rope_jax.diagnosis.cell_runs import REACHES, Scores
 from rope_jax.diagnosis.cells import Cell, Option
 from rope_jax.diagnosis.intervals import Estimate
@@ -60,6 +64,7 @@ def json_record(case: Case) -> dict[str, Any]:
             "refused": dict(case.used.refused),
             "accuracy": dict(case.used.accuracy),
         },
+        "frequencies": _frequencies(case),
         "biases": [_biases(fitted) for fitted in case.fitted],
         "cells": [_cell(case, cell, scores) for cell, scores in case.cells.items()],
         "judgements": [_judgement(case, judgement) for judgement in case.judgements],
@@ -82,6 +87,17 @@ def _named(cell: Cell) -> dict[str, Any]:
 
 def _option(option: Option | None) -> dict[str, Any] | None:
     return None if option is None else {"number": option.number, "change": option.change, **_named(option.cell)}
+
+
+def _frequencies(case: Case) -> dict[str, list[float]]:
+    subject = case.subjects[0]
+    group = subject.checkpoint.positions.main_group
+    if group.rotary is None:
+        return {}
+    trained = declared_rotary(group, group.rotary, length=subject.target_length)
+    rules = rules_of(subject.factor, subject.trained_length)
+    names = dict.fromkeys(cell.scaling for cell in case.cells)
+    return {name: rules[name](trained).inverse_frequencies.tolist() for name in names}
 
 
 def _biases(fitted: FittedBiases) -> dict[str, Any]:
@@ -179,6 +195,23 @@ def _judgement(case: Case, judgement: Judgement) -> dict[str, Any]:
         "shapley": None
         if judgement.shapley is None
         else {name: _estimate(value) for name, value in judgement.shapley.items()},
+        "signature": None
+        if judgement.signature is None
+        else {
+            "name": judgement.signature.name,
+            "text": judgement.signature.text,
+            "evidence": {name: _estimate(value) for name, value in judgement.signature.evidence.items()},
+        },
+        "faults": [
+            {
+                "name": one.name,
+                "description": one.description,
+                "precision_loss": _estimate(one.precision_loss),
+                "retrieval_loss": _estimate(one.retrieval_loss),
+            }
+            for one in judgement.faults
+        ],
+        "nearest": dict(judgement.nearest),
         "links": links.three_links(case, judgement),
     }
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float64
 
-from rope_jax.decoder import Schemes
+from rope_jax.attention.api import attend
+from rope_jax.decoder import Attend, Schemes
 from rope_jax.diagnosis import probes
 from rope_jax.diagnosis.haystacks import Haystacks
 from rope_jax.diagnosis.losses import LossProgram
@@ -36,10 +37,10 @@ class Scores:
       losses: of every next token, `[rows, tokens - 1]`.
     """
 
-    answers: Mapping[str, Answers]
-    log_odds: Mapping[str, Mapping[str, Float64[np.ndarray, " haystacks"]]]
-    accuracy: Mapping[str, Mapping[str, Float64[np.ndarray, " haystacks"]]]
-    loss: Mapping[str, Float64[np.ndarray, " rows"]]
+    answers: Mapping[Reach, Answers]
+    log_odds: Mapping[Reach, Mapping[str, Float64[np.ndarray, " haystacks"]]]
+    accuracy: Mapping[Reach, Mapping[str, Float64[np.ndarray, " haystacks"]]]
+    loss: Mapping[Reach, Float64[np.ndarray, " rows"]]
     losses: np.ndarray
 
 
@@ -50,19 +51,30 @@ class CellRuns:
       subject: the model and its items.
       store: directory of finished cells; None keeps them in memory only. What lies there from the same weights, items
         and scheme is taken, whatever run made it.
-      program: answers the haystacks in place of the decoder's own, for a deployment whose fault is looked for.
+      attention: computes every layer's attention, for running a scheme with a fault.
+      note: the fault's name; it sets these cells apart in the store.
+      program: answers the haystacks in place of the decoder's own.
 
     Attributes:
       ran: cells computed by this object.
       taken: cells found in the store.
     """
 
-    def __init__(self, subject: Subject, *, store: Path | None = None, program: ProbeProgram | None = None) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        *,
+        store: Path | None = None,
+        attention: Attend = attend,
+        note: str = "",
+        program: ProbeProgram | None = None,
+    ) -> None:
         self.subject = subject
+        self._note = note
         self.ran = self.taken = 0
         self._store = store
-        self.program = program or ProbeProgram(subject.checkpoint.model)
-        self._losses = LossProgram(subject.checkpoint.model)
+        self.program = program or ProbeProgram(subject.checkpoint.model, attention=attention)
+        self._losses = LossProgram(subject.checkpoint.model, attention=attention)
         self._kept: dict[str, dict[str, np.ndarray]] = {}
 
     @property
@@ -75,22 +87,27 @@ class CellRuns:
 
         Args:
           scheme: what the model runs under.
-          note: what else sets this run apart from others of the same scheme and weights, such as a fault.
+          note: what else sets this run apart from others of the same scheme and weights.
 
         Raises:
           CheckpointError: if the model overflows float32 under the scheme.
         """
-        key = self._key(scheme, note)
+        return self.scores(self.raw(scheme, note=note))
+
+    def raw(self, scheme: Schemes, *, note: str = "") -> dict[str, np.ndarray]:
+        """Returns the logits of all choices, `short` and `long`, and the `losses` of the text, under a scheme."""
+        key = self._key(scheme, f"{self._note} {note}".strip())
         raw = self._kept.get(key) or self._load(key)
         if raw is None:
             raw = self._compute(scheme)
             self.ran += 1
             self._save(key, raw)
         self._kept[key] = raw
-        return self._scores(raw)
+        return raw
 
     def _compute(self, scheme: Schemes) -> dict[str, np.ndarray]:
-        items, raw = self.subject.items, {}
+        items = self.subject.items
+        raw: dict[str, np.ndarray] = {}
         for reach in REACHES:
             asked: Haystacks | None = getattr(items, reach)
             if asked is not None:
@@ -101,7 +118,8 @@ class CellRuns:
             raise CheckpointError(f"{self.subject.checkpoint.origin}: a scheme gives values beyond float32")
         return raw
 
-    def _scores(self, raw: Mapping[str, np.ndarray]) -> Scores:
+    def scores(self, raw: Mapping[str, np.ndarray]) -> Scores:
+        """Returns the scores of raw results, of this model or of a deployment of it."""
         items, cut = self.subject.items, self.subject.trained_length
         answers, log_odds, accuracy = {}, {}, {}
         for reach in REACHES:
@@ -114,8 +132,8 @@ class CellRuns:
             log_odds[reach] = {name: probes.by_row(given.log_odds, asked, name) for name in names}
             accuracy[reach] = {name: probes.by_row(given.right, asked, name) for name in names}
         losses, counted = raw["losses"].astype(np.float64), items.counted
-        parts = {"short": slice(0, cut - 1), "long": slice(cut - 1, None)}
-        loss = {
+        parts: dict[Reach, slice] = {"short": slice(0, cut - 1), "long": slice(cut - 1, None)}
+        loss: dict[Reach, np.ndarray] = {
             reach: (losses[:, part] * counted[:, part]).sum(axis=1) / counted[:, part].sum(axis=1)
             for reach, part in parts.items()
         }

@@ -1,22 +1,40 @@
-"""95 % intervals over rows of text. Rows are the unit: tokens of one row share its story and are never resampled."""
+"""Intervals over rows of text, haystacks and models: the units that vary.
+
+Tokens of one row share its story, questions about one haystack share its text: neither is ever resampled. An interval
+speaks of rows like those seen; rows that all agree give one of no width, which says nothing of what happens less often
+than about once in a third as many rows.
+
+Coverage was simulated. From 20 rows on, intervals of near normal values, of clipped log-odds and of accuracies hold the
+truth about as often as they say. Skewed values fall short, the more the fewer rows there are. Where 95 % is meant,
+paired falls of clipped log-odds hold in 87 % with 6 rows, 92-95 % with 20 to 50; exponential values in 88-91 % below 20
+rows, 92-94 % with 20 to 50; lognormal ones in 83-87 % and 88-91 %. (A plain percentile bootstrap of exponential and
+lognormal values, 20 to 50 rows: 90-93 % and 85-91 %.)
+"""
 
 import dataclasses
+import math
+from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
+from jaxtyping import Float
+from scipy import special
 
 FEW_ROWS = 20
+FEW_SEEDS = 10
 CONFIDENCE = 0.95
-_RESAMPLES = 4000
+RESAMPLES = 4000
+
+Limits = Callable[[float], tuple[float, float]]
+"""From a confidence to the lower and upper end of the interval that has it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over rows with its interval, which is None for a single row.
+    """A mean with its interval, which is None for a single row.
 
     Attributes:
       mean: the mean.
-      low: lower end of the 95 % interval.
+      low: lower end of the interval, of 95 % unless its maker was asked for another.
       high: upper end.
     """
 
@@ -31,25 +49,160 @@ def method(rows: int) -> str:
         return "one row: no interval"
     if rows < FEW_ROWS:
         return f"t interval over {rows} rows (fewer than {FEW_ROWS}), which assumes row means are near normal"
-    return f"percentile bootstrap, {_RESAMPLES} resamples of {rows} whole rows"
+    return f"percentile bootstrap, {RESAMPLES} resamples of {rows} whole rows, widened as t is for small samples"
 
 
-def estimate(per_row: np.ndarray, *, seed: int = 0) -> Estimate:
-    """Returns the mean of one number a row and its 95 % interval.
+def clustered_method(seeds: int, haystacks: int) -> str:
+    """Returns, in words, how intervals over this many models and haystacks are made."""
+    if seeds < 2:
+        return f"conditional on this one checkpoint, over haystacks: {method(haystacks)}"
+    if haystacks < 2:
+        return f"conditional on this one haystack, over models: {method(seeds)}"
+    if seeds < FEW_SEEDS:
+        return (
+            f"t intervals over {seeds} seed means (fewer than {FEW_SEEDS}) and over {haystacks} haystack means, half "
+            "widths added in squares"
+        )
+    return (
+        f"percentile bootstrap, {RESAMPLES} resamples of {seeds} seeds and {haystacks} haystacks together, widened as "
+        "t is for small samples"
+    )
 
-    With fewer than `FEW_ROWS` rows the interval is Student's t on row means; else a percentile bootstrap over rows.
+
+def estimate(per_row: Float[np.ndarray, " rows"], *, confidence: float = CONFIDENCE, seed: int = 0) -> Estimate:
+    r"""Returns the mean of one number a row and its interval.
+
+    .. math:: \bar x \pm t_{1-a,\,n-1}\, s/\sqrt n \quad (n < 20), \qquad
+        \bar x + (q_{a} - \bar x)\,k \ldots \bar x + (q_{1-a} - \bar x)\,k, \quad
+        k = \frac{t_{1-a,\,n-1}}{z_{1-a}} \sqrt{\frac{n}{n-1}} \quad (n \ge 20)
+
+    with `2a = 1 - confidence` and `q` quantiles of the means of resampled rows. The factor `k` makes up for what the
+    percentile bootstrap lacks in small samples: 92-93 % where 95 % is meant, at 20 to 40 normal rows.
 
     Args:
-      per_row: float `[rows]`; for a difference of two cells, the difference in each row (paired).
+      per_row: `[rows]`; for a difference of two cells, the difference in each row (paired).
+      confidence: of the interval, between 0 and 1; `multiplicity.simultaneous_confidence` gives that of several.
       seed: of the resampling.
+
+    Raises:
+      ValueError: without rows, or if `confidence` is not between 0 and 1.
+
+    Source: after Hesterberg, "What Teachers Should Know About the Bootstrap", Am. Stat. 69 (2015) 371: why percentile
+    intervals are too narrow, and by how much.
+
+    >>> value = estimate(np.array([1.0, 2.0, 3.0]))
+    >>> print(f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]")
+    2.00 [-0.48, 4.48]
     """
-    values = np.asarray(per_row, np.float64)
-    mean, rows = float(values.mean()), len(values)
-    if rows < 2:
-        return Estimate(mean, None, None)
-    if rows < FEW_ROWS:
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, rows - 1) * values.std(ddof=1) / np.sqrt(rows)
-        return Estimate(mean, float(mean - half), float(mean + half))
-    picks = np.random.default_rng(seed).integers(0, rows, (_RESAMPLES, rows))
-    low, high = np.quantile(values[picks].mean(axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(mean, float(low), float(high))
+    return _estimate(np.asarray(per_row, np.float64), confidence, seed)
+
+
+def clustered(
+    values: Float[np.ndarray, "seeds haystacks"], *, confidence: float = CONFIDENCE, seed: int = 0
+) -> Estimate:
+    r"""Returns the mean over models and haystacks, all models having seen the same haystacks, and its interval.
+
+    .. math:: \bar x \pm \sqrt{(t_{S-1}\, s_S)^2 + (t_{H-1}\, s_H)^2} \quad (S < 10)
+
+    with `s_S` and `s_H` the standard errors of the mean from seed means and from haystack means. Seed means alone would
+    miss what the models share, haystacks that are hard for all: with 3 to 5 seeds that hardly differ, 69-87 % held
+    where 95 % is meant. From ten seeds on, seeds and haystacks are resampled together and the limits widened as those
+    of `estimate`, for the smaller of the two counts. Both err on the wide side where seeds and haystacks matter little
+    beside the noise of single answers. With one seed the interval is that of `estimate` over haystacks and speaks of
+    that checkpoint alone; with one haystack, of that haystack.
+
+    Args:
+      values: `[seeds, haystacks]`; for a difference of two cells, the paired difference.
+      confidence: of the interval, between 0 and 1.
+      seed: of the resampling.
+
+    Raises:
+      ValueError: without values, or if `confidence` is not between 0 and 1.
+
+    Source: half widths added in squares: Zou and Donner, Stat. Med. 27 (2008) 1693; resampling both: Owen, Ann. Appl.
+    Stat. 1 (2007) 386.
+    """
+    return _estimate(np.asarray(values, np.float64), confidence, seed)
+
+
+def limits(values: Float[np.ndarray, "*seeds rows"], *, seed: int = 0) -> Limits | None:
+    """Returns the interval of `estimate` (`[rows]`) or `clustered` (`[seeds, rows]`) at any confidence, None for one.
+
+    A wider confidence never gives a narrower interval, so that a test may be made from it.
+    """
+    values = np.asarray(values, np.float64)
+    if not values.size:
+        raise ValueError("an interval needs at least one row")
+    crossed = np.squeeze(values, axis=tuple(axis for axis, size in enumerate(values.shape) if size == 1))
+    if crossed.ndim == 0:
+        return None
+    if crossed.ndim == 1:
+        return _student(crossed) if len(crossed) < FEW_ROWS else _resampled(crossed, seed)
+    return _student_both(crossed) if len(crossed) < FEW_SEEDS else _resampled_both(crossed, seed)
+
+
+def _estimate(values: np.ndarray, confidence: float, seed: int) -> Estimate:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    of_confidence = limits(values, seed=seed)
+    mean = float(values.mean())
+    return Estimate(mean, None, None) if of_confidence is None else Estimate(mean, *of_confidence(confidence))
+
+
+def _half_width(values: np.ndarray, confidence: float) -> float:
+    rows = len(values)
+    return float(special.stdtrit(rows - 1, (1 + confidence) / 2) * values.std(ddof=1) / np.sqrt(rows))
+
+
+def _student(values: np.ndarray) -> Limits:
+    mean = float(values.mean())
+    return lambda confidence: (mean - (half := _half_width(values, confidence)), mean + half)
+
+
+def _student_both(values: np.ndarray) -> Limits:
+    mean = float(values.mean())
+
+    def limits_at(confidence: float) -> tuple[float, float]:
+        half = math.hypot(*(_half_width(values.mean(axis=axis), confidence) for axis in (0, 1)))
+        return mean - half, mean + half
+
+    return limits_at
+
+
+def _resampled(values: np.ndarray, seed: int) -> Limits:
+    rows = len(values)
+    picks = np.random.default_rng(seed).integers(0, rows, (RESAMPLES, rows))
+    return _widened(float(values.mean()), values[picks].mean(axis=1), rows)
+
+
+def _resampled_both(values: np.ndarray, seed: int) -> Limits:
+    rng = np.random.default_rng(seed)
+    of_seeds, of_haystacks = (resample_weights(rng, n, RESAMPLES) for n in values.shape)
+    means = ((of_seeds @ values) * of_haystacks).sum(axis=1)
+    return _widened(float(values.mean()), means, min(values.shape))
+
+
+def _widened(mean: float, resampled: np.ndarray, rows: int) -> Limits:
+    def limits_at(confidence: float) -> tuple[float, float]:
+        upper = (1 + confidence) / 2
+        low, high = np.quantile(resampled, [1 - upper, upper])
+        widen = small_sample_factor(rows, confidence)
+        return float(mean + (low - mean) * widen), float(mean + (high - mean) * widen)
+
+    return limits_at
+
+
+def small_sample_factor(rows: int, confidence: float) -> float:
+    """Returns by how much a percentile interval over so many rows is too narrow, `k` of `estimate`.
+
+    >>> round(small_sample_factor(20, 0.95), 3)
+    1.096
+    """
+    upper = (1 + confidence) / 2
+    return float(special.stdtrit(rows - 1, upper) / special.ndtri(upper) * np.sqrt(rows / (rows - 1)))
+
+
+def resample_weights(rng: np.random.Generator, units: int, resamples: int) -> Float[np.ndarray, "resamples units"]:
+    """Returns the weight of every unit in each resample: how often it was drawn, out of as many draws as units."""
+    picks = rng.integers(0, units, (resamples, units)) + units * np.arange(resamples)[:, None]
+    return np.bincount(picks.ravel(), minlength=resamples * units).reshape(resamples, units) / units

@@ -7,7 +7,8 @@ import numpy as np
 from rope_jax.biases import bucket_starts
 from rope_jax.diagnosis import resolution
 from rope_jax.diagnosis.arms import declared_rotary
-from rope_jax.diagnosis.case import Case, Judgement, rules_of
+from rope_jax.diagnosis.case import Case, Judgement
+from rope_jax.diagnosis.case_setup import rules_of
 from rope_jax.diagnosis.probes import LIMIT
 
 
@@ -82,8 +83,8 @@ def _bias(case: Case, judgement: Judgement) -> str:
     gentle, steep = float(slopes.min()), float(slopes.max())
     horizon = 2 * LIMIT / gentle if gentle > 0 else math.inf
     return (
-        f"The line takes {gentle:.4g} (gentlest head) to {steep:.4g} (steepest) nats a token. At {target:,} tokens "
-        f"that is {gentle * target:.1f} nats in the gentlest head; beyond some {horizon:,.0f} tokens it outweighs odds of "
+        f"The line takes {gentle:.4g} (gentlest head) to {steep:.4g} (steepest) nats a token, at {target:,} tokens "
+        f"{gentle * target:.1f} nats in the gentlest head; beyond some {horizon:,.0f} tokens it outweighs odds of "
         "10,000 to 1, whatever the content. Two keys one token apart differ by the slope alone, near or far: the line "
         "adds no resolution with distance, it hides what is far."
     )

@@ -6,13 +6,19 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float32, Int
 
-from rope_jax.decoder import Decoder, Schemes
+from rope_jax.attention.api import attend
+from rope_jax.decoder import Attend, Decoder, Schemes
 
 _UNEMBED_BLOCK = 256
 
 
 def next_token_losses(
-    decoder: Decoder, scheme: Schemes, tokens: Int[Array, "rows tokens"], *, dtype=jnp.float32
+    decoder: Decoder,
+    scheme: Schemes,
+    tokens: Int[Array, "rows tokens"],
+    *,
+    attention: Attend = attend,
+    dtype=jnp.float32,
 ) -> Float32[Array, "rows tokens-1"]:
     """Returns `-ln p(token[t+1] | tokens[0..t])` for every `t`, in nats.
 
@@ -29,7 +35,7 @@ def next_token_losses(
         return jax.nn.logsumexp(logits, axis=-1) - chosen
 
     def of_row(row: Int[Array, " tokens"]) -> Float32[Array, " tokens-1"]:
-        hidden = decoder.hidden(row[None], scheme, dtype=dtype)[0]
+        hidden = decoder.hidden(row[None], scheme, attention=attention, dtype=dtype)[0]
         hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, _UNEMBED_BLOCK, hidden.shape[-1])
         targets = jnp.pad(row[1:], (0, padding + 1)).reshape(-1, _UNEMBED_BLOCK)
         return jax.lax.map(of_block, (hidden, targets)).reshape(-1)[: length - 1]
@@ -43,20 +49,21 @@ class LossProgram:
 
     Args:
       decoder: the model; its weights are shared by all calls.
+      attention: computes every layer's attention; see `Decoder.hidden`.
       dtype: of the activations.
 
     Attributes:
       compilations: programs compiled so far, one for each shape of tokens, however many schemes.
     """
 
-    def __init__(self, decoder: Decoder, *, dtype=jnp.float32) -> None:
+    def __init__(self, decoder: Decoder, *, attention: Attend = attend, dtype=jnp.float32) -> None:
         graph, self._state = nnx.split(decoder)
         self.compilations = 0
 
         @jax.jit
         def run(state, scheme: Schemes, tokens):
             self.compilations += 1  # runs only while tracing, that is, once for each compilation
-            return next_token_losses(nnx.merge(graph, state), scheme, tokens, dtype=dtype)
+            return next_token_losses(nnx.merge(graph, state), scheme, tokens, attention=attention, dtype=dtype)
 
         self._run = run
 

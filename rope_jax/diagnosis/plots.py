@@ -1,57 +1,26 @@
-"""The diagnosis drawn: inline SVG that takes the page's own text colour, so that one picture serves light and dark."""
-
-import io
-from typing import Any
+"""The diagnosis of text drawn as inline SVG."""
 
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from rope_jax.biases import paper_slopes, t5_bias
 from rope_jax.diagnosis.intervals import Estimate
 from rope_jax.diagnosis.measurement import Measurement
+from rope_jax.diagnosis.svg import COLOURS, INK, styled, written
 
-_INK = "#010203"  # stands for the page's text colour until the SVG is written
-# Told apart by colour-blind readers, and on white as on black.
-COLOURS = {
-    "none": _INK,
-    "linear": "#e08a00",
-    "ntk": "#3b8fd1",
-    "by_parts": "#009e73",
-    "yarn": "#cc79a7",
-    "llama3": "#d55e00",
-}
 BIAS_TITLES = {
     "none": "no bias",
     "alibi": "ALiBi, paper slopes",
     "alibi_star": "ALiBi, largest harmless (A*)",
     "t5": "T5 buckets",
 }
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "rope_jax",
-    "font.size": 10,
-    "font.family": "sans-serif",
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-}
 
 
 def loss_by_position(measured: Measurement) -> str:
     """Returns one panel a bias arm: loss against position, a line a scaling arm with its 95 % band."""
     biases = list(dict.fromkeys(bias for _, bias in measured.cells))
-    with matplotlib.rc_context(_STYLE):
+    with styled():
         columns = min(2, len(biases))
         rows = -(-len(biases) // columns)
         figure = Figure(figsize=(4.6 * columns, 3.0 * rows + 0.5), layout="constrained")
@@ -65,7 +34,7 @@ def loss_by_position(measured: Measurement) -> str:
                 if curve[0].low is not None:
                     low, high = [value.low for value in curve], [value.high for value in curve]
                     axis.fill_between(middles, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
-            axis.axvline(measured.trained_length, color=_INK, linewidth=0.8, linestyle=":")
+            axis.axvline(measured.trained_length, color=INK, linewidth=0.8, linestyle=":")
             axis.set_title(BIAS_TITLES[bias], fontsize=10)
             axis.set_xscale("log", base=2)
         top = max(value.mean for curve in measured.curves.values() for value in curve)
@@ -76,13 +45,13 @@ def loss_by_position(measured: Measurement) -> str:
         figure.supylabel("loss (nats a token)", fontsize=10)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9)
-        return _svg(figure, "Loss by position for every scaling and bias")
+        return written(figure, "Loss by position for every scaling and bias")
 
 
 def cost_and_gain(measured: Measurement) -> str:
     """Returns the cells as points: short-context cost across, long-context gain up, linear to 0.1 and then log."""
     markers = dict(zip(BIAS_TITLES, ("o", "s", "^", "D"), strict=True))
-    with matplotlib.rc_context(_STYLE):
+    with styled():
         figure = Figure(figsize=(6.4, 4.4), layout="constrained")
         axis = figure.subplots()
         for (scaling, bias), cell in measured.cells.items():
@@ -96,8 +65,8 @@ def cost_and_gain(measured: Measurement) -> str:
                 markersize=6,
                 elinewidth=0.8,
             )
-        axis.axhline(0, color=_INK, linewidth=0.6)
-        axis.axvline(0, color=_INK, linewidth=0.6)
+        axis.axhline(0, color=INK, linewidth=0.6)
+        axis.axvline(0, color=INK, linewidth=0.6)
         for scale in (axis.set_xscale, axis.set_yscale):
             scale("symlog", linthresh=0.1)  # a destroyed cell must not squeeze the others into one point
         for each in (axis.xaxis, axis.yaxis):
@@ -107,9 +76,9 @@ def cost_and_gain(measured: Measurement) -> str:
         for name in measured.rules:
             axis.plot([], [], color=COLOURS[name], linewidth=3, label=name)
         for bias in dict.fromkeys(bias for _, bias in measured.cells):
-            axis.plot([], [], color=_INK, marker=markers[bias], linestyle="", label=BIAS_TITLES[bias])
+            axis.plot([], [], color=INK, marker=markers[bias], linestyle="", label=BIAS_TITLES[bias])
         figure.legend(loc="outside right upper", fontsize=8)
-        return _svg(figure, "Short-context cost against long-context gain of every cell")
+        return written(figure, "Short-context cost against long-context gain of every cell")
 
 
 def effect_sizes(measured: Measurement) -> str:
@@ -119,19 +88,19 @@ def effect_sizes(measured: Measurement) -> str:
     names += [f"{s} x {b}" for s, b in first.interaction]
     if not names:
         return ""
-    with matplotlib.rc_context(_STYLE):
+    with styled():
         figure = Figure(figsize=(8.4, 0.24 * len(names) + 1.1), layout="constrained")
         for axis, (reach, effects) in zip(figure.subplots(1, 2, sharey=True), measured.effects.items(), strict=True):
             values = [*effects.scaling.values(), *effects.bias.values(), *effects.interaction.values()]
             for at, value in enumerate(values):
                 colour = COLOURS["ntk"] if at < len(effects.scaling) + len(effects.bias) else COLOURS["by_parts"]
                 axis.errorbar(value.mean, at, xerr=_whiskers(value), fmt="o", color=colour, markersize=4)
-            axis.axvline(0, color=_INK, linewidth=0.6)
+            axis.axvline(0, color=INK, linewidth=0.6)
             axis.set_title("loss up to the trained length" if reach == "short" else "loss beyond it", fontsize=10)
             axis.set_xlabel("nats a token; right is worse")
             axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.set_ylim(len(names) - 0.5, -0.5)
-        return _svg(figure, "Main effects and interactions")
+        return written(figure, "Main effects and interactions")
 
 
 def bias_curves(measured: Measurement) -> str:
@@ -148,17 +117,17 @@ def bias_curves(measured: Measurement) -> str:
             panels[name] = _t5_curves(measured, offset)
     if not panels:
         return ""
-    with matplotlib.rc_context(_STYLE):
+    with styled():
         figure = Figure(figsize=(3.1 * len(panels), 2.9), layout="constrained")
         for axis, (name, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             for head, curve in enumerate(values):
                 axis.plot(offset, curve, color=COLOURS["ntk"], alpha=0.35 + 0.6 * head / heads, linewidth=1.2)
             axis.set_xscale("log", base=2)
             axis.set_title(BIAS_TITLES[name], fontsize=10)
-            axis.axvline(measured.trained_length, color=_INK, linewidth=0.8, linestyle=":")
+            axis.axvline(measured.trained_length, color=INK, linewidth=0.8, linestyle=":")
         figure.supxlabel("offset (tokens, log scale); a line a head", fontsize=10)
         figure.supylabel("bias (nats)", fontsize=10)
-        return _svg(figure, "The biases, head by head")
+        return written(figure, "The biases, head by head")
 
 
 def _t5_curves(measured: Measurement, offset: np.ndarray) -> np.ndarray:
@@ -173,10 +142,3 @@ def _whiskers(value: Estimate) -> list[list[float]] | None:
     if value.low is None or value.high is None:
         return None
     return [[value.mean - value.low], [value.high - value.mean]]
-
-
-def _svg(figure: Figure, title: str) -> str:
-    out = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None, "Title": title})
-    text = out.getvalue()
-    return text[text.index("<svg") :].replace(_INK, "currentColor")

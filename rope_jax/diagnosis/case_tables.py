@@ -1,0 +1,189 @@
+"""The tables of the case's page: every cell, every option, and where the numbers come from."""
+
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rope_jax.diagnosis.case_table import cell_name
+from rope_jax.diagnosis.page import anything, in_words, negated, table, with_interval
+
+Record = Mapping[str, Any]
+
+REACHES = ("short", "long")
+_NAMES = {
+    "none": "as trained",
+    "ntk": "base scaling by the period match",
+    "ntk4": "base scaling four times as strong",
+    "by_parts": "slow pairs interpolated, fast ones kept",
+    "yarn": "by parts, ramped in the pair's index",
+    "llama3": "by parts with a narrow ramp",
+    "linear": "every pair interpolated",
+    "alibi": "a line a head",
+    "alibi_star": "the steepest line that does no harm short",
+    "t5": "one number a bucket of offsets",
+}
+_ROLES = {"status quo": "◆", "chosen": "★"}
+
+
+def factorial(record: Record) -> str:
+    """Returns accuracy, log-odds and loss of every cell, shaded."""
+    probes, cells = record["probes"]["used"], record["cells"]
+    precision = [name for name in probes if name != "ret"]
+    head = "<tr><th rowspan=2>scaling + bias</th>"
+    head += "".join(f"<th colspan=2>{html.escape(name)}<br>right</th>" for name in probes)
+    head += "<th colspan=2>precision<br>log-odds</th>" if precision else ""
+    head += "<th colspan=2>retrieval<br>log-odds</th>" if "ret" in probes else ""
+    head += "<th colspan=2>text<br>loss</th></tr><tr>"
+    groups = len(probes) + bool(precision) + ("ret" in probes) + 1
+    head += "<th class=inner>short</th><th>long</th>" * groups + "</tr>"
+    unchanged = next((one for one in cells if cell_name(one) == "none + none"), cells[0])
+    rows = []
+    for cell in cells:
+        row = [f"<td>{html.escape(cell_name(cell))}{_roles(record, cell)}</td>"]
+        for name in probes:
+            row += [_accuracy(cell["accuracy"][reach][name]) for reach in REACHES]
+        for names in (precision, ["ret"] if "ret" in probes else []):
+            if names:
+                row += [_log_odds([cell["log_odds"][reach][name] for name in names]) for reach in REACHES]
+        row += [_loss(cell["loss"][reach], unchanged["loss"][reach]) for reach in REACHES]
+        rows.append(f"<tr>{''.join(row)}</tr>")
+    used = dict.fromkeys([*(cell["scaling"] for cell in cells), *(cell["bias"] for cell in cells)])
+    glossary = "; ".join(f"{name}: {_NAMES[name]}" for name in used if name in _NAMES)
+    return (
+        f"<p class=note>{_ROLES['status quo']} a status quo, {_ROLES['chosen']} chosen for one. Accuracy: the deeper "
+        "the green the better. Log-odds in nats, 0 is chance. Loss in nats a token, green below and orange above the "
+        f"unchanged model. {html.escape(glossary)}.</p>" + table(rows, head=head)
+    )
+
+
+def _roles(record: Record, cell: Record) -> str:
+    name, roles = cell_name(cell), []
+    if any(cell_name(one["status_quo"]) == name for one in record["judgements"]):
+        roles.append("status quo")
+    chosen = [one["verdict"]["chosen"] for one in record["judgements"]]
+    if any(one is not None and cell_name(one) == name for one in chosen):
+        roles.append("chosen")
+    return "".join(f' <span title="{role}">{_ROLES[role]}</span>' for role in roles)
+
+
+def _shaded(text: str, tone: str, strength: float, *, title: str = "") -> str:
+    style = f'style="background: rgba(var(--{tone}), {min(max(strength, 0), 1) * 0.45:.2f})"'
+    return f'<td {style} title="{html.escape(title)}">{text}</td>' if title else f"<td {style}>{text}</td>"
+
+
+def _accuracy(value: Mapping[str, float | None]) -> str:
+    mean = value["mean"]
+    assert mean is not None
+    return _shaded(f"{mean:.2f}", "good", mean**2, title=in_words(value, sign=False))
+
+
+def _log_odds(values: Sequence[Mapping[str, Any]]) -> str:
+    mean = sum(value["mean"] for value in values) / len(values)
+    title = in_words(values[0]) if len(values) == 1 else ""
+    return _shaded(f"{mean:+.2f}", "good" if mean > 0 else "bad", (abs(mean) / 4.6) ** 0.7, title=title)
+
+
+def _loss(value: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+    more = value["mean"] - reference["mean"]
+    tone = "bad" if more > 0 else "good"
+    return _shaded(f"{value['mean']:.3f}", tone, abs(more) ** 0.5, title=in_words(value, digits=3, sign=False))
+
+
+def log_odds(record: Record) -> str:
+    """Returns the log-odds of every probe with its interval, folded away; "" without probes."""
+    probes = record["probes"]["used"]
+    if not probes:
+        return ""
+    head = "<tr><th rowspan=2>scaling + bias</th>"
+    head += "".join(f"<th colspan=2>{html.escape(name)}</th>" for name in probes) + "</tr><tr>"
+    head += "<th class=inner>short</th><th>long</th>" * len(probes) + "</tr>"
+    rows = [
+        f"<tr><td>{html.escape(cell_name(cell))}</td>"
+        + "".join(f"<td>{with_interval(cell['log_odds'][reach][name])}</td>" for name in probes for reach in REACHES)
+        + "</tr>"
+        for cell in record["cells"]
+    ]
+    return (
+        "<details><summary>Log-odds of every probe, with 95 % intervals (nats)</summary>"
+        f"{table(rows, head=head)}</details>"
+    )
+
+
+def options(judgement: Record) -> str:
+    """Returns what every option of a status quo does, whether it helps and whether it qualifies."""
+    names = ["option", "change", "long precision", "long right", "long retrieval lost", "short right lost"]
+    names += ["short loss of text", "long loss of text", "helps", "qualifies"]
+    head = "".join(
+        f"<th{' class=left' if name == 'change' else ''}>{name.replace(' ', '<br>', 1)}</th>" for name in names
+    )
+    rows = []
+    for one in judgement["options"]:
+        option = one["option"]
+        number = option["number"] if option["number"] in ("1", "2", "3") else ""
+        mark = " class=chosen" if option == judgement["verdict"]["chosen"] else ""
+        values = [
+            with_interval(one["gain_simultaneous"]),
+            with_interval(one["precision_accuracy"]),
+            with_interval(one["retrieval_loss"]),
+            with_interval(one["short_loss"], digits=3),
+            with_interval(one["short_cost"], digits=3),
+            with_interval(negated(one["long_gain"]), digits=3),
+        ]
+        rows.append(
+            f"<tr{mark}><td>{number}</td><td class=left>{html.escape(option['change'])}"
+            f"<br><span class=ci>{html.escape(cell_name(option))}</span></td>"
+            + "".join(f"<td>{value}</td>" for value in values)
+            + _judged(one["helps"])
+            + _judged(one["qualifies"], ", ".join(f"{what}: {answer}" for what, answer in one["lost"].items()))
+            + "</tr>"
+        )
+    return table(rows, head=f"<tr>{head}</tr>")
+
+
+def _judged(answer: str, lost: str = "") -> str:
+    tone = {"yes": "good", "no": "bad"}.get(answer, "warn")
+    text = html.escape("open" if answer == "unclear" else answer)
+    if lost and answer != "yes":
+        text += f"<br><span class=ci>{html.escape(lost.replace('yes', 'lost').replace('unclear', 'open'))}</span>"
+    return _shaded(text, tone, 0.7)
+
+
+def provenance(record: Record, command: str) -> str:
+    """Returns where the numbers come from: command, weights, settings, versions."""
+    return table(
+        f"<tr><td>{html.escape(name)}</td><td class=wrap><code>{value}</code></td></tr>"
+        for name, value in _sources(record, command)
+    )
+
+
+def _sources(record: Record, command: str) -> Iterator[tuple[str, str]]:
+    yield "command", html.escape(command)
+    for model in record["models"]:
+        yield (
+            "weights",
+            html.escape(f"{model['origin']}: sha256 {model['sha256']}, {model['parameters']:,} parameters"),
+        )
+        for key, value in model.get("config", {}).items():
+            yield (
+                key,
+                html.escape(f"{value['value']}  ({value['source']})" if isinstance(value, Mapping) else str(value)),
+            )
+    yield "items", html.escape("; ".join(f"{key.replace('_', ' ')} {value}" for key, value in record["items"].items()))
+    yield "intervals", html.escape(str(record["interval_method"]))
+    accuracy = record["probes"]["accuracy"]
+    yield (
+        "unchanged model, right at the trained length",
+        ", ".join(f"{html.escape(name)} {value:.3f}" for name, value in accuracy.items()),
+    )
+    for key, value in record["settings"].items():
+        yield key.replace("_", " "), html.escape(json.dumps(value))
+    for name, bias in (record["biases"][0] if record["biases"] else {}).items():
+        facts = {key: value for key, value in bias.items() if not isinstance(value, list)}
+        if facts:
+            shown = ", ".join(f"{key.replace('_', ' ')} {anything(value)}" for key, value in facts.items())
+            yield f"bias {name}", shown
+    for name, why in record["omitted"].items():
+        yield f"omitted: {name}", html.escape(why)
+    yield "programs compiled for all cells of a model", str(record["compilations"])
+    yield "versions", html.escape(", ".join(f"{name} {value}" for name, value in record["versions"].items()))

@@ -1,0 +1,51 @@
+"""What a scheme costs to run: measured time and memory of reading one row, cell by cell through one program."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rope_jax.diagnosis.cells import Cell, CellSchemes
+from rope_jax.diagnosis.subject import Subject
+
+_ROUNDS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of reading one row of the target length.
+
+    Attributes:
+      milliseconds: median wall time; of interleaved rounds, so that a busy machine slows all cells alike.
+      mebibytes: temporary memory of the compiled program, the same for every scheme.
+    """
+
+    milliseconds: float
+    mebibytes: float
+
+
+def measure(subject: Subject, schemes: CellSchemes, cells: tuple[Cell, ...]) -> Mapping[Cell, Cost]:
+    """Returns what each cell costs on this machine."""
+    graph, state = nnx.split(subject.checkpoint.model)
+    row = jnp.asarray(subject.items.text[:1], jnp.int32)
+
+    def read(state, scheme, row):
+        return nnx.merge(graph, state).hidden(row, scheme)[:, -1]
+
+    arguments = {cell: schemes(cell) for cell in cells}
+    program = jax.jit(read).lower(state, arguments[cells[0]], row).compile()
+    memory = program.memory_analysis()
+    mebibytes = float("nan") if memory is None else memory.temp_size_in_bytes / 2**20
+    seconds: dict[Cell, list[float]] = {cell: [] for cell in cells}
+    for round_number in range(_ROUNDS + 1):
+        for cell in np.random.default_rng(round_number).permutation(len(cells)):
+            started = time.perf_counter()
+            jax.block_until_ready(program(state, arguments[cells[cell]], row))
+            if round_number:  # the first is for warming up
+                seconds[cells[cell]].append(time.perf_counter() - started)
+    return {cell: Cost(1e3 * statistics.median(times), mebibytes) for cell, times in seconds.items()}

@@ -1,0 +1,151 @@
+"""Gates for continuous integration: a retrofit passes only where the whole interval says so."""
+
+import dataclasses
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from rope_jax.diagnosis.intervals import Estimate
+from rope_jax.errors import InputError
+
+Outcome = Literal["pass", "fail", "undecided"]
+
+PASSED = 0
+FAILED = 3
+UNDECIDED = 4
+"""Exit statuses; 1 is a bug and 2 bad input."""
+
+_STATUS: Mapping[Outcome, int] = {"pass": PASSED, "fail": FAILED, "undecided": UNDECIDED}
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_CONDITION = re.compile(rf"\s*([^\W\d]\w*)\s*(>=|<=|>|<)\s*({_NUMBER})\s*")
+_OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What must not be: `short_cost > 0.02`.
+
+    Attributes:
+      name: of the measure.
+      operator: one of `>`, `>=`, `<`, `<=`.
+      bound: in the measure's own unit.
+    """
+
+    name: str
+    operator: str
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.operator}{self.bound:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One condition, checked.
+
+    Attributes:
+      condition: what must not be.
+      estimate: of the measure.
+      outcome: "pass" where the whole interval is on the good side, "fail" where it is on the bad one.
+      line: the same in one line for the terminal.
+    """
+
+    condition: Condition
+    estimate: Estimate
+    outcome: Outcome
+    line: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """All conditions, checked.
+
+    Attributes:
+      checks: one a condition, in the order given.
+      outcome: "fail" if any fails, else "undecided" if any is, else "pass".
+      status: the exit status that says so.
+      lines: one a condition for the terminal, and with several the outcome of all.
+    """
+
+    checks: tuple[Check, ...]
+    outcome: Outcome
+    status: int
+    lines: tuple[str, ...]
+
+
+def parse(text: str) -> tuple[Condition, ...]:
+    """Returns the conditions of `NAME OP NUMBER`, several separated by commas.
+
+    Args:
+      text: such as `short_cost>0.02,long_gain<0`; spaces do not matter.
+
+    Raises:
+      InputError: if a condition is malformed.
+
+    >>> [str(condition) for condition in parse("short_cost > 2e-2, long_gain<0")]
+    ['short_cost>0.02', 'long_gain<0']
+    """
+    conditions = []
+    for part in text.split(","):
+        match = _CONDITION.fullmatch(part)
+        if match is None or not math.isfinite(float(match[3])):
+            raise InputError(
+                f"--fail_if: {part.strip()!r} is not NAME OP NUMBER, such as 'short_cost>0.02'; OP is one of "
+                f"{' '.join(_OPERATORS)}"
+            )
+        conditions.append(Condition(match[1], match[2], float(match[3])))
+    return tuple(conditions)
+
+
+def check(text: str, measures: Mapping[str, Estimate]) -> Gate:
+    """Returns whether every condition of `text` is known not to hold.
+
+    With `short_cost>0.02` the gate passes if the upper end of the interval is at most 0.02, fails if the lower end is
+    above it, and is undecided otherwise; a single row has no interval and decides nothing. Each condition is checked at
+    the confidence of its own interval: to pass, all must pass, which needs no correction; that any of several fails
+    falsely is that much likelier.
+
+    Args:
+      text: conditions, see `parse`.
+      measures: the estimates they may name.
+
+    Raises:
+      InputError: if a condition is malformed or names no measure.
+
+    >>> print(*check("short_cost>0.02", {"short_cost": Estimate(0.013, 0.01, 0.016)}).lines)
+    pass: short_cost is 0.013 [0.01, 0.016], all of it outside of short_cost>0.02
+    """
+    conditions = parse(text)
+    for condition in conditions:
+        if condition.name not in measures:
+            raise InputError(f"--fail_if: {condition.name!r} is no measure; there are {', '.join(sorted(measures))}")
+    checks = tuple(_check(condition, measures[condition.name]) for condition in conditions)
+    outcomes = {one.outcome for one in checks}
+    outcome: Outcome = "fail" if "fail" in outcomes else "undecided" if "undecided" in outcomes else "pass"
+    lines = [one.line for one in checks]
+    if len(checks) > 1:
+        lines.append(f"gate of {len(checks)} conditions: {outcome}")
+    return Gate(checks, outcome, _STATUS[outcome], tuple(lines))
+
+
+def _check(condition: Condition, estimate: Estimate) -> Check:
+    low, high = estimate.low, estimate.high
+    measured = f"{condition.name} is {estimate.mean:.4g}"
+    if low is None or high is None:
+        return Check(condition, estimate, "undecided", f"undecided: {measured}, one row without an interval")
+    measured += f" [{low:.4g}, {high:.4g}]"
+    if any(math.isnan(value) for value in (estimate.mean, low, high)):
+        return Check(condition, estimate, "undecided", f"undecided: {measured}, not a number")
+    bad = [_OPERATORS[condition.operator](end, condition.bound) for end in (low, high)]
+    if all(bad):
+        return Check(condition, estimate, "fail", f"fail: {measured}, all of it within {condition}")
+    if not any(bad):
+        return Check(condition, estimate, "pass", f"pass: {measured}, all of it outside of {condition}")
+    return Check(condition, estimate, "undecided", f"undecided: {measured}, partly within {condition}")
