@@ -23,6 +23,7 @@ from absl import app, flags, logging
 from flax import nnx
 
 from rope_jax import frequencies
+from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.diagnosis import haystacks as hay
@@ -35,6 +36,7 @@ _WIDTH = flags.DEFINE_integer("width", 128, "Width of the residual stream; the M
 _HEADS = flags.DEFINE_integer("heads", 4, "Attention heads.")
 _LENGTH = flags.DEFINE_integer("length", 256, "L, the longest row trained on.")
 _STEPS = flags.DEFINE_integer("steps", 3000, "Steps of the last phase, with whole haystacks.")
+_INIT = flags.DEFINE_string("init", None, "Directory of a model to go on from, in the last phase.")
 _EXTRAS = flags.DEFINE_boolean("extras", False, "Whether dist, ith and count are trained too, in the last phase.")
 _RATE = flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate.")
 _DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Of the stored weights.")
@@ -73,9 +75,8 @@ def curriculum(length: int, steps: int, extras: bool) -> list[Phase]:
     return [
         Phase((32,), 4096, 1.0, 1500, until=0.75),
         Phase((64,), 4096, 1.0, 1500, until=0.93),
-        Phase((112,), 4480, 0.2, 1500, until=0.95, judged=("ret", "bind"), counts=one),
-        Phase((128,), 4480, 0.2, 1000, until=0.95, judged=("ret", "bind"), counts=two),
-        Phase((length * 3 // 4,), 4608, 0.2, 800, until=0.95, judged=("ret", "bind"), counts=two),
+        Phase((112,), 5376, 0.2, 1500, until=0.9, judged=("ret", "bind"), counts=one),
+        Phase((128,), 5376, 0.2, 1000, until=0.9, judged=("ret", "bind"), counts=two),
         Phase((length * 3 // 4, length * 7 // 8, length), 5376, 1 / 6, steps, counts=hay.Counts() if extras else two),
     ]
 
@@ -129,6 +130,9 @@ def main(argv: list[str]) -> None:
     )
     model = Decoder(config, rngs=nnx.Rngs(_SEED.value))
     model.embedding[...] = model.embedding[...] * 3
+    if _INIT.value is not None:
+        model = load_checkpoint(_INIT.value).model
+        nnx.update(model, jax.tree.map(lambda x: x.astype(jnp.float32), nnx.state(model)))
     scheme = build(
         frequencies.rotary(dim, base=base, original_length=_LENGTH.value), num_heads=_HEADS.value, head_dim=dim
     )
@@ -165,6 +169,7 @@ def main(argv: list[str]) -> None:
         updates, moments = optimizer.update(gradients, moments, state)
         return optax.apply_updates(state, updates), moments, seen
 
+    command = shlex.join(["python", "experiments/train.py", *sys.argv[1:]])
     started, curve, index = time.monotonic(), [], 0
     window = np.zeros((3, 2 + len(hay.PROBES)))
 
@@ -188,26 +193,36 @@ def main(argv: list[str]) -> None:
         window = np.zeros_like(window)
         return shown
 
-    for number, phase in enumerate(curriculum(_LENGTH.value, _STEPS.value, _EXTRAS.value)):
+    def save():
+        out = Path(_OUT.value)
+        trained = nnx.merge(graph, state)
+        save_llama(
+            out,
+            trained,
+            llama_config(trained, base=base, trained_length=_LENGTH.value),
+            dtype=_DTYPE.value,
+            metadata={"command": command, "jax": jax.__version__},
+        )
+        record = {
+            "command": command,
+            "jax": jax.__version__,
+            "columns": "probe: [loss, nats; accuracy]",
+            "curve": curve,
+        }
+        (out / "training.json").write_text(json.dumps(record) + "\n")
+
+    phases = curriculum(_LENGTH.value, _STEPS.value, _EXTRAS.value)
+    for number, phase in enumerate(phases if _INIT.value is None else phases[-1:]):
         print("phase", number, phase, flush=True)
         for count in range(phase.steps):
             tokens, kinds = batch_of(rng, phase, int(rng.choice(phase.lengths)))
             left = 1.0 if phase.until <= 1 else (phase.steps - count) / decay
             shown = run(tokens, kinds, _RATE.value * min(1.0, (index + 1) / 50, max(left, 0.02)))
+            if shown and not len(curve) % 10:
+                save()
             if shown and min(shown[name][1] for name in phase.judged) > phase.until:
                 break
-    model = nnx.merge(graph, state)
-    out = Path(_OUT.value)
-    command = shlex.join(["python", "experiments/train.py", *sys.argv[1:]])
-    save_llama(
-        out,
-        model,
-        llama_config(model, base=base, trained_length=_LENGTH.value),
-        dtype=_DTYPE.value,
-        metadata={"command": command, "jax": jax.__version__},
-    )
-    record = {"command": command, "jax": jax.__version__, "columns": "probe: [loss in nats, accuracy]", "curve": curve}
-    (out / "training.json").write_text(json.dumps(record) + "\n")
+    save()
 
 
 if __name__ == "__main__":

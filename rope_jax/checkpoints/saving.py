@@ -66,6 +66,9 @@ def save_llama(
       config: as from `llama_config`.
       dtype: of the stored weights, "float32" or "float16".
       metadata: text kept in the header of the weights, for provenance.
+
+    Raises:
+      CheckpointError: if a weight is not finite, or not in `dtype`.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -73,7 +76,9 @@ def save_llama(
     tensors = {}
     for keys, leaf in leaves:
         path = weights.path_of(keys)
-        value = np.asarray(leaf, dtype)
+        with np.errstate(over="ignore"):
+            value = np.asarray(leaf, dtype)
+        weights.check_finite(value, path, directory)
         if path.endswith(".kernel"):
             inputs = 2 if path.endswith(".o.kernel") else 1
             value = value.reshape(math.prod(value.shape[:inputs]), -1).T

@@ -47,6 +47,11 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     """Runs the command; returns the exit status."""
     if len(arguments) > 1:
         raise InputError(f"one checkpoint at most, got {len(arguments)}: {USAGE}")
-    if not arguments or (flags.text is None and os.path.isfile(os.path.join(arguments[0], probe_case.TRAINING))):
-        return probe_case.run(arguments, flags)
-    return text_factorial.run(arguments, flags)
+    on_text = bool(arguments) and (
+        flags.text is not None or not os.path.isfile(os.path.join(arguments[0], probe_case.TRAINING))
+    )
+    for name in probe_case.FLAGS if on_text else text_factorial.FLAGS:
+        if flags[name].present:
+            what = "a stand-in and its own probes" if on_text else "a checkpoint and its --text"
+            raise InputError(f"--{name} is for {what} only: {USAGE}")
+    return (text_factorial if on_text else probe_case).run(arguments, flags)

@@ -10,14 +10,24 @@ import sys
 from absl import flags as absl_flags
 
 from rope_jax.commands.output import Progress, checked_out, write_all
+from rope_jax.diagnosis import scalings
+from rope_jax.diagnosis.scalings import FAULTS
 from rope_jax.errors import InputError
 
 TRAINING = "training.json"
 """What `experiments/train.py` leaves beside the weights: the checkpoint knows the haystacks' vocabulary."""
 
-_FILES = ("verdict.json", "verdict.txt", "verdict.html")
+FLAGS = (
+    "status_quo", "haystacks", "full", "transforms", "adapt_steps", "faults", "deployed", "write_items", "observed",
+    "fail_if",
+)  # fmt: skip
+"""Those that only this reads."""
+
+_MEASURES = ("short_cost", "long_cost", "short_loss", "precision_drop", "retrieval_drop")
+_FILES = ("verdict.json", "costs.json", "verdict.txt", "verdict.html")
 _DEFAULT_OUT = "rope-jax-diagnosis"
 _LARGEST_ROWS = 2**14
+_PAPER_LENGTH = 4096
 
 
 def define_flags(flag_values: absl_flags.FlagValues) -> None:
@@ -33,6 +43,24 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_boolean(
         "full", False, "Every scaling x bias x temperature, on every stand-in that ships.", flag_values=flag_values
     )
+    names("transforms", ["llama3", "yarn", "by_parts"], "What option 3 may scale by; --full takes all there are.")
+    integer("adapt_steps", None, "Training steps of adapted arms; 0 for none, by default 0, or 100 with --full.")
+    names("faults", ["bf16_frequencies"], "Faults whose cost is measured; --full takes all there are.")
+    absl_flags.DEFINE_string(
+        "deployed", "exact", "The fault that the deployment is known to run with.", flag_values=flag_values
+    )
+    absl_flags.DEFINE_string(
+        "write_items",
+        None,
+        "Write the haystacks to this .npz, for a deployment to answer, and stop.",
+        flag_values=flag_values,
+    )
+    absl_flags.DEFINE_string(
+        "observed",
+        None,
+        "A .npz with the deployment's own logits for the items of --write_items.",
+        flag_values=flag_values,
+    )
     absl_flags.DEFINE_string(
         "fail_if",
         None,
@@ -47,29 +75,53 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     out = _checked(flags)
 
     # JAX is imported only once the flags are known to be good.
-    from rope_jax.diagnosis import case_table, subject
+    from rope_jax.diagnosis import agreement, case_table, costs, deployment, subject
     from rope_jax.diagnosis.case import run_case
+    from rope_jax.diagnosis.case_adapted import judge_adapted
     from rope_jax.diagnosis.case_record import json_record
     from rope_jax.diagnosis.case_report import html_page
+    from rope_jax.diagnosis.cells import UNCHANGED
 
     directories = [pathlib.Path(arguments[0])] if arguments else list(subject.standins())
+    if not directories:
+        raise InputError("no stand-in is installed with the package: name the directory of one")
     if not flags.full:
         directories = directories[:1]
-    settings = _settings(flags, bool(arguments))
     subjects = [
         subject.standin_subject(
             directory, target_length=flags.target_length, rows=flags.haystacks, text_rows=flags.rows, seed=flags.seed
         )
         for directory in directories
     ]
+    if flags.write_items is not None:
+        return _write_items(pathlib.Path(flags.write_items), subjects[0])
+    settings = _settings(flags, subjects[0].trained_length)
+    observed = None if flags.observed is None else deployment.read_observed(pathlib.Path(flags.observed), subjects[0])
+    store = out / "cells"
     with Progress() as progress:
-        case = run_case(subjects, settings, store=out / "cells", progress=progress)
-    record = json_record(case)
+        case = run_case(subjects, settings, store=store, observed=observed, progress=progress)
+        adapted = [
+            judge_adapted(
+                judgement.status_quo,
+                subjects,
+                case.makers,
+                case.cells[UNCHANGED],
+                case.used,
+                settings,
+                store=store,
+                progress=progress,
+            )
+            for judgement in (case.judgements if settings.adapt_steps else [])
+        ]
+    prediction = agreement.agreement(subjects, case.makers, case.cells)
+    record = json_record(case, adapted=adapted, prediction=prediction)
+    # Times differ from run to run, so they stand beside the record, not in it.
+    timed = costs.costs_record(subjects[0], case.makers[0], [judgement.verdict for judgement in case.judgements])
     command = shlex.join(["rope-jax", *sys.argv[1:]]) if sys.argv[1:2] == ["diagnose"] else "rope-jax diagnose"
     written = json.dumps(record, allow_nan=False)
-    table = case_table.table_text(record)
-    page = html_page(record, command=command)
-    write_all(out, dict(zip(_FILES, (written + "\n", table, page), strict=True)))
+    table = case_table.table_text({**record, "costs": timed})
+    page = html_page({**record, "costs": timed}, command=command)
+    write_all(out, dict(zip(_FILES, (written + "\n", json.dumps(timed) + "\n", table, page), strict=True)))
     print(written if flags.json else table + f"\nwritten to {out}: {', '.join(_FILES)}")
     return _gate(case, flags)
 
@@ -80,19 +132,42 @@ def _gate(case, flags: absl_flags.FlagValues) -> int:
     from rope_jax.diagnosis import gates
     from rope_jax.diagnosis.case import gate_measures
 
-    result = gates.check(flags.fail_if, gate_measures(case, case.judgements[0]))
+    measures = gate_measures(case, case.judgements[0])
+    missing = [condition.name for condition in gates.parse(flags.fail_if) if condition.name not in measures]
+    if missing:
+        if not flags.json:
+            print(f"undecided: {', '.join(missing)} not measured: {case.judgements[0].verdict.reason}")
+        return gates.UNDECIDED
+    result = gates.check(flags.fail_if, measures)
     if not flags.json:
         print("\n".join(result.lines))
     return result.status
 
 
-def _settings(flags: absl_flags.FlagValues, own_model: bool):
+def _write_items(file: pathlib.Path, subject) -> int:
+    from rope_jax.diagnosis import deployment
+
+    try:
+        deployment.write_items(file, subject)
+    except OSError as error:
+        raise InputError(f"--write_items: cannot write {file}: {error.strerror}") from error
+    print(f"{file}: {len(subject.items.long.tokens)} haystacks at each length")
+    return 0
+
+
+def _settings(flags: absl_flags.FlagValues, trained_length: int):
     from rope_jax.diagnosis.case_setup import Settings
     from rope_jax.diagnosis.verdict import Margins
 
     return Settings(
         status_quos=tuple(_cell(text) for text in flags.status_quo),
+        transforms=scalings.TRANSFORMS if flags.full else tuple(flags.transforms),
         full=flags.full,
+        # So that paper slopes cost at this length what they cost at eight times 4,096 tokens.
+        slopes=_PAPER_LENGTH / trained_length,
+        faults=FAULTS if flags.full else tuple(flags.faults),
+        adapt_steps=(100 if flags.full else 0) if flags.adapt_steps is None else flags.adapt_steps,
+        deployed=flags.deployed,
         margins=Margins(short_cost=flags.margin),
         num_buckets=flags.num_buckets,
         max_distance=flags.max_distance,
@@ -119,12 +194,28 @@ def _checked(flags: absl_flags.FlagValues) -> pathlib.Path:
     for name in ("haystacks", "rows", "num_buckets", "max_distance", "fit_steps"):
         if not 1 <= getattr(flags, name) <= _LARGEST_ROWS:
             raise InputError(f"--{name} must be from 1 to {_LARGEST_ROWS}, got {getattr(flags, name)}")
+    if flags.target_length is not None and not 1 <= flags.target_length < 2**24:
+        raise InputError(f"--target_length must be from 1 to {2**24 - 1}, got {flags.target_length}")
     if not 0 <= flags.margin < float("inf"):
         raise InputError(f"--margin must be a finite number, 0 or more, got {flags.margin}")
     if not 0 <= flags.seed < 2**32:
         raise InputError(f"--seed must be from 0 to {2**32 - 1}, got {flags.seed}")
+    for name, given, known in (
+        ("transforms", flags.transforms, scalings.TRANSFORMS),
+        ("faults", flags.faults, FAULTS),
+        ("deployed", [flags.deployed], ("exact", *FAULTS)),
+    ):
+        for value in given:
+            if value not in known:
+                raise InputError(f"--{name}: {value!r} is none of {', '.join(known)}")
+    if flags.adapt_steps is not None and not 0 <= flags.adapt_steps <= _LARGEST_ROWS:
+        raise InputError(f"--adapt_steps must be from 0 to {_LARGEST_ROWS}, got {flags.adapt_steps}")
+    if flags.observed is not None and flags.full:
+        raise InputError("--observed is of one model: --full runs all that ship")
     if flags.fail_if is not None:
         from rope_jax.diagnosis import gates
 
-        gates.parse(flags.fail_if)  # before anything is run
+        for condition in gates.parse(flags.fail_if):  # before anything is run
+            if condition.name not in _MEASURES:
+                raise InputError(f"--fail_if: {condition.name!r} is no measure; there are {', '.join(_MEASURES)}")
     return checked_out(pathlib.Path(flags.out or _DEFAULT_OUT), _FILES)

@@ -14,6 +14,11 @@ from rope_jax.errors import InputError
 
 USAGE = "rope-jax diagnose CHECKPOINT --text=FILE --target_length=N --out=DIR [flags]"
 
+FLAGS = (
+    "text", "trained_length", "fit_text", "t5_table", "scalings", "biases", "phase", "layout", "separator",
+)  # fmt: skip
+"""Those that only this reads."""
+
 _FILES = ("diagnosis.json", "diagnosis.csv", "diagnosis.txt", "diagnosis.html")
 
 

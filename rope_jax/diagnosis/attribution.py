@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float64
 
-from rope_jax.diagnosis import intervals, probes
+from rope_jax.diagnosis import intervals, multiplicity, probes
 from rope_jax.diagnosis.cell_runs import Reach, Scores
 from rope_jax.diagnosis.cells import Cell
 from rope_jax.diagnosis.intervals import Estimate
@@ -159,6 +159,7 @@ class Symptom:
       specific: the difference of the two: above zero, precision suffers more than retrieval.
       by_probe: drop of every probe used, nats.
       accuracy: of every probe used in the status quo, by reach.
+      p_values: of no drop, by probe, adjusted for asking of several probes (Holm).
     """
 
     precision_drop: Estimate
@@ -166,6 +167,7 @@ class Symptom:
     specific: Estimate
     by_probe: Mapping[str, Estimate]
     accuracy: Mapping[str, Mapping[str, Estimate]]
+    p_values: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def symptom(status_quo: Sequence[Scores], unchanged: Sequence[Scores], used: Used) -> Symptom:
@@ -186,4 +188,5 @@ def symptom(status_quo: Sequence[Scores], unchanged: Sequence[Scores], used: Use
             reach: {name: intervals.clustered(outcome(status_quo, reach, [name], accuracy=True)) for name in used.names}
             for reach in ("short", "long")
         },
+        p_values=multiplicity.holm({name: multiplicity.mean_p_value(drop([name])) for name in used.names}),
     )

@@ -19,7 +19,7 @@ from rope_jax.diagnosis.deployment import EXACT, FaultEffect, FaultRuns
 from rope_jax.diagnosis.intervals import Estimate
 from rope_jax.diagnosis.signature import Signature, signature
 from rope_jax.diagnosis.subject import Subject
-from rope_jax.diagnosis.verdict import Verdict, decide
+from rope_jax.diagnosis.verdict import IMPLEMENTATION, Verdict, decide
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -61,7 +61,7 @@ class Case:
       cells: scores of every cell that was run, one a model.
       judgements: one a status quo.
       omitted: scalings that do not compose with the config's own, and why.
-      compilations: programs compiled for one model's cells.
+      compilations: programs compiled for one model's cells; none where all were finished already.
       makers: schemes of any cell, one maker a model.
       seconds: wall time by stage.
       versions: of what ran.
@@ -179,9 +179,11 @@ def judge(
         for option in options(status_quo, transforms=settings.transforms)
         if option.cell in cells
     }
+    if scores is not exact:
+        changed[Option(IMPLEMENTATION, "run the same scheme exactly", status_quo)] = exact
     learned = bool(used.precision) and used.retrieval
     seen = attribution.symptom(scores, cells[UNCHANGED], used) if learned else None
-    decided = decide(scores, changed, seen, used, margins=settings.margins, exact=None if scores is exact else exact)
+    decided = decide(scores, changed, seen, used, margins=settings.margins)
     if not learned:
         return Judgement(status_quo, scores, None, decided, None)
     square = {parts: cells[cell] for parts, cell in corners(status_quo).items() if cell in cells}

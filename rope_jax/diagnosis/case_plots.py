@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from rope_jax.diagnosis.case_table import cell_name
 from rope_jax.diagnosis.svg import COLOURS, INK, styled, written
@@ -60,6 +61,8 @@ def options(record: Record, judgement: Record) -> str:
             if largest > 20 * margins[margin] > 0:
                 axis.set_xscale("symlog", linthresh=5 * margins[margin])  # one broken option must not flatten the rest
                 axis.xaxis.set_major_formatter("{x:g}")
+            else:
+                axis.xaxis.set_major_locator(MaxNLocator(4))
             axis.set_title(title, fontsize=10)
             axis.set_yticks(range(len(names)), names)
         axis.set_ylim(len(names) - 0.5, -0.5)
@@ -251,4 +254,4 @@ def _legend(figure: Figure, *axes: Axes) -> None:
     """Puts one legend above all panels, an entry a name whichever panel has it."""
     entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     columns = 3 if figure.get_figwidth() < 9 else 5
-    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=columns, fontsize=9)
+    figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=columns, fontsize=9)

@@ -11,11 +11,15 @@ Keys, outermost first; an estimate is `{"mean", "low", "high"}` with a 95 % inte
 - `cells`: of every retrofit run: accuracy, log-odds and loss, short and long; errors of `bind`; outcome by distance.
 - `judgements`: of every status quo: symptom, verdict, options with effects, division of the loss,
   signature, cost of each fault, distance of runs with faults to observed answers, the three links.
-- `interval_method`, `compilations`, `omitted`, `versions`.
+- `adapted`: the same after a few steps of training in every arm.
+- `prediction`: rank correlation, and for every cell predicted and measured errors of `bind` by asked offset 1 ... 8,
+  coherence, g50, just noticeable difference, bias horizon and bias step; null where none was made.
+- `interval_method`, `omitted`, `versions`.
 """
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +27,7 @@ import numpy as np
 
 from rope_jax.biases import Alibi
 from rope_jax.diagnosis import attribution, intervals, links, probes
+from rope_jax.diagnosis.agreement import Agreement
 from rope_jax.diagnosis.arms import declared_rotary
 from rope_jax.diagnosis.attribution import Symptom
 from rope_jax.diagnosis.case import Case, Judgement
@@ -36,8 +41,16 @@ DISTANCE_EDGES = 7
 """Edges of the strata of distance, even in the logarithm up to the target length."""
 
 
-def json_record(case: Case) -> dict[str, Any]:
-    """Returns the record, of plain numbers, strings, lists and objects."""
+def json_record(
+    case: Case, *, adapted: Sequence[Judgement] = (), prediction: Agreement | None = None
+) -> dict[str, Any]:
+    """Returns the record, of plain numbers, strings, lists and objects.
+
+    Args:
+      case: the result.
+      adapted: judgements after adaptation, where arms were adapted.
+      prediction: of `bind` from the model's own heads, beside the measurement.
+    """
     first = case.subjects[0]
     items = first.items
     return {
@@ -68,10 +81,11 @@ def json_record(case: Case) -> dict[str, Any]:
         "biases": [_biases(fitted) for fitted in case.fitted],
         "cells": [_cell(case, cell, scores) for cell, scores in case.cells.items()],
         "judgements": [_judgement(case, judgement) for judgement in case.judgements],
+        "adapted": [_judgement(case, judgement) for judgement in adapted],
+        "prediction": _prediction(prediction),
         "interval_method": intervals.clustered_method(
             len(case.subjects), 0 if items.long is None else len(items.long.tokens)
         ),
-        "compilations": case.compilations,
         "omitted": dict(case.omitted),
         "versions": dict(case.versions),
     }
@@ -216,6 +230,36 @@ def _judgement(case: Case, judgement: Judgement) -> dict[str, Any]:
     }
 
 
+def _prediction(prediction: Agreement | None) -> dict[str, Any] | None:
+    if prediction is None:
+        return None
+    cells = []
+    for cell, models in prediction.predicted.items():
+        one = models[0]
+        cells.append(
+            {
+                **_named(cell),
+                "predicted": np.mean([model.error for model in models], axis=0).tolist(),
+                "measured": prediction.measured[cell].tolist(),
+                "coherence": one.coherence.tolist(),
+                "g50": list(one.g50),
+                "just_noticeable": one.just_noticeable if math.isfinite(one.just_noticeable) else None,
+                "horizon": one.horizon if math.isfinite(one.horizon) else None,
+                "step": one.step,
+            }
+        )
+    return {
+        "spearman": _estimate(prediction.ranks.correlation),
+        "groups": prediction.ranks.groups,
+        "text": prediction.text,
+        "heads": [
+            {name: dataclasses.asdict(relation) for name, relation in (("local", own.local), ("far", own.far))}
+            for own in prediction.heads
+        ],
+        "cells": cells,
+    }
+
+
 def _symptom(symptom: Symptom | None) -> dict[str, Any] | None:
     if symptom is None:
         return None
@@ -224,6 +268,7 @@ def _symptom(symptom: Symptom | None) -> dict[str, Any] | None:
         "retrieval_drop": _estimate(symptom.retrieval_drop),
         "specific": _estimate(symptom.specific),
         "by_probe": {name: _estimate(value) for name, value in symptom.by_probe.items()},
+        "p_values": dict(symptom.p_values),
         "accuracy": {
             reach: {name: _estimate(value) for name, value in by_probe.items()}
             for reach, by_probe in symptom.accuracy.items()

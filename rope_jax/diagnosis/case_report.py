@@ -27,6 +27,13 @@ _LINKS = {
     "scaling": "What the scaling changed",
     "bias": "What the bias does far away",
 }
+_PROBES = {
+    "ret": "the value that stood with a key",
+    "bind": "the n-th item after a marker",
+    "ord": "which of two came first",
+    "dist": "how far apart two stood",
+    "ith": "what followed the i-th of several alike",
+}
 _OPTIONAL = {
     "costs": ("What each option costs to run", "Milliseconds and memory."),
     "band_decomposition": ("Which band of rotary pairs carries what", ""),
@@ -51,6 +58,7 @@ def html_page(record: Record, *, command: str) -> str:
         f"<div class=cards>{''.join(_card(record, one) for one in judgements)}</div>",
         "<h2>The symptom</h2>",
         bullets(_symptom(record, one) for one in judgements),
+        _asked(record["probes"]["used"]),
         bullets(f"Left out: {name}, {why}" for name, why in record["probes"]["refused"].items()),
         "<h2>From the scheme to the symptom</h2>",
         *_links(judgements),
@@ -140,10 +148,16 @@ def _symptom(record: Record, judgement: Record) -> str:
         for probe in record["probes"]["used"]
     )
     return (
-        f"{name}: from {lengths['trained']:,} to {lengths['target']:,} tokens {what}: precision falls by "
-        f"{in_words(symptom['precision_drop'])} nats, retrieval by {in_words(symptom['retrieval_drop'])}; "
+        f"{name}: from {lengths['trained']:,} to {lengths['target']:,} tokens, {what}: precision falls by "
+        f"{in_words(symptom['precision_drop'], sign=False)} nats, retrieval by "
+        f"{in_words(symptom['retrieval_drop'], sign=False)}; "
         f"right answers: {accuracy}."
     )
+
+
+def _asked(probes: Sequence[str]) -> str:
+    known = "; ".join(f"{name}: {_PROBES[name]}" for name in probes if name in _PROBES)
+    return f"<p class=note>What the probes ask: {html.escape(known)}.</p>" if known else ""
 
 
 def _links(judgements: Sequence[Record]) -> Iterator[str]:
@@ -208,15 +222,36 @@ def _more(record: Record, judgements: Sequence[Record]) -> Iterator[str]:
 
 
 def _faults(record: Record) -> Iterator[str]:
-    faults = record.get("faults")
-    if faults:
-        found = [fault["name"] for fault in faults if fault["detected"]]
-        yield "<h2>Faults of an implementation that look the same</h2>"
+    judgements = record["judgements"]
+    rows = [dict(fault) for fault in record.get("faults") or ()]
+    rows += [
+        {"name": fault["name"], "status quo": cell_name(one["status_quo"]), **fault}
+        for one in judgements
+        for fault in one.get("faults") or ()
+    ]
+    observed = [one for one in judgements if one.get("nearest")]
+    if not rows and not observed:
+        return
+    margin = record["settings"]["margins"]["gain"]
+    yield "<h2>Faults of an implementation that look the same</h2>"
+    if rows:
+        described = {row["name"]: row.pop("description") for row in rows}
+        costly = [
+            name
+            for name in described
+            if any(row["name"] == name and above(Estimate(**row["precision_loss"]), margin) == "yes" for row in rows)
+        ]
         yield (
-            "<p class=note>The scheme run wrongly on purpose: what each fault costs in long precision, and whether "
-            f"these haystacks would show it. Shown: {html.escape(', '.join(found) or 'none')}.</p>"
+            "<p class=note>The scheme run wrongly on purpose: what each fault would cost at the target length, in nats. "
+            f"Surely more than {margin:g} nats of precision: {html.escape(', '.join(costly) or 'none')}.</p>"
         )
-        yield anything(faults)
+        yield bullets(f"{name}: {text}" for name, text in described.items())
+        yield anything(sorted(rows, key=lambda row: list(described).index(row["name"])))
+    yield bullets(
+        f"{cell_name(one['status_quo'])}: what was observed lies nearest to {next(iter(one['nearest']))}; mean distance "
+        f"in nats a question: {', '.join(f'{name} {value:.3f}' for name, value in one['nearest'].items())}"
+        for one in observed
+    )
 
 
 def _adapted(record: Record) -> Iterator[str]:

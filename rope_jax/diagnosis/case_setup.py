@@ -33,7 +33,8 @@ class Settings:
       num_buckets: T5 buckets.
       max_distance: T5's largest told-apart distance, tokens.
       fit_steps: Adam steps of the T5 table.
-      faults: what every status quo is also run with, names from `faults.NAMES`.
+      faults: what every status quo is also run with, names from `scalings.FAULTS`.
+      adapt_steps: training steps of the adapted arms; 0 for none.
       deployed: the fault that the deployment is known to have, or "exact".
       seed: of the fit's order.
     """
@@ -47,6 +48,7 @@ class Settings:
     max_distance: int = 128
     fit_steps: int = 60
     faults: tuple[str, ...] = ("bf16_frequencies",)
+    adapt_steps: int = 0
     deployed: str = EXACT
     seed: int = 0
 

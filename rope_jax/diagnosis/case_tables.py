@@ -22,6 +22,7 @@ _NAMES = {
     "alibi": "a line a head",
     "alibi_star": "the steepest line that does no harm short",
     "t5": "one number a bucket of offsets",
+    "T": "logits sharpened for the longer context",
 }
 _ROLES = {"status quo": "◆", "chosen": "★"}
 
@@ -31,30 +32,44 @@ def factorial(record: Record) -> str:
     probes, cells = record["probes"]["used"], record["cells"]
     precision = [name for name in probes if name != "ret"]
     head = "<tr><th rowspan=2>scaling + bias</th>"
-    head += "".join(f"<th colspan=2>{html.escape(name)}<br>right</th>" for name in probes)
-    head += "<th colspan=2>precision<br>log-odds</th>" if precision else ""
-    head += "<th colspan=2>retrieval<br>log-odds</th>" if "ret" in probes else ""
-    head += "<th colspan=2>text<br>loss</th></tr><tr>"
-    groups = len(probes) + bool(precision) + ("ret" in probes) + 1
-    head += "<th class=inner>short</th><th>long</th>" * groups + "</tr>"
+    groups = [f"{html.escape(name)}<br>right" for name in probes]
+    groups += ["precision<br>log-odds"] * bool(precision) + ["retrieval<br>log-odds"] * ("ret" in probes)
+    head += _short_and_long([*groups, "text<br>loss"])
     unchanged = next((one for one in cells if cell_name(one) == "none + none"), cells[0])
-    rows = []
-    for cell in cells:
-        row = [f"<td>{html.escape(cell_name(cell))}{_roles(record, cell)}</td>"]
+    rows, scaling = [], cells[0]["scaling"]
+    for cell in _grouped(cells):
+        row = [f"<td>{_short_name(cell)}{_roles(record, cell)}</td>"]
         for name in probes:
             row += [_accuracy(cell["accuracy"][reach][name]) for reach in REACHES]
         for names in (precision, ["ret"] if "ret" in probes else []):
             if names:
                 row += [_log_odds([cell["log_odds"][reach][name] for name in names]) for reach in REACHES]
         row += [_loss(cell["loss"][reach], unchanged["loss"][reach]) for reach in REACHES]
-        rows.append(f"<tr>{''.join(row)}</tr>")
+        rows.append(f"<tr{' class=starts' if cell['scaling'] != scaling else ''}>{''.join(row)}</tr>")
+        scaling = cell["scaling"]
     used = dict.fromkeys([*(cell["scaling"] for cell in cells), *(cell["bias"] for cell in cells)])
-    glossary = "; ".join(f"{name}: {_NAMES[name]}" for name in used if name in _NAMES)
+    glossary = "; ".join(f"{name}: {_NAMES[name]}" for name in [*used, "T"] if name in _NAMES)
     return (
         f"<p class=note>{_ROLES['status quo']} a status quo, {_ROLES['chosen']} chosen for one. Accuracy: the deeper "
         "the green the better. Log-odds in nats, 0 is chance. Loss in nats a token, green below and orange above the "
         f"unchanged model. {html.escape(glossary)}.</p>" + table(rows, head=head)
     )
+
+
+def _grouped(cells: Sequence[Record]) -> list[Record]:
+    """Returns the cells with those of one scaling together, and of one bias within it."""
+    order = {key: list(dict.fromkeys(cell[key] for cell in cells)) for key in ("scaling", "bias")}
+    return sorted(cells, key=lambda cell: (*(order[key].index(cell[key]) for key in order), cell["temperature"]))
+
+
+def _short_and_long(groups: Sequence[str]) -> str:
+    above = "".join(f"<th class=group colspan=2>{group}</th>" for group in groups)
+    return f"{above}</tr><tr>{''.join('<th class=starts>short</th><th>long</th>' for _ in groups)}</tr>"
+
+
+def _short_name(cell: Record) -> str:
+    # On a phone the column of names stays in view, and must leave room for another.
+    return html.escape(cell_name(cell).replace(" + temperature", " + T"))
 
 
 def _roles(record: Record, cell: Record) -> str:
@@ -67,8 +82,9 @@ def _roles(record: Record, cell: Record) -> str:
     return "".join(f' <span title="{role}">{_ROLES[role]}</span>' for role in roles)
 
 
-def _shaded(text: str, tone: str, strength: float, *, title: str = "") -> str:
+def _shaded(text: str, tone: str, strength: float, *, title: str = "", kind: str = "") -> str:
     style = f'style="background: rgba(var(--{tone}), {min(max(strength, 0), 1) * 0.45:.2f})"'
+    style += f" class={kind}" if kind else ""
     return f'<td {style} title="{html.escape(title)}">{text}</td>' if title else f"<td {style}>{text}</td>"
 
 
@@ -96,13 +112,12 @@ def log_odds(record: Record) -> str:
     if not probes:
         return ""
     head = "<tr><th rowspan=2>scaling + bias</th>"
-    head += "".join(f"<th colspan=2>{html.escape(name)}</th>" for name in probes) + "</tr><tr>"
-    head += "<th class=inner>short</th><th>long</th>" * len(probes) + "</tr>"
+    head += _short_and_long([html.escape(name) for name in probes])
     rows = [
-        f"<tr><td>{html.escape(cell_name(cell))}</td>"
+        f"<tr><td>{_short_name(cell)}</td>"
         + "".join(f"<td>{with_interval(cell['log_odds'][reach][name])}</td>" for name in probes for reach in REACHES)
         + "</tr>"
-        for cell in record["cells"]
+        for cell in _grouped(record["cells"])
     ]
     return (
         "<details><summary>Log-odds of every probe, with 95 % intervals (nats)</summary>"
@@ -112,15 +127,16 @@ def log_odds(record: Record) -> str:
 
 def options(judgement: Record) -> str:
     """Returns what every option of a status quo does, whether it helps and whether it qualifies."""
-    names = ["option", "change", "long precision", "long right", "long retrieval lost", "short right lost"]
+    names = ["change", "long precision", "long accuracy", "long retrieval lost", "short accuracy lost"]
     names += ["short loss of text", "long loss of text", "helps", "qualifies"]
     head = "".join(
-        f"<th{' class=left' if name == 'change' else ''}>{name.replace(' ', '<br>', 1)}</th>" for name in names
+        f"<th{' class=group' if name in ('helps', 'qualifies') else ''}>{name.replace(' ', '<br>', 1)}</th>"
+        for name in names
     )
     rows = []
     for one in judgement["options"]:
         option = one["option"]
-        number = option["number"] if option["number"] in ("1", "2", "3") else ""
+        number = f"<b>{option['number']}</b> " if option["number"] in ("1", "2", "3") else ""
         mark = " class=chosen" if option == judgement["verdict"]["chosen"] else ""
         values = [
             with_interval(one["gain_simultaneous"]),
@@ -131,22 +147,22 @@ def options(judgement: Record) -> str:
             with_interval(negated(one["long_gain"]), digits=3),
         ]
         rows.append(
-            f"<tr{mark}><td>{number}</td><td class=left>{html.escape(option['change'])}"
+            f"<tr{mark}><td>{number}{html.escape(option['change'])}"
             f"<br><span class=ci>{html.escape(cell_name(option))}</span></td>"
             + "".join(f"<td>{value}</td>" for value in values)
             + _judged(one["helps"])
-            + _judged(one["qualifies"], ", ".join(f"{what}: {answer}" for what, answer in one["lost"].items()))
+            + _judged(one["qualifies"], one["lost"])
             + "</tr>"
         )
     return table(rows, head=f"<tr>{head}</tr>")
 
 
-def _judged(answer: str, lost: str = "") -> str:
+def _judged(answer: str, lost: Mapping[str, str] | None = None) -> str:
     tone = {"yes": "good", "no": "bad"}.get(answer, "warn")
     text = html.escape("open" if answer == "unclear" else answer)
-    if lost and answer != "yes":
-        text += f"<br><span class=ci>{html.escape(lost.replace('yes', 'lost').replace('unclear', 'open'))}</span>"
-    return _shaded(text, tone, 0.7)
+    for what, how in (lost or {}).items():
+        text += f"<br><span class=ci>{html.escape(what)} {'lost' if how == 'yes' else 'open'}</span>"
+    return _shaded(text, tone, 0.7, kind="answer")
 
 
 def provenance(record: Record, command: str) -> str:
@@ -185,5 +201,4 @@ def _sources(record: Record, command: str) -> Iterator[tuple[str, str]]:
             yield f"bias {name}", shown
     for name, why in record["omitted"].items():
         yield f"omitted: {name}", html.escape(why)
-    yield "programs compiled for all cells of a model", str(record["compilations"])
     yield "versions", html.escape(", ".join(f"{name} {value}" for name, value in record["versions"].items()))

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from jaxtyping import Float64
 
+from rope_jax import __version__
 from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Schemes
 from rope_jax.diagnosis import probes
@@ -19,7 +21,7 @@ from rope_jax.diagnosis.haystacks import Haystacks
 from rope_jax.diagnosis.losses import LossProgram
 from rope_jax.diagnosis.probes import Answers, ProbeProgram
 from rope_jax.diagnosis.subject import Subject
-from rope_jax.errors import CheckpointError
+from rope_jax.errors import CheckpointError, InputError
 
 Reach = Literal["short", "long"]
 REACHES: tuple[Reach, ...] = ("short", "long")
@@ -91,6 +93,7 @@ class CellRuns:
 
         Raises:
           CheckpointError: if the model overflows float32 under the scheme.
+          InputError: if the store cannot be written to.
         """
         return self.scores(self.raw(scheme, note=note))
 
@@ -140,19 +143,20 @@ class CellRuns:
         return Scores(answers, log_odds, accuracy, loss, losses)
 
     def _key(self, scheme: Schemes, note: str) -> str:
-        import jax
-
+        items = self.subject.items
         digest = hashlib.sha256()
         described: dict[str, Any] = {
             "weights": self.subject.checkpoint.sha256,
+            "config": repr(self.subject.checkpoint.config),
+            "versions": [__version__, jax.__version__],
             "length": self.subject.trained_length,
-            "structure": str(jax.tree_util.tree_structure(scheme)),
+            "structure": str(jax.tree_util.tree_structure((scheme, items.short, items.long))),
             "note": note,
         }
         digest.update(json.dumps(described, sort_keys=True).encode())
-        items = self.subject.items
-        for leaf in (*jax.tree.leaves(scheme), *jax.tree.leaves((items.short, items.long)), items.text, items.counted):
-            digest.update(np.ascontiguousarray(leaf).tobytes())
+        asked = jax.tree.leaves((items.short, items.long))
+        for leaf in map(np.asarray, (*jax.tree.leaves(scheme), *asked, items.text, items.counted)):
+            digest.update(f"{leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
         return digest.hexdigest()[:32]
 
     def _load(self, key: str) -> dict[str, np.ndarray] | None:
@@ -169,8 +173,11 @@ class CellRuns:
     def _save(self, key: str, raw: Mapping[str, np.ndarray]) -> None:
         if self._store is None:
             return
-        self._store.mkdir(parents=True, exist_ok=True)
         partial = self._store / f".{key}.{os.getpid()}.partial"
-        with open(partial, "wb") as file:
-            np.savez(file, **raw)  # type: ignore[arg-type]
-        os.replace(partial, self._store / f"{key}.npz")
+        try:
+            self._store.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                np.savez(file, **raw)  # type: ignore[arg-type]
+            os.replace(partial, self._store / f"{key}.npz")
+        except OSError as error:
+            raise InputError(f"{self._store}: cannot keep finished cells there: {error.strerror}") from error

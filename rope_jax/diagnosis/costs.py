@@ -3,15 +3,17 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rope_jax.diagnosis.cells import Cell, CellSchemes
+from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes
 from rope_jax.diagnosis.subject import Subject
+from rope_jax.diagnosis.verdict import Verdict
 
 _ROUNDS = 5
 
@@ -29,6 +31,21 @@ class Cost:
     mebibytes: float
 
 
+def costs_record(subject: Subject, schemes: CellSchemes, verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Returns, for every option that was judged and the unchanged model, what it costs, as plain numbers."""
+    cells = dict.fromkeys([UNCHANGED, *(one.option.cell for verdict in verdicts for one in verdict.judged)])
+    return [
+        {
+            "scaling": cell.scaling,
+            "bias": cell.bias,
+            "temperature": cell.temperature,
+            "milliseconds": cost.milliseconds,
+            "mib": cost.mebibytes,
+        }
+        for cell, cost in measure(subject, schemes, tuple(cells)).items()
+    ]
+
+
 def measure(subject: Subject, schemes: CellSchemes, cells: tuple[Cell, ...]) -> Mapping[Cell, Cost]:
     """Returns what each cell costs on this machine."""
     graph, state = nnx.split(subject.checkpoint.model)
@@ -40,7 +57,7 @@ def measure(subject: Subject, schemes: CellSchemes, cells: tuple[Cell, ...]) -> 
     arguments = {cell: schemes(cell) for cell in cells}
     program = jax.jit(read).lower(state, arguments[cells[0]], row).compile()
     memory = program.memory_analysis()
-    mebibytes = float("nan") if memory is None else memory.temp_size_in_bytes / 2**20
+    mebibytes = 0.0 if memory is None else memory.temp_size_in_bytes / 2**20
     seconds: dict[Cell, list[float]] = {cell: [] for cell in cells}
     for round_number in range(_ROUNDS + 1):
         for cell in np.random.default_rng(round_number).permutation(len(cells)):

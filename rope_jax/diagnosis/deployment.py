@@ -43,7 +43,7 @@ class FaultRuns:
     """Runs cells of one model with one fault, through one more program where the fault needs one.
 
     Args:
-      name: of the fault; see `faults.NAMES`.
+      name: of the fault; see `scalings.FAULTS`.
       exact: runs of the same model without it.
       schemes: of its cells.
       store: directory of finished cells.
@@ -109,7 +109,7 @@ def write_items(file: Path, subject: Subject) -> None:
             raise InputError("this model answers no probes, so there are no items to write")
         arrays |= {f"{reach}_{name}": getattr(items, name) for name in ("tokens", "position", "choices")}
     with open(file, "wb") as opened:
-        np.savez(opened, **arrays)
+        np.savez(opened, **arrays)  # type: ignore[arg-type]
 
 
 def read_observed(file: Path, subject: Subject) -> dict[str, np.ndarray]:

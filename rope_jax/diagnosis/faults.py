@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool
 
 from rope_jax.attention.api import attend
 from rope_jax.attention.call import Settings, Tokens
 from rope_jax.decoder import Attend, Schemes
+from rope_jax.diagnosis.scalings import FAULTS
 from rope_jax.errors import InputError
 from rope_jax.scheme import Scheme, without_rotation
 
@@ -30,14 +31,11 @@ class Fault:
     attention: Attend = attend
 
 
-NAMES = ("bf16_bias", "bf16_frequencies", "bf16_positions", "float32_phases", "stale_cache", "wrong_layout")
-
-
 def fault(name: str, *, length: int, trained: Schemes | None = None, cached: int = 0) -> Fault:
     """Returns the fault of that name.
 
     Args:
-      name: one of `NAMES`.
+      name: one of `scalings.FAULTS`.
       length: longest row, tokens, for a bias that is rounded offset by offset.
       trained: the scheme before the retrofit, under which a stale cache was filled.
       cached: tokens of a row that were in the cache when the scheme was changed.
@@ -76,7 +74,7 @@ def fault(name: str, *, length: int, trained: Schemes | None = None, cached: int
                 "the context was cached under the trained scheme, and new tokens read it under the retrofit",
                 attention=_stale(trained, cached),
             )
-    raise InputError(f"unknown fault {name!r}; there are: {', '.join(NAMES)}")
+    raise InputError(f"unknown fault {name!r}; there are: {', '.join(FAULTS)}")
 
 
 def _each(change: Callable[[Scheme], Scheme]) -> Callable[[Schemes], Schemes]:
@@ -116,12 +114,17 @@ def _with_rounded_positions(q, k, v, scheme, sinks, queries, keys, settings, imp
 
 def _stale(trained: Scheme, cached: int) -> Attend:
     def attention(q, k, v, scheme, sinks, queries, keys, settings, implementation=None):
-        def turned(x: Float[Array, "B T H d"], positions: Int[Array, "B T"]) -> Float[Array, "B T H d"]:
-            old = (positions < cached)[..., None, None]
-            return jnp.where(old, trained.rotate(x, positions), scheme.rotate(x, positions))
+        def old(tokens: Tokens) -> Bool[Array, "B T 1 1"]:
+            return (tokens.positions < cached)[..., None, None]
 
-        turned_q, turned_k = turned(q, queries.positions), turned(k, keys.positions)
-        return attend(turned_q, turned_k, v, without_rotation(scheme), sinks, queries, keys, settings, implementation)
+        # What the cache holds was worked out under the trained scheme throughout, its bias (or none) included.
+        before, before_lse = attend(q, k, v, trained, sinks, queries, keys, settings, implementation)
+        read = jnp.where(old(keys), trained.rotate(k, keys.positions), scheme.rotate(k, keys.positions))
+        turned = scheme.rotate(q, queries.positions)
+        after, after_lse = attend(
+            turned, read, v, without_rotation(scheme), sinks, queries, keys, settings, implementation
+        )
+        return jnp.where(old(queries), before, after), jnp.where(old(queries)[..., 0], before_lse, after_lse)
 
     return attention
 

@@ -29,7 +29,8 @@ START = 0
 QUESTION = {name: 1 + index for index, name in enumerate(PROBES)}
 DIGITS = np.arange(8, 16)
 FILLER = np.arange(16, 32)
-SYMBOLS = np.arange(32, VOCAB_SIZE)
+MARKERS = np.arange(32, 48)
+SYMBOLS = np.arange(48, VOCAB_SIZE)
 
 GROUP = 8  # items after a marker
 DISTANCES = (4, 12, 36, 108)  # tokens; a class holds a fifth more or less than its number
@@ -44,7 +45,7 @@ class Counts:
     Attributes:
       pairs: key-value pairs, each asked for once.
       markers: markers with eight items each.
-      bind_questions: questions about them, each another (marker, offset).
+      bind_questions: questions about them, each another (marker, offset); eight ask for every offset once.
       order_pairs: pairs of events, each asked about once; no event is in two pairs, so no answer gives another away.
       distances: symbols whose distance is asked for.
       repeats: occurrences of the symbol of `ith`; 0 for none.
@@ -54,7 +55,7 @@ class Counts:
 
     pairs: int = 6
     markers: int = 2
-    bind_questions: int = 6
+    bind_questions: int = 8
     order_pairs: int = 4
     distances: int = 2
     repeats: int = 4
@@ -122,11 +123,24 @@ def haystacks(
       counts: facts and questions; the defaults fit from 192 tokens on.
 
     Raises:
-      InputError: if so many facts do not fit.
+      InputError: if so many facts do not fit, or cannot be asked about.
     """
     counts = counts or Counts()
+    _check(counts)
     made = [_row(rng, length, largest_gap, counts) for _ in range(rows)]
     return Haystacks(*(np.stack(column) for column in zip(*made, strict=True)))
+
+
+def _check(counts: Counts) -> None:
+    for name, most in (("pairs", _CHOICES), ("repeats", len(DIGITS))):
+        if getattr(counts, name) == 1 or getattr(counts, name) > most:
+            raise InputError(f"{name} must be 0 or from 2 to {most}, so that there are others to choose from: {counts}")
+    if counts.bind_questions > counts.markers * GROUP or counts.ith_questions > counts.repeats:
+        raise InputError(f"more questions than there is to ask about: {counts}")
+    symbols = 2 * counts.pairs + counts.markers + 2 * counts.order_pairs + counts.distances + counts.counted
+    symbols += (GROUP if counts.markers else 0) + (1 + counts.repeats if counts.repeats else 0)
+    if symbols > len(SYMBOLS):
+        raise InputError(f"{symbols} symbols are needed, there are {len(SYMBOLS)}: {counts}")
 
 
 def _row(rng: np.random.Generator, length: int, largest_gap: int, counts: Counts) -> tuple[np.ndarray, ...]:
@@ -223,12 +237,16 @@ def _others(values: list[int], index: int) -> list[int]:
 
 
 def _bind(rng, room: _Room, take, counts: Counts) -> list[_Question]:
-    markers, items = take(counts.markers), take(GROUP if counts.markers else 0)
+    markers = [int(marker) for marker in rng.choice(MARKERS, counts.markers, replace=False)]
+    items = take(GROUP if counts.markers else 0)
     groups = [[items[i] for i in rng.permutation(GROUP)] for _ in markers]
     starts = [room.place([marker, *group]) for marker, group in zip(markers, groups, strict=True)]
     questions = []
-    for pick in rng.permutation(counts.markers * GROUP)[: counts.bind_questions]:
-        group, offset = divmod(int(pick), GROUP)
+    # Every offset is asked for once before any is asked for again, then of the next marker.
+    first = rng.integers(max(counts.markers, 1), size=GROUP)
+    order = [(int(offset), turn) for turn in range(counts.markers) for offset in rng.permutation(GROUP)]
+    for offset, turn in order[: counts.bind_questions]:
+        group = int(first[offset] + turn) % counts.markers
         questions.append(
             _Question(
                 "bind",
@@ -245,7 +263,9 @@ def _bind(rng, room: _Room, take, counts: Counts) -> list[_Question]:
 def _dist(rng, room: _Room, take, counts: Counts) -> list[_Question]:
     questions = []
     fitting = [kind for kind, distance in enumerate(DISTANCES) if 1.5 * distance < len(room.tokens)]
-    for symbol in take(counts.distances if fitting else 0):
+    if counts.distances and not fitting:
+        raise _FullError
+    for symbol in take(counts.distances):
         kind = int(rng.choice(fitting))
         distance = max(1, round(DISTANCES[kind] * rng.uniform(0.8, 1.2)))
         start = room.place([symbol], also=distance)
@@ -310,12 +330,12 @@ def repeated_text(rng: np.random.Generator, *, rows: int, length: int, farthest:
     predictable = np.zeros((rows, length - 1))
     for row in range(rows):
         symbols = rng.choice(SYMBOLS, subset, replace=False)
-        # Whole permutations, so that a symbol rarely stands twice within reach and what to copy is seldom in doubt.
+        # Whole permutations, so that two tokens in a row rarely stand twice within reach unless one is a copy.
         fresh = np.concatenate([rng.permutation(symbols) for _ in range(-(-length // subset))])
         line = tokens[row]
         line[0], filled, used, copy = START, 1, 0, False
         while filled < length:
-            width = min(int(rng.integers(8, max(9, min(33, length // 2)))), length - filled)
+            width = min(int(rng.integers(8, max(9, min(33, length // 2)))), length - filled, farthest)
             if copy and filled > width:
                 source = int(rng.integers(max(1, filled - farthest), filled - width + 1))
                 line[filled : filled + width] = line[source : source + width]

@@ -149,21 +149,23 @@ def _estimate(values: np.ndarray, confidence: float, seed: int) -> Estimate:
     return Estimate(mean, None, None) if of_confidence is None else Estimate(mean, *of_confidence(confidence))
 
 
-def _half_width(values: np.ndarray, confidence: float) -> float:
+def _half_width(values: np.ndarray) -> Callable[[float], float]:
     rows = len(values)
-    return float(special.stdtrit(rows - 1, (1 + confidence) / 2) * values.std(ddof=1) / np.sqrt(rows))
+    error = float(values.std(ddof=1)) / math.sqrt(rows)
+    return lambda confidence: float(special.stdtrit(rows - 1, (1 + confidence) / 2)) * error
 
 
 def _student(values: np.ndarray) -> Limits:
-    mean = float(values.mean())
-    return lambda confidence: (mean - (half := _half_width(values, confidence)), mean + half)
+    mean, half = float(values.mean()), _half_width(values)
+    return lambda confidence: (mean - half(confidence), mean + half(confidence))
 
 
 def _student_both(values: np.ndarray) -> Limits:
     mean = float(values.mean())
+    of_haystacks, of_seeds = (_half_width(values.mean(axis=axis)) for axis in (0, 1))
 
     def limits_at(confidence: float) -> tuple[float, float]:
-        half = math.hypot(*(_half_width(values.mean(axis=axis), confidence) for axis in (0, 1)))
+        half = math.hypot(of_seeds(confidence), of_haystacks(confidence))
         return mean - half, mean + half
 
     return limits_at

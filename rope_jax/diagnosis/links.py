@@ -44,10 +44,12 @@ def _scaling(trained: np.ndarray, case: Case, judgement: Judgement) -> str:
     if name == "none":
         share = resolution.out_of_distribution_share(trained, trained, original_length=length, target_length=target)
         return f"Nothing is scaled; at {target:,} tokens {share:.1%} of (pair, offset) cells show angles never trained."
-    rotary = subject.checkpoint.positions.main_group.rotary
-    assert rotary is not None
-    scaled = rules_of(subject.factor, length)[name](rotary).inverse_frequencies
-    slower = trained / scaled
+    group = subject.checkpoint.positions.main_group
+    assert group.rotary is not None
+    rule = rules_of(subject.factor, length)[name]
+    scaled = rule(declared_rotary(group, group.rotary, length=target)).inverse_frequencies
+    slower = trained[trained > 0] / scaled[trained > 0]
+    alike = "all alike" if np.allclose(slower, slower[0]) else "not all alike"
     share = resolution.out_of_distribution_share(trained, scaled, original_length=length, target_length=target)
     weights = resolution.uniform_weights(len(trained))
     stars = [offset for offset in (8, 32, 128) if offset < length]
@@ -58,7 +60,7 @@ def _scaling(trained: np.ndarray, case: Case, judgement: Judgement) -> str:
     )
     return (
         f"{name} slows the pairs by factors from {slower.min():.2f} (the fastest) to {slower.max():.2f} (the slowest), "
-        f"not all alike. A head tuned in training to one offset now finds it elsewhere: offset {moved}. "
+        f"{alike}. A head tuned in training to one offset now finds it elsewhere: offset {moved}. "
         f"{share:.1%} of (pair, offset) cells show angles never trained."
     )
 

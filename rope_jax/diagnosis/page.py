@@ -23,10 +23,12 @@ ul { padding-left: 1.2rem; }
 figure { margin: 1rem 0; }
 figure svg { display: block; width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .42rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; }
-th.left, td.left { text-align: left; }
+th.left, td.left { text-align: left; } th.group, td.answer { text-align: center; }
+td.starts, th.starts, th.group { border-left: 1px solid var(--line); }
+tr.starts td { border-top: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 td.wrap { white-space: normal; overflow-wrap: anywhere; text-align: left; min-width: 14rem; }
 tr.chosen td { border-bottom: 2px solid rgb(var(--good)); }
@@ -35,7 +37,7 @@ code { overflow-wrap: anywhere; font-size: .85rem; }
 summary { cursor: pointer; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: .9rem; }
 .card { border: 1px solid rgba(var(--tone), .5); border-left: 6px solid rgb(var(--tone)); border-radius: 6px;
-  background: rgba(var(--tone), .09); padding: .8rem 1rem; }
+  background: rgba(var(--tone), .09); padding: .8rem 1rem; max-width: 56rem; }
 .card h3 { margin: .1rem 0 .4rem; font-size: 1.1rem; line-height: 1.3; overflow-wrap: anywhere; }
 .card p { margin: .35rem 0; } .card dl { margin: .6rem 0 0; font-size: .92rem; }
 .card dt { color: var(--soft); font-size: .8rem; margin-top: .4rem; } .card dd { margin: 0; }
@@ -80,8 +82,9 @@ def table(rows: Iterable[str], *, head: str = "") -> str:
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """Returns a list of lines of plain text."""
-    return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
+    """Returns a list of lines of plain text; "" for none."""
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def is_estimate(value: Any) -> bool:
@@ -92,7 +95,12 @@ def is_estimate(value: Any) -> bool:
 def negated(value: Mapping[str, Any]) -> dict[str, Any]:
     """Returns an estimate of the opposite: a gain of what was a loss."""
     low, high = value["low"], value["high"]
-    return {"mean": -value["mean"], "low": None if high is None else -high, "high": None if low is None else -low}
+    # From 0, so that no -0 comes out.
+    return {
+        "mean": 0 - value["mean"],
+        "low": None if high is None else 0 - high,
+        "high": None if low is None else 0 - low,
+    }
 
 
 def with_interval(value: Mapping[str, float | None] | None, *, digits: int = 2, sign: bool = True) -> str:
@@ -139,13 +147,17 @@ def anything(value: Any) -> str:
 
 def _records(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in names)
+    words = {name for name in names if any(isinstance(row.get(name), str) for row in rows)}
+    head = "".join(
+        f"<th{' class=left' if name in words else ''}>{html.escape(name.replace('_', ' '))}</th>" for name in names
+    )
     body = []
     for row in rows:
         cells = []
         for name in names:
             value = row.get(name)
-            kind = " class=wrap" if isinstance(value, str) and len(value) > 40 else ""
+            kind = " class=left" if name in words else ""
+            kind = " class=wrap" if isinstance(value, str) and len(value) > 80 else kind
             cells.append(f"<td{kind}>{anything(value)}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     return table(body, head=f"<tr>{head}</tr>")

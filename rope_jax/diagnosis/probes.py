@@ -1,7 +1,7 @@
 """What a model answers to the questions of haystacks, under any scheme, by one compiled program.
 
-The outcome of a question is the log-odds of its answer against its distractors, in nats, with chance at zero whatever
-their number; accuracy stands beside it. Only answer tokens are scored.
+The outcome of a question is the log-odds of its answer against its distractors, in nats: zero where the answer is as
+likely as they are on average, whatever their number. Accuracy stands beside it. Only answer tokens are scored.
 """
 
 import dataclasses
@@ -77,8 +77,8 @@ def log_odds(logits: ChoiceLogits, choices: Int32[np.ndarray, "rows Q 8"]) -> Fl
 
     .. math:: o = l_0 - \ln\Big(\frac{1}{n}\sum_{k=1}^{n} e^{l_k}\Big)
 
-    with `l_0` the logit of the answer and `l_1 ... l_n` those of its distractors; a model that ignores the question
-    gets 0 on average, whatever `n`.
+    with `l_0` the logit of the answer and `l_1 ... l_n` those of its distractors; a model that knows nothing and says
+    so gets 0, whatever `n`. One that guesses with confidence gets less on average, and the less the larger `n`.
 
     Args:
       logits: from a `ProbeProgram`.

@@ -48,7 +48,9 @@ def heads_of(decoder: Decoder, scheme: Scheme, rows: Int[np.ndarray, "rows token
     for row in rows:
         q, k = (np.asarray(x, np.float64) for x in run(state, jnp.asarray(row, jnp.int32)))
         k = np.repeat(k, q.shape[2] // k.shape[2], axis=2)
-        result.append(Heads(pairs(q), pairs(k), float(scheme.logit_scale) * q.shape[-1] ** -0.5))
+        # Turning multiplies queries and keys by the cos/sin factor, logits by its square.
+        factor = float(scheme.logit_scale) * float(scheme.cos_sin_factor) ** 2
+        result.append(Heads(pairs(q), pairs(k), factor * q.shape[-1] ** -0.5))
     return result
 
 

@@ -10,6 +10,8 @@ ARMS = ("none", "linear", "ntk", "by_parts", "yarn", "llama3")
 BY_NAME = (*ARMS, "ntk4", "dynamic_ntk")
 TRANSFORMS = ("by_parts", "yarn", "llama3", "linear", "ntk4")
 """What option 3 may put in the place of base scaling by the period match."""
+FAULTS = ("bf16_bias", "bf16_frequencies", "bf16_positions", "float32_phases", "stale_cache", "wrong_layout")
+"""Ways of running a scheme wrongly; `faults.py` has them."""
 
 
 def scaling_rule(name: str, *, factor: float, original_length: int) -> Rule | LengthRule:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from rope_jax.biases import bucket_starts
 from rope_jax.diagnosis import resolution
+from rope_jax.diagnosis.case_plots import promising
 from rope_jax.diagnosis.svg import COLOURS, INK, styled, written
 
 BIASES = {"alibi": "A: a line (ALiBi)", "alibi_star": "A*: the largest harmless line", "t5": "B: buckets (T5)"}
@@ -33,6 +34,7 @@ def bias_curves(record: Mapping[str, Any]) -> str:
             column[0].set_title(BIASES.get(name, name), fontsize=10)
             column[1].axvline(lengths["trained"], color=INK, linewidth=0.8, linestyle=":")
             column[1].set_xscale("log", base=2)
+            column[1].xaxis.set_major_formatter("{x:g}")
         figure.supxlabel("offset (tokens; below, log scale, dotted: trained length)", fontsize=10)
         figure.supylabel("bias (nats); a line a head", fontsize=10)
         return written(figure, "The biases against the offset")
@@ -100,7 +102,10 @@ def coherence(record: Mapping[str, Any]) -> str:
     weights = resolution.uniform_weights(len(trained))
     stars = [int(star) for star in np.unique(np.geomspace(1, lengths["trained"] / 2, 14).round())]
     example = min(stars, key=lambda star: abs(star - lengths["trained"] / 8))
-    seen = min(5 * example, lengths["target"])
+    seen = min(4 * example, lengths["target"])
+    # One head's curve has many turns: only what is deployed and what is proposed can be told apart.
+    deployed = {one["status_quo"]["scaling"] for one in record["judgements"]}
+    proposed = {option["scaling"] for one in record["judgements"] if (option := promising(one))}
     with styled():
         figure = Figure(figsize=(11.2, 3.4), layout="constrained")
         place, lands, curve = figure.subplots(1, 3)
@@ -113,8 +118,9 @@ def coherence(record: Mapping[str, Any]) -> str:
                 line |= {"linestyle": "--", "linewidth": 1}
             place.plot(stars, [row[star] for row, star in zip(curves, stars, strict=True)], **line)
             lands.plot(stars, [max(resolution.peak(row)[0], 1) for row in curves], **line)
-            label = "trained" if name == "none" else name
-            curve.plot(np.arange(seen), curves[stars.index(example)][:seen], label=label, **line)
+            lands.plot([], [], label="trained" if name == "none" else name, **line)
+            if name in {"none"} | deployed | proposed:
+                curve.plot(np.arange(seen), curves[stars.index(example)][:seen], **line)
         place.set_title("coherence left in place", fontsize=10)
         lands.set_title("where the head's peak lands", fontsize=10)
         curve.set_title(f"the head of offset {example} itself", fontsize=10)
@@ -127,5 +133,5 @@ def coherence(record: Mapping[str, Any]) -> str:
         place.set_ylim(top=1.05)
         curve.axvline(example, color=INK, linewidth=0.8, linestyle=":")
         curve.set_xlabel("offset (tokens)")
-        figure.legend(loc="outside upper center", ncols=len(known), fontsize=9)
+        figure.legend(loc="outside upper left", ncols=len(known), fontsize=9)
         return written(figure, "Coherence of trained relations under every scaling")

@@ -45,6 +45,7 @@ class Subject:
       items: what is evaluated.
       fit_text: rows of at most `L` tokens for fitting a bias, disjoint from the items.
       fit_counted: weights of their next tokens.
+      fit_items: haystacks of the trained length among them, or None.
       language: where the probes come from, in words.
     """
 
@@ -54,6 +55,7 @@ class Subject:
     items: Items
     fit_text: Rows
     fit_counted: Float64[np.ndarray, "rows next"]
+    fit_items: Haystacks | None
     language: str
 
     @property
@@ -89,7 +91,7 @@ def standin_subject(
             f"{haystacks.VOCAB_SIZE}"
         )
     length = checkpoint.positions.original_length
-    target = target_length or 8 * length
+    target = 8 * length if target_length is None else target_length
     if target <= length:
         raise InputError(f"target length {target} must be above the trained length {length}")
     judged, fitted = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
@@ -105,6 +107,7 @@ def standin_subject(
         items=Items(short, long, text.tokens, text.predictable),
         fit_text=np.concatenate([answers.tokens, copies.tokens]),
         fit_counted=np.concatenate([answer_weights(answers), copies.predictable]),
+        fit_items=answers,
         language="haystacks in the stand-in's own vocabulary; text of repeated segments, copied tokens counted",
     )
 

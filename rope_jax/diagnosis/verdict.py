@@ -103,34 +103,26 @@ def decide(
     used: Used,
     *,
     margins: Margins,
-    exact: Sequence[Scores] | None = None,
 ) -> Verdict:
     """Returns the verdict.
 
     Args:
       status_quo: scores of what is deployed, one a model.
-      changed: scores after each option, on the same items.
+      changed: scores after each option, on the same items. An option whose number is `IMPLEMENTATION` runs the status
+        quo's own scheme exactly, where the deployed one may have a fault.
       symptom: what is wrong with the status quo; None where nothing can be decided.
       used: probes that passed their gate; with no precision probe or no retrieval nothing can be decided.
       margins: what is too little to matter.
-      exact: scores of the status quo's own scheme in an exact implementation, where the deployed one may have a fault.
     """
     if symptom is None or not used.precision or not used.retrieval:
         missing = "retrieval" if used.precision else "any probe of precision"
         return Verdict("undetermined", None, f"the model has not learned {missing}", None, None, (), (), ())
-    arms = dict(changed)
-    if exact is not None:
-        arms[Option(IMPLEMENTATION, "run the same scheme exactly", _cell_of(changed))] = exact
     judged = tuple(
-        _judge(option, scores, status_quo, used, margins, confidence=simultaneous_confidence(len(arms)))
-        for option, scores in arms.items()
+        _judge(option, scores, status_quo, used, margins, confidence=simultaneous_confidence(len(changed)))
+        for option, scores in changed.items()
     )
     cause, cause_gain = _cause(judged, margins)
     return _verdict(judged, symptom, margins, cause, cause_gain)
-
-
-def _cell_of(changed: Mapping[Option, Sequence[Scores]]):
-    return next(iter(changed)).cell
 
 
 def _judge(option, scores, status_quo, used: Used, margins: Margins, *, confidence: float) -> Judged:
@@ -237,6 +229,8 @@ def _surely_better(one: Judged, other: Judged) -> bool:
 
 
 def _interval(value: Estimate) -> str:
+    if value.low is None or value.high is None:
+        return f"{value.mean:.2f}"
     return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
 
 

@@ -45,7 +45,7 @@ def test_a_smaller_p_value_never_makes_an_adjusted_one_larger(p_values, data):
 
 def test_the_family_errs_in_no_more_than_five_of_a_hundred():
     """Eight comparisons of one thing with the same rows, so dependent, none of them real."""
-    rng, errors, draws = np.random.default_rng(0), 0, 500
+    rng, errors, draws = np.random.default_rng(0), 0, 250
     for _ in range(draws):
         rows = rng.standard_normal((8, 12)) - rng.standard_normal(12)
         p_values = {arm: multiplicity.mean_p_value(row) for arm, row in enumerate(rows)}
@@ -91,7 +91,7 @@ def test_simultaneous_intervals_hold_together():
     assert multiplicity.simultaneous_confidence(1) == pytest.approx(0.95)
     confidence = multiplicity.simultaneous_confidence(7)
     assert confidence == pytest.approx(1 - 0.05 / 7)
-    rng, together, draws = np.random.default_rng(4), 0, 300
+    rng, together, draws = np.random.default_rng(4), 0, 200
     for _ in range(draws):
         values = [intervals.estimate(rng.standard_normal(24), confidence=confidence) for _ in range(7)]
         together += all(value.low <= 0 <= value.high for value in values)

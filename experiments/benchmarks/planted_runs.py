@@ -1,0 +1,323 @@
+"""Runs a planted case: what the tool sees and says, and what is true.
+
+The tool gets the weights, the declared scheme and what the deployment answered to fresh items of the case's own. The
+truth is measured on other items, the same for all cases of a model.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import planted_truth
+from flax import nnx
+from planted_causes import Plant, scaled_by
+from planted_causes import base_divisors as divisors_of
+from planted_faults import faulty, rounded_bias, rounded_significands, run_wrongly
+from planted_truth import Rows, Truth
+
+from rope_jax.checkpoints.checkpoint import Checkpoint
+from rope_jax.decoder import Decoder
+from rope_jax.diagnosis import attribution, deployment, verdict
+from rope_jax.diagnosis.arms import Arms
+from rope_jax.diagnosis.attribution import Used
+from rope_jax.diagnosis.case_setup import rules_of
+from rope_jax.diagnosis.cell_runs import CellRuns, Scores
+from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes, Option, options
+from rope_jax.diagnosis.haystacks import Haystacks
+from rope_jax.diagnosis.losses import next_token_losses
+from rope_jax.diagnosis.probes import ProbeProgram
+from rope_jax.diagnosis.scalings import TRANSFORMS
+from rope_jax.diagnosis.subject import Items, Subject, standin_subject
+from rope_jax.diagnosis.verdict import IMPLEMENTATION, Margins
+from rope_jax.scheme import Scheme
+
+PLANTED = Cell("planted", "planted")
+TEXT_ROWS = 8
+FIRST_LOOK = 2  # parts of the truth's items on which every option is run
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a result depends on beside the model and the case's seed.
+
+    Attributes:
+      haystacks: at each length, that the tool sees.
+      truth: how many times as many the truth is measured on.
+      margins: of the verdict and the truth.
+    """
+
+    haystacks: int = 24
+    truth: int = 10
+    margins: Margins = dataclasses.field(default_factory=Margins)
+
+
+class Programs:
+    """The compiled programs of one kind of decoder: weights, schemes and strengths of faults are their arguments."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        graph, _ = nnx.split(decoder)
+        self.exact = ProbeProgram(decoder)
+        self.wrong = ProbeProgram(decoder, attention=run_wrongly)
+
+        @jax.jit
+        def losses(state, scheme, tokens):
+            return next_token_losses(nnx.merge(graph, state), scheme, tokens)
+
+        self.losses = losses
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Deployed:
+    """A plant on one model.
+
+    Attributes:
+      plant: the cause.
+      state: the weights that run, and that the tool is given.
+      schemes: the scheme of every cell as it should run.
+      declared: the scheme that is deployed, with room for a rounded bias; None where it runs exactly.
+    """
+
+    plant: Plant
+    state: Any
+    schemes: CellSchemes
+    declared: Scheme | None
+
+    def scheme(self, cell: Cell) -> Scheme:
+        """Returns the exact scheme of a cell; what is cooled is so under every option, but not before the retrofit."""
+        scheme = self.schemes(cell)
+        assert isinstance(scheme, Scheme)
+        cooling = 1.0 if cell == UNCHANGED else self.plant.cooling
+        return dataclasses.replace(scheme, logit_scale=scheme.logit_scale * cooling)
+
+
+class Bench:
+    """Plants causes on one model and judges them.
+
+    Args:
+      directory: of the model.
+      settings: sizes and margins.
+      programs: of its kind of decoder, by config; added to.
+    """
+
+    def __init__(self, directory: Path, settings: Settings, programs: dict[Any, Programs]) -> None:
+        self._directory, self._settings = directory, settings
+        self.checkpoint: Checkpoint = standin_subject(directory, rows=1, text_rows=1).checkpoint
+        if self.checkpoint.config not in programs:
+            programs[self.checkpoint.config] = Programs(self.checkpoint.model)
+        self._programs = programs[self.checkpoint.config]
+        self._state = nnx.state(self.checkpoint.model)
+        self._known: dict[float, tuple[list[Subject], list[Scores], Used]] = {}
+
+    def judge(self, plant: Plant, seed: int) -> dict[str, Any]:
+        """Returns what the tool says about a plant and what is true of it, for the record.
+
+        Args:
+          plant: the cause.
+          seed: of the tool's items, and of noise in the weights.
+        """
+        started = time.perf_counter()
+        deployed = self._deploy(plant, seed)
+        said = self._tool(deployed, self._subject(plant.ratio, self._settings.haystacks, TEXT_ROWS, seed))
+        between = time.perf_counter()
+        true = self._truth(deployed)
+        ended = time.perf_counter()
+        return {
+            **said,
+            "right": sorted(true.right),
+            "null": true.null,
+            "edge": true.edge,
+            "drop": true.drop,
+            "effects": {label: dataclasses.asdict(one) for label, one in true.effects.items()},
+            "seconds": {"tool": round(between - started, 2), "truth": round(ended - between, 2)},
+        }
+
+    def _subject(self, ratio: float, rows: int, text_rows: int, seed: int) -> Subject:
+        length = round(ratio * self.checkpoint.positions.original_length)
+        return standin_subject(self._directory, rows=rows, target_length=length, text_rows=text_rows, seed=seed)
+
+    # What is deployed.
+
+    def _deploy(self, plant: Plant, seed: int) -> Deployed:
+        length = self.checkpoint.positions.original_length
+        target = round(plant.ratio * length)
+        arms = Arms(
+            positions=self.checkpoint.positions,
+            rules={**rules_of(plant.ratio, length), PLANTED.scaling: plant.rule},
+            layout=self.checkpoint.layout,
+            phase="exact",
+            length=target,
+            max_offset=getattr(plant.bias, "flat_from", 128),  # one shape for all plants, whatever their bias
+        )
+        schemes = CellSchemes(arms, {"none": None, PLANTED.bias: plant.bias}, plant.ratio)
+        declared = self._run_wrongly(plant, arms, target) if plant.wrong else None
+        return Deployed(plant, self._noisy(plant.noise, seed) if plant.noise else self._state, schemes, declared)
+
+    def _run_wrongly(self, plant: Plant, arms: Arms, target: int) -> Scheme:
+        """Returns the declared scheme as its implementation runs it, strengths and all in its arrays."""
+        wrong, divisors = plant.wrong, plant.divisors
+        assert wrong is not None
+        rotary = self.checkpoint.positions.main_group.rotary
+        assert rotary is not None
+        if wrong.levels is not None:
+            theta = rotary.inverse_frequencies / divisors
+            divisors = rotary.inverse_frequencies / rounded_significands(theta, wrong.levels)
+
+        def built(divisors: np.ndarray) -> Scheme:
+            rules = {PLANTED.scaling: scaled_by(divisors)}
+            scheme = dataclasses.replace(arms, rules=rules, max_offset=target - 1).schemes(PLANTED.scaling, plant.bias)
+            assert isinstance(scheme, Scheme)
+            return scheme
+
+        scheme = built(divisors)
+        if wrong.bias_step is not None:
+            scheme = rounded_bias(scheme, length=target, step=wrong.bias_step)
+        cached = None
+        if wrong.cached_base is not None:
+            cached = built(divisors * divisors_of(rotary.dim, wrong.cached_base))
+        fresh = target - deployment.cached_tokens(self._truth_items(plant.ratio)[0][0])
+        return faulty(scheme, grid=wrong.grid or 0.5, cached=cached, fresh=fresh)
+
+    def _noisy(self, noise: float, seed: int) -> Any:
+        rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
+
+        def of_array(x: jax.Array) -> jax.Array:
+            wide = np.asarray(x, np.float32)
+            size = noise * np.sqrt(np.mean(wide**2))
+            return jnp.asarray(wide + size * rng.standard_normal(wide.shape), x.dtype)
+
+        return jax.tree.map(of_array, self._state)
+
+    # What it answers.
+
+    def _scores(self, scheme: Scheme, subject: Subject, state: Any) -> Scores:
+        items = subject.items
+        assert items.short is not None
+        assert items.long is not None
+        raw = {reach: self._programs.exact(scheme, getattr(items, reach), state) for reach in ("short", "long")}
+        raw["losses"] = np.asarray(self._programs.losses(state, scheme, jnp.asarray(items.text, jnp.int32)))
+        return CellRuns(subject, program=self._programs.exact).scores(raw)
+
+    def _observed(self, deployed: Deployed, subject: Subject, exact: Scores) -> Scores:
+        """Returns the outcomes of what the deployment answers; no text of it is seen."""
+        if deployed.declared is None:
+            return exact
+        items = subject.items
+        raw = {
+            reach: self._programs.wrong(deployed.declared, getattr(items, reach), deployed.state)
+            for reach in ("short", "long")
+        }
+        return deployment.observed_scores(raw, subject, exact)
+
+    # What the tool says of it.
+
+    def _tool(self, deployed: Deployed, subject: Subject) -> dict[str, Any]:
+        def run(cell: Cell) -> Scores:
+            return self._scores(deployed.scheme(cell), subject, deployed.state)
+
+        unchanged, exact = run(UNCHANGED), run(PLANTED)
+        observed = self._observed(deployed, subject, exact)
+        changed: dict[Option, Sequence[Scores]] = {
+            option: [unchanged if option.cell == UNCHANGED else run(option.cell)]
+            for option in options(PLANTED, transforms=TRANSFORMS)
+        }
+        # Whether the deployment has a fault is not known: it is always compared with the exact run.
+        changed[Option(IMPLEMENTATION, "run the same scheme exactly", PLANTED)] = [exact]
+        margins = self._settings.margins
+        used = attribution.gated([unchanged], gate=margins.gate)
+        learned = bool(used.precision) and used.retrieval
+        symptom = attribution.symptom([observed], [unchanged], used) if learned else None
+        decided = verdict.decide([observed], changed, symptom, used, margins=margins)
+        gains = {_label(one.option): one.gain.mean for one in decided.judged if one.option.number != "0"}
+        return {
+            "used": list(used.names),
+            "verdict": decided.kind if decided.chosen is None else _label(decided.chosen),
+            "reason": decided.reason,
+            "baseline": planted_truth.best_arm(gains) if gains else planted_truth.UNDETERMINED,
+            "gains": gains,
+        }
+
+    # What is true of it.
+
+    def _truth_items(self, ratio: float) -> tuple[list[Subject], list[Scores], Used]:
+        """Returns the truth's items in parts as large as the tool's, the unchanged model's scores, and its probes."""
+        if ratio not in self._known:
+            rows, parts = self._settings.haystacks, self._settings.truth
+            whole = self._subject(ratio, rows * parts, TEXT_ROWS * parts, seed=2**31 + 7)
+            subjects = [dataclasses.replace(whole, items=_part(whole.items, part, parts)) for part in range(parts)]
+            scheme = self._unchanged(ratio)
+            scores = [self._scores(scheme, subject, self._state) for subject in subjects]
+            # One mean over all parts, which hold as many haystacks each.
+            used = attribution.gated(scores, gate=self._settings.margins.gate)
+            self._known[ratio] = subjects, scores, used
+        return self._known[ratio]
+
+    def _unchanged(self, ratio: float) -> Scheme:
+        length = self.checkpoint.positions.original_length
+        scheme = Arms(
+            positions=self.checkpoint.positions,
+            rules=rules_of(ratio, length),
+            layout=self.checkpoint.layout,
+            phase="exact",
+            length=round(ratio * length),
+            max_offset=128,
+        ).schemes("none", None)
+        assert isinstance(scheme, Scheme)
+        return scheme
+
+    def _truth(self, deployed: Deployed) -> Truth:
+        subjects, unchanged, used = self._truth_items(deployed.plant.ratio)
+        if not used.precision or not used.retrieval:
+            raise ValueError(f"{self._directory}: the model has not learned retrieval and a probe of precision")
+        if deployed.plant.noise:
+            scheme = deployed.scheme(UNCHANGED)
+            unchanged = [self._scores(scheme, subject, deployed.state) for subject in subjects]
+        margins = self._settings.margins
+        cells = {_label(option): option.cell for option in options(PLANTED) if option.number != "0"}
+        labels = [*cells, *([IMPLEMENTATION] if deployed.declared else [])]
+        before: list[Rows] = []
+        after: dict[str, list[Rows]] = {label: [] for label in labels}
+        for part, subject in enumerate(subjects):
+            if part == FIRST_LOOK:
+                labels = planted_truth.still_open(_joined(after), planted_truth.joined(before), margins)
+            exact = self._scores(deployed.scheme(PLANTED), subject, deployed.state)
+            before.append(planted_truth.rows_of(self._observed(deployed, subject, exact), used))
+            for label in labels:
+                scores = exact if label == IMPLEMENTATION else None
+                scores = scores or self._scores(deployed.scheme(cells[label]), subject, deployed.state)
+                after[label].append(planted_truth.rows_of(scores, used))
+        effects = {
+            label: planted_truth.effect(planted_truth.joined(rows), planted_truth.joined(before[: len(rows)]))
+            for label, rows in after.items()
+        }
+        short = np.mean([attribution.outcome([scores], "short", used.precision) for scores in unchanged])
+        drop = float(short - planted_truth.joined(before).precision.mean())
+        return planted_truth.truth(effects, drop, margins)
+
+
+def _joined(after: Mapping[str, Sequence[Rows]]) -> dict[str, Rows]:
+    return {label: planted_truth.joined(rows) for label, rows in after.items()}
+
+
+def _label(option: Option) -> str:
+    if option.number == IMPLEMENTATION:
+        return IMPLEMENTATION
+    return f"option 3: {option.cell.scaling}" if option.number == "3" else f"option {option.number}"
+
+
+def _part(items: Items, part: int, parts: int) -> Items:
+    assert items.short is not None
+    assert items.long is not None
+
+    def of_rows(x: np.ndarray) -> np.ndarray:
+        return np.split(x, parts)[part]
+
+    split = functools.partial(map, of_rows)
+    return Items(
+        Haystacks(*split(items.short)), Haystacks(*split(items.long)), of_rows(items.text), of_rows(items.counted)
+    )

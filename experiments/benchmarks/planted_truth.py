@@ -1,0 +1,215 @@
+"""What is true of a planted case: the verdict's own rule on effects measured without intervals on many haystacks.
+
+An option is right where it truly wins back the margin, truly loses nothing beyond its margins, and no option that does
+the same wins back more by a margin. Running the scheme exactly is right where that wins back the margin. Where nothing
+is right, it is "outside these options" if precision is truly lost, else "no fault found".
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float64
+
+from rope_jax.diagnosis import attribution
+from rope_jax.diagnosis.attribution import Used
+from rope_jax.diagnosis.cell_runs import Scores
+from rope_jax.diagnosis.verdict import IMPLEMENTATION, Margins
+
+UNDETERMINED = "undetermined"
+OUTSIDE = "outside these options"
+NO_FAULT = "no fault found"
+EDGE = 0.2
+"""A case whose truth hangs on a number this close to its margin, relative to it, is at the edge; it counts all the same."""
+
+SURE = 5.0
+"""Standard errors from which an option is dropped from the rest of the truth's haystacks, since it cannot be right."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """What the rule reads of one run: a number a haystack, or a row of text.
+
+    Attributes:
+      precision: long log-odds of the precision probes, nats.
+      retrieval: long log-odds of retrieval, nats.
+      short: accuracy of all probes used at the trained length.
+      text: loss of text below the trained length, nats a token, `[rows of text]`.
+    """
+
+    precision: Float64[np.ndarray, " haystacks"]
+    retrieval: Float64[np.ndarray, " haystacks"]
+    short: Float64[np.ndarray, " haystacks"]
+    text: Float64[np.ndarray, " texts"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """What a change truly does against what is deployed.
+
+    Attributes:
+      gain: of long precision, nats.
+      retrieval_loss: fall of long retrieval, nats.
+      short_loss: fall of accuracy at the trained length.
+      short_cost: rise of the loss of text below it, nats a token.
+      rows: haystacks it was measured on.
+    """
+
+    gain: float
+    retrieval_loss: float
+    short_loss: float
+    short_cost: float
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What is true of a case.
+
+    Attributes:
+      effects: of every option, by its label.
+      drop: fall of precision from the unchanged model at the trained length to what is deployed at the target, nats.
+      right: labels of the verdicts that are right.
+      null: whether nothing wins back the margin.
+      edge: whether any of that hangs on a number close to its margin.
+    """
+
+    effects: Mapping[str, Effect]
+    drop: float
+    right: frozenset[str]
+    null: bool
+    edge: bool
+
+
+def rows_of(scores: Scores, used: Used) -> Rows:
+    """Returns what the rule reads of a run's scores."""
+    one = [scores]
+    return Rows(
+        attribution.outcome(one, "long", used.precision)[0],
+        attribution.outcome(one, "long", ["ret"])[0],
+        attribution.outcome(one, "short", used.names, accuracy=True)[0],
+        attribution.text_loss(one, "short")[0],
+    )
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Returns the rows of several runs as one."""
+    names = [field.name for field in dataclasses.fields(Rows)]
+    return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def effect(after: Rows, before: Rows) -> Effect:
+    """Returns the effect of a change, its rows the same as those before it."""
+    differences = _differences(after, before)
+    return Effect(*(float(values.mean()) for values in differences), rows=len(after.precision))
+
+
+def _differences(after: Rows, before: Rows) -> tuple[np.ndarray, ...]:
+    return (
+        after.precision - before.precision,
+        before.retrieval - after.retrieval,
+        before.short - after.short,
+        after.text - before.text,
+    )
+
+
+def still_open(changed: Mapping[str, Rows], before: Rows, margins: Margins) -> list[str]:
+    """Returns the options that may yet be right, or may yet be the best; the others need no more haystacks."""
+    gains, spreads, qualified = {}, {}, {}
+    kept = []
+    for label, after in changed.items():
+        gain, *losses = _differences(after, before)
+        gains[label], spreads[label] = float(gain.mean()), _error(gain)
+        limits = zip(losses, _loss_margins(margins), strict=True)
+        beyond = [(float(loss.mean()) - limit, SURE * _error(loss)) for loss, limit in limits]
+        qualified[label] = all(mean + sure <= 0 for mean, sure in beyond)
+        helpless = gains[label] + SURE * spreads[label] < margins.gain
+        if not helpless and (label == IMPLEMENTATION or all(mean - sure <= 0 for mean, sure in beyond)):
+            kept.append(label)
+    best = max((label for label in kept if qualified[label]), key=gains.__getitem__, default=None)
+    if best is None:
+        return kept
+    ahead = {label: changed[best].precision - changed[label].precision for label in kept}
+    # The exact run is right by its own gain alone, however much another wins.
+    return [
+        label
+        for label in kept
+        if label == IMPLEMENTATION or ahead[label].mean() - SURE * _error(ahead[label]) <= margins.gain
+    ]
+
+
+def _error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
+
+
+def _loss_margins(margins: Margins) -> tuple[float, float, float]:
+    return margins.retrieval, margins.short_accuracy, margins.short_cost
+
+
+def truth(effects: Mapping[str, Effect], drop: float, margins: Margins) -> Truth:
+    """Returns which verdicts are right.
+
+    Args:
+      effects: of every option by its label ("option 1", "option 3: llama3", `IMPLEMENTATION` where a fault may be).
+      drop: see `Truth`.
+      margins: the verdict's own.
+    """
+    fixes = {label: one.gain for label, one in effects.items() if one.gain >= margins.gain and _qualifies(one, margins)}
+    best = max(fixes.values(), default=0.0)
+    right = {label for label, gain in fixes.items() if gain >= best - margins.gain}
+    exact = effects.get(IMPLEMENTATION)
+    if exact is not None and exact.gain >= margins.gain:
+        right.add(IMPLEMENTATION)
+    edge = any(_at_edge(one, margins) for one in effects.values())
+    if not right:
+        right = {OUTSIDE if drop >= margins.gain else NO_FAULT}
+        edge |= _near(drop, margins.gain)
+    null = all(one.gain < margins.gain for one in effects.values())
+    return Truth(effects, drop, frozenset(right), null, edge)
+
+
+def _qualifies(one: Effect, margins: Margins) -> bool:
+    losses = (one.retrieval_loss, one.short_loss, one.short_cost)
+    return all(loss <= margin for loss, margin in zip(losses, _loss_margins(margins), strict=True))
+
+
+def _near(value: float, margin: float) -> bool:
+    return abs(value - margin) < EDGE * margin
+
+
+def _at_edge(one: Effect, margins: Margins) -> bool:
+    """Returns whether a small change of one number would make an option a fix, or no fix any more."""
+    numbers = [(one.gain, margins.gain, 1.0)]
+    losses = (one.retrieval_loss, one.short_loss, one.short_cost)
+    numbers += [(loss, margin, -1.0) for loss, margin in zip(losses, _loss_margins(margins), strict=True)]
+    close = [_near(value, margin) for value, margin, _ in numbers]
+    good = [(value - margin) * sign >= 0 for value, margin, sign in numbers]
+    return any(close) and all(near or fine for near, fine in zip(close, good, strict=True))
+
+
+def best_arm(effects: Mapping[str, float]) -> str:
+    """Returns what the baseline names: the option with the largest mean gain, whatever it is."""
+    return max(effects, key=effects.__getitem__)
+
+
+def kind_of(label: str) -> str:
+    """Returns the verdict of a label: "option 3" of "option 3: llama3"."""
+    return label.split(":")[0]
+
+
+def outcome(label: str, right: frozenset[str] | Sequence[str], allowed: frozenset[str]) -> str:
+    """Returns "right", "wrong" or "undetermined".
+
+    Args:
+      label: of the verdict, with the transform that it names.
+      right: labels that are right by the truth.
+      allowed: verdicts that the family allows.
+    """
+    if label == UNDETERMINED:
+        return UNDETERMINED
+    return "right" if label in right and kind_of(label) in allowed else "wrong"
+
+
+def is_named(label: str) -> bool:
+    """Returns whether a verdict names something to change: what makes it a false alarm where nothing is to be won."""
+    return label not in (UNDETERMINED, OUTSIDE, NO_FAULT)

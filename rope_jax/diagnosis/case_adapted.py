@@ -1,0 +1,64 @@
+"""The same judgement after adaptation: every arm gets its own few steps of training before it is asked."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rope_jax.diagnosis import attribution
+from rope_jax.diagnosis.adaptation import adapted
+from rope_jax.diagnosis.attribution import Used
+from rope_jax.diagnosis.case import Judgement
+from rope_jax.diagnosis.case_setup import Settings
+from rope_jax.diagnosis.cell_runs import CellRuns, Scores
+from rope_jax.diagnosis.cells import Cell, CellSchemes, Option, options
+from rope_jax.diagnosis.subject import Subject
+from rope_jax.diagnosis.verdict import decide
+
+
+def judge_adapted(
+    status_quo: Cell,
+    subjects: Sequence[Subject],
+    makers: Sequence[CellSchemes],
+    unchanged: Sequence[Scores],
+    used: Used,
+    settings: Settings,
+    *,
+    store: Path | None = None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Judgement:
+    """Returns the judgement of a status quo and of the three options, all adapted alike.
+
+    Args:
+      status_quo: the retrofit.
+      subjects: the models as trained.
+      makers: schemes of their cells.
+      unchanged: scores of the models as trained, without any retrofit.
+      used: probes that passed their gate on those.
+      settings: `adapt_steps`, transforms and margins.
+      store: directory of finished cells and weights.
+      progress: called as work proceeds.
+    """
+
+    def scores(cell: Cell) -> list[Scores]:
+        result = []
+        for subject, maker in zip(subjects, makers, strict=True):
+            arm = adapted(
+                subject,
+                maker(cell),
+                name=str(cell),
+                steps=settings.adapt_steps,
+                seed=settings.seed,
+                store=store,
+                on_step=lambda step: progress(f"adapting {cell}", step, settings.adapt_steps),
+            )
+            result.append(CellRuns(arm, store=store)(maker(cell)))
+        return result
+
+    before = scores(status_quo)
+    changed: dict[Option, Sequence[Scores]] = {
+        option: scores(option.cell)
+        for option in options(status_quo, transforms=settings.transforms)
+        if option.number != "0"
+    }
+    learned = bool(used.precision) and used.retrieval
+    seen = attribution.symptom(before, unchanged, used) if learned else None
+    return Judgement(status_quo, before, seen, decide(before, changed, seen, used, margins=settings.margins), None)
