@@ -102,7 +102,7 @@ def run(models: list[Path], settings: Settings, out: Path, *, cases: int, famili
                 ratio=_RATIO.value,
                 long_ratio=_LONG_RATIO.value,
             )
-            told = {
+            told: dict[str, Any] = {
                 "model": directory.name,
                 "model_sha": bench.checkpoint.sha256,
                 "seed": seed,
@@ -115,9 +115,10 @@ def run(models: list[Path], settings: Settings, out: Path, *, cases: int, famili
             }
             record = told | bench.judge(plant, seed)
             planted_record.append(out, record)
+            small = ", small" if plant.small else ""
             print(
-                f"{directory.name} case {case}, {family} ({plant.kind}{', small' if plant.small else ''}): said "
-                f"{record['verdict']}, right is {' or '.join(record['right'])}; {sum(record['seconds'].values()):.1f} s",
+                f"{directory.name} case {case}, {family} ({plant.kind}{small}): said {record['verdict']}, right is "
+                f"{' or '.join(record['right'])}; {sum(record['seconds'].values()):.1f} s",
                 flush=True,
             )
 

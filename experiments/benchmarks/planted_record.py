@@ -96,7 +96,10 @@ def table(records: Sequence[Record]) -> str:
     by_family = {family: [r for r in records if r["family"] == family] for family in FAMILIES}
     groups = {**{family: found for family, found in by_family.items() if found}, "all": list(records)}
     measures = ("right", "wrong", UNDETERMINED, "false alarms", "nulls right")
-    lines = ["| family | said by | planted | nulls | " + " | ".join(measures) + " |", "|---" * (4 + len(measures)) + "|"]
+    lines = [
+        "| family | said by | planted | nulls | " + " | ".join(measures) + " |",
+        "|---" * (4 + len(measures)) + "|",
+    ]
     for family, found in groups.items():
         for said_by, name in (("verdict", "verdict"), ("baseline", "best arm")):
             found_counts = counts(found, said_by)

@@ -7,7 +7,7 @@ truth is measured on other items, the same for all cases of a model.
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import planted_truth
 from flax import nnx
-from planted_causes import Plant, scaled_by
-from planted_causes import base_divisors as divisors_of
+from planted_causes import FARTHEST_BUCKET, Plant, base_divisors, scaled_by
 from planted_faults import faulty, rounded_bias, rounded_significands, run_wrongly
 from planted_truth import Rows, Truth
 
@@ -39,7 +38,8 @@ from rope_jax.scheme import Scheme
 
 PLANTED = Cell("planted", "planted")
 TEXT_ROWS = 8
-FIRST_LOOK = 2  # parts of the truth's items on which every option is run
+STRIP = FARTHEST_BUCKET  # offsets told apart: one shape for every plant, whatever its bias
+FIRST_LOOK = 2  # parts of the truth's items on which every option is run; then only what is still open
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Bench:
             layout=self.checkpoint.layout,
             phase="exact",
             length=target,
-            max_offset=getattr(plant.bias, "flat_from", 128),  # one shape for all plants, whatever their bias
+            max_offset=STRIP,
         )
         schemes = CellSchemes(arms, {"none": None, PLANTED.bias: plant.bias}, plant.ratio)
         declared = self._run_wrongly(plant, arms, target) if plant.wrong else None
@@ -179,7 +179,7 @@ class Bench:
             scheme = rounded_bias(scheme, length=target, step=wrong.bias_step)
         cached = None
         if wrong.cached_base is not None:
-            cached = built(divisors * divisors_of(rotary.dim, wrong.cached_base))
+            cached = built(divisors * base_divisors(rotary.dim, wrong.cached_base))
         fresh = target - deployment.cached_tokens(self._truth_items(plant.ratio)[0][0])
         return faulty(scheme, grid=wrong.grid or 0.5, cached=cached, fresh=fresh)
 
@@ -265,7 +265,7 @@ class Bench:
             layout=self.checkpoint.layout,
             phase="exact",
             length=round(ratio * length),
-            max_offset=128,
+            max_offset=STRIP,
         ).schemes("none", None)
         assert isinstance(scheme, Scheme)
         return scheme
@@ -279,12 +279,20 @@ class Bench:
             unchanged = [self._scores(scheme, subject, deployed.state) for subject in subjects]
         margins = self._settings.margins
         cells = {_label(option): option.cell for option in options(PLANTED) if option.number != "0"}
-        labels = [*cells, *([IMPLEMENTATION] if deployed.declared else [])]
         before: list[Rows] = []
-        after: dict[str, list[Rows]] = {label: [] for label in labels}
+        after: dict[str, list[Rows]] = {
+            label: [] for label in [*cells, *([IMPLEMENTATION] if deployed.declared else [])]
+        }
+        reference = [attribution.outcome([scores], "short", used.precision)[0] for scores in unchanged]
+        labels: Sequence[str] = list(after)
         for part, subject in enumerate(subjects):
-            if part == FIRST_LOOK:
-                labels = planted_truth.still_open(_joined(after), planted_truth.joined(before), margins)
+            if part >= FIRST_LOOK:
+                seen = {label: planted_truth.joined(after[label]) for label in labels}
+                known = np.concatenate(reference)
+                standing = planted_truth.standing(seen, planted_truth.joined(before), known, margins)
+                if standing.settled:
+                    break
+                labels = standing.open
             exact = self._scores(deployed.scheme(PLANTED), subject, deployed.state)
             before.append(planted_truth.rows_of(self._observed(deployed, subject, exact), used))
             for label in labels:
@@ -295,13 +303,8 @@ class Bench:
             label: planted_truth.effect(planted_truth.joined(rows), planted_truth.joined(before[: len(rows)]))
             for label, rows in after.items()
         }
-        short = np.mean([attribution.outcome([scores], "short", used.precision) for scores in unchanged])
-        drop = float(short - planted_truth.joined(before).precision.mean())
+        drop = float(np.mean(reference) - planted_truth.joined(before).precision.mean())
         return planted_truth.truth(effects, drop, margins)
-
-
-def _joined(after: Mapping[str, Sequence[Rows]]) -> dict[str, Rows]:
-    return {label: planted_truth.joined(rows) for label, rows in after.items()}
 
 
 def _label(option: Option) -> str:

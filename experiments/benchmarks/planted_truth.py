@@ -20,10 +20,10 @@ UNDETERMINED = "undetermined"
 OUTSIDE = "outside these options"
 NO_FAULT = "no fault found"
 EDGE = 0.2
-"""A case whose truth hangs on a number this close to its margin, relative to it, is at the edge; it counts all the same."""
+"""A case is at the edge if what decides it is this close to its margin, relative to it; it counts all the same."""
 
 SURE = 5.0
-"""Standard errors from which an option is dropped from the rest of the truth's haystacks, since it cannot be right."""
+"""Standard errors from its margin at which a number counts as known, so that it needs no more of the haystacks."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,8 +100,8 @@ def joined(parts: Sequence[Rows]) -> Rows:
 
 def effect(after: Rows, before: Rows) -> Effect:
     """Returns the effect of a change, its rows the same as those before it."""
-    differences = _differences(after, before)
-    return Effect(*(float(values.mean()) for values in differences), rows=len(after.precision))
+    gain, retrieval, short, text = (float(values.mean()) for values in _differences(after, before))
+    return Effect(gain, retrieval, short, text, rows=len(after.precision))
 
 
 def _differences(after: Rows, before: Rows) -> tuple[np.ndarray, ...]:
@@ -113,32 +113,67 @@ def _differences(after: Rows, before: Rows) -> tuple[np.ndarray, ...]:
     )
 
 
-def still_open(changed: Mapping[str, Rows], before: Rows, margins: Margins) -> list[str]:
-    """Returns the options that may yet be right, or may yet be the best; the others need no more haystacks."""
-    gains, spreads, qualified = {}, {}, {}
-    kept = []
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """What part of the truth's haystacks leaves to be found out.
+
+    Attributes:
+      open: options that need more haystacks, since they may be right, or may be the best.
+      settled: whether no more haystacks are needed: all that hangs on a margin is many standard errors away from it.
+    """
+
+    open: tuple[str, ...]
+    settled: bool
+
+
+def standing(
+    changed: Mapping[str, Rows], before: Rows, short: Float64[np.ndarray, " rows"], margins: Margins
+) -> Standing:
+    """Returns what is left open after some of the haystacks, each option's rows the same as those before it.
+
+    Args:
+      changed: rows of every option that is not dropped yet.
+      before: rows of what is deployed.
+      short: precision of the unchanged model at the trained length, by haystack.
+      margins: the verdict's own.
+    """
+    helps: dict[str, int] = {}
+    harmless: dict[str, int] = {}
     for label, after in changed.items():
         gain, *losses = _differences(after, before)
-        gains[label], spreads[label] = float(gain.mean()), _error(gain)
-        limits = zip(losses, _loss_margins(margins), strict=True)
-        beyond = [(float(loss.mean()) - limit, SURE * _error(loss)) for loss, limit in limits]
-        qualified[label] = all(mean + sure <= 0 for mean, sure in beyond)
-        helpless = gains[label] + SURE * spreads[label] < margins.gain
-        if not helpless and (label == IMPLEMENTATION or all(mean - sure <= 0 for mean, sure in beyond)):
-            kept.append(label)
-    best = max((label for label in kept if qualified[label]), key=gains.__getitem__, default=None)
-    if best is None:
-        return kept
-    ahead = {label: changed[best].precision - changed[label].precision for label in kept}
-    # The exact run is right by its own gain alone, however much another wins.
-    return [
-        label
+        helps[label] = _side(gain, margins.gain)
+        sides = [-_side(loss, margin) for loss, margin in zip(losses, _loss_margins(margins), strict=True)]
+        # The exact run is right by its gain alone.
+        harmless[label] = 1 if label == IMPLEMENTATION else min(sides)
+    kept = [label for label in changed if helps[label] >= 0 and harmless[label] >= 0]
+    sure = [label for label in kept if helps[label] > 0 and harmless[label] > 0]
+
+    def ahead(label: str, other: str) -> int:
+        return 0 if label == other else _side(changed[label].precision - changed[other].precision, margins.gain)
+
+    kept = [label for label in kept if label == IMPLEMENTATION or all(ahead(best, label) <= 0 for best in sure)]
+    settled = all(
+        label in sure and (label == IMPLEMENTATION or all(ahead(other, label) < 0 or other == label for other in kept))
         for label in kept
-        if label == IMPLEMENTATION or ahead[label].mean() - SURE * _error(ahead[label]) <= margins.gain
-    ]
+    )
+    if not any(side > 0 for side in helps.values()):
+        # Whether anything helps at all decides what is a null, also where it harms something else.
+        undecided = [label for label, side in helps.items() if side == 0]
+        kept += [label for label in undecided if label not in kept]
+        settled &= not undecided
+    if not kept:
+        away = float(short.mean() - before.precision.mean()) - margins.gain
+        settled &= abs(away) > SURE * np.hypot(_error(short), _error(before.precision))
+    return Standing(tuple(kept), bool(settled))
 
 
-def _error(values: np.ndarray) -> float:
+def _side(values: Float64[np.ndarray, " rows"], margin: float) -> int:
+    """Returns 1 where a mean surely reaches a margin, -1 where it surely does not, else 0."""
+    away = float(values.mean()) - margin
+    return 0 if abs(away) <= SURE * _error(values) else 1 if away > 0 else -1
+
+
+def _error(values: Float64[np.ndarray, " rows"]) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
 
 

@@ -10,6 +10,7 @@ from absl import flags as absl_flags
 
 from rope_jax.commands import probe_case, text_factorial
 from rope_jax.diagnosis import scalings
+from rope_jax.diagnosis.haystacks import TRAINING
 from rope_jax.errors import InputError
 
 SUMMARY = "measure which part of a retrofit broke what on a model, and which fix to ship first"
@@ -47,9 +48,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     """Runs the command; returns the exit status."""
     if len(arguments) > 1:
         raise InputError(f"one checkpoint at most, got {len(arguments)}: {USAGE}")
-    on_text = bool(arguments) and (
-        flags.text is not None or not os.path.isfile(os.path.join(arguments[0], probe_case.TRAINING))
-    )
+    on_text = bool(arguments) and (flags.text is not None or not os.path.isfile(os.path.join(arguments[0], TRAINING)))
     for name in probe_case.FLAGS if on_text else text_factorial.FLAGS:
         if flags[name].present:
             what = "a stand-in and its own probes" if on_text else "a checkpoint and its --text"

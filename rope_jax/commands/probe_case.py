@@ -14,9 +14,6 @@ from rope_jax.diagnosis import scalings
 from rope_jax.diagnosis.scalings import FAULTS
 from rope_jax.errors import InputError
 
-TRAINING = "training.json"
-"""What `experiments/train.py` leaves beside the weights: the checkpoint knows the haystacks' vocabulary."""
-
 FLAGS = (
     "status_quo", "haystacks", "full", "transforms", "adapt_steps", "faults", "deployed", "write_items", "observed",
     "fail_if",
@@ -47,6 +44,12 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     integer("adapt_steps", None, "Training steps of adapted arms; 0 for none, by default 0, or 100 with --full.")
     names("faults", ["bf16_frequencies"], "Faults whose cost is measured; --full takes all there are.")
     absl_flags.DEFINE_string(
+        "budget",
+        None,
+        "Pick a retrofit still to be chosen among all cells run: steps=N,latency=RATIO,memory=MIB, each optional.",
+        flag_values=flag_values,
+    )
+    absl_flags.DEFINE_string(
         "deployed", "exact", "The fault that the deployment is known to run with.", flag_values=flag_values
     )
     absl_flags.DEFINE_string(
@@ -75,7 +78,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     out = _checked(flags)
 
     # JAX is imported only once the flags are known to be good.
-    from rope_jax.diagnosis import agreement, case_table, costs, deployment, subject
+    from rope_jax.diagnosis import agreement, case_table, costs, deployment, strategy, subject
     from rope_jax.diagnosis.case import run_case
     from rope_jax.diagnosis.case_adapted import judge_adapted
     from rope_jax.diagnosis.case_record import json_record
@@ -116,12 +119,20 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     prediction = agreement.agreement(subjects, case.makers, case.cells)
     record = json_record(case, adapted=adapted, prediction=prediction)
     # Times differ from run to run, so they stand beside the record, not in it.
-    timed = costs.costs_record(subjects[0], case.makers[0], [judgement.verdict for judgement in case.judgements])
+    judged = [one.option.cell for judgement in case.judgements for one in judgement.verdict.judged]
+    timed = costs.costs_record(subjects[0], case.makers[0], judged if flags.budget is None else case.cells)
     command = shlex.join(["rope-jax", *sys.argv[1:]]) if sys.argv[1:2] == ["diagnose"] else "rope-jax diagnose"
     written = json.dumps(record, allow_nan=False)
     table = case_table.table_text({**record, "costs": timed})
+    chosen = None
+    if flags.budget is not None:
+        trained = {judgement.status_quo: judgement.scores for judgement in adapted}
+        budget = strategy.parse(flags.budget)
+        chosen = strategy.choose(case.cells, trained, case.used, budget, timed, margins=settings.margins)
+        table += "\n" + "\n".join(strategy.strategy_lines(chosen)) + "\n"
+    beside = json.dumps({"costs": timed, "strategy": chosen and strategy.strategy_record(chosen)}, allow_nan=False)
     page = html_page({**record, "costs": timed}, command=command)
-    write_all(out, dict(zip(_FILES, (written + "\n", json.dumps(timed) + "\n", table, page), strict=True)))
+    write_all(out, dict(zip(_FILES, (written + "\n", beside + "\n", table, page), strict=True)))
     print(written if flags.json else table + f"\nwritten to {out}: {', '.join(_FILES)}")
     return _gate(case, flags)
 
@@ -212,6 +223,10 @@ def _checked(flags: absl_flags.FlagValues) -> pathlib.Path:
         raise InputError(f"--adapt_steps must be from 0 to {_LARGEST_ROWS}, got {flags.adapt_steps}")
     if flags.observed is not None and flags.full:
         raise InputError("--observed is of one model: --full runs all that ship")
+    if flags.budget is not None:
+        from rope_jax.diagnosis import strategy
+
+        strategy.parse(flags.budget)
     if flags.fail_if is not None:
         from rope_jax.diagnosis import gates
 

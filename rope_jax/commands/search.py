@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags as absl_flags
 
 from rope_jax.commands.output import Progress, checked_out, write_all
-from rope_jax.commands.probe_case import TRAINING
+from rope_jax.diagnosis.haystacks import TRAINING
 from rope_jax.errors import InputError
 
 if TYPE_CHECKING:

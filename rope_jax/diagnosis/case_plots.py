@@ -143,7 +143,7 @@ def by_distance(record: Record, judgement: Record) -> str:
 def bind_errors(record: Record, judgement: Record) -> str:
     """Returns how far beside the item asked for `bind` answered, short and long; "" where it was not asked."""
     option = promising(judgement)
-    arms = [("status quo", find_cell(record, judgement["status_quo"]), OPEN)]
+    arms = [(_name_of_quo(judgement), find_cell(record, judgement["status_quo"]), OPEN)]
     if option is not None:
         arms.append((option["change"], find_cell(record, option), COLOURS["ntk"]))
     drawn = [(name, cell, colour) for name, cell, colour in arms if cell is not None and cell.get("bind_errors")]
@@ -199,24 +199,25 @@ def loss_by_position(record: Record, judgements: Sequence[Record]) -> str:
 
 
 def prediction(record: Record) -> str:
-    """Returns what was measured against what was predicted, a colour a group; "" where nothing was predicted."""
-    points = (record.get("prediction") or {}).get("points")
-    if not points:
+    """Returns measured against predicted errors of `bind`, a point a cell and offset; "" where none were predicted."""
+    cells = (record.get("prediction") or {}).get("cells")
+    if not cells:
         return ""
-    groups: dict[str, list[Record]] = {}
-    for point in points:
-        groups.setdefault(str(point.get("group", "all")), []).append(point)
-    colours = itertools.cycle([COLOURS["ntk"], *(COLOURS[name] for name in ("llama3", "by_parts", "yarn", "linear"))])
+    markers = dict(zip(dict.fromkeys(cell["bias"] for cell in cells), itertools.cycle("os^D"), strict=False))
     with styled():
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        figure = Figure(figsize=(6.8, 4.0), layout="constrained")
         axis = figure.subplots()
-        for (group, members), colour, marker in zip(groups.items(), colours, itertools.cycle("os^Dv")):
-            places = [member["predicted"] for member in members], [member["measured"] for member in members]
-            axis.scatter(*places, color=colour, marker=marker, s=22, label=group)
-        axis.set_xlabel("predicted from the config")
-        axis.set_ylabel("measured")
+        for cell in cells:
+            style: dict[str, Any] = {"color": COLOURS.get(cell["scaling"], OPEN), "marker": markers[cell["bias"]]}
+            axis.scatter(cell["predicted"], cell["measured"], s=20, alpha=0.75, linewidths=0, **style)
+        for name in dict.fromkeys(cell["scaling"] for cell in cells):
+            axis.plot([], [], color=COLOURS.get(name, OPEN), linewidth=3, label=name)
+        for name, marker in markers.items():
+            axis.plot([], [], color=INK, marker=marker, linestyle="", label=f"bias {name}")
+        axis.set_xlabel("predicted error of bind")
+        axis.set_ylabel("measured error of bind")
         figure.legend(loc="outside right upper", fontsize=9)
-        return written(figure, "Predicted and measured")
+        return written(figure, "Predicted and measured errors of bind")
 
 
 def _arms(record: Record, judgement: Record) -> Iterator[tuple[str, Record, dict[str, Any]]]:
@@ -230,7 +231,13 @@ def _arms(record: Record, judgement: Record) -> Iterator[tuple[str, Record, dict
         if cell is not None and cell is not unchanged and cell is not quo:
             yield one["option"]["change"], cell, _line(one["option"])
     if quo is not None:
-        yield "status quo", quo, {"color": INK, "linewidth": 2.4}
+        yield _name_of_quo(judgement), quo, {"color": INK, "linewidth": 2.4}
+
+
+def _name_of_quo(judgement: Record) -> str:
+    # Cells are run exactly; a deployment that is known to have a fault is not among them.
+    faulty = any(one["option"]["number"] == "implementation" for one in judgement["options"])
+    return "status quo, run exactly" if faulty else "status quo"
 
 
 def _line(option: Record) -> dict[str, Any]:

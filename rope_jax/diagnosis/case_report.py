@@ -6,7 +6,7 @@ from typing import Any
 
 from rope_jax.diagnosis import case_plots, scheme_plots
 from rope_jax.diagnosis.case_table import cell_name
-from rope_jax.diagnosis.case_tables import factorial, log_odds, options, provenance
+from rope_jax.diagnosis.case_tables import factorial, log_odds, options, predictions, provenance
 from rope_jax.diagnosis.intervals import Estimate
 from rope_jax.diagnosis.page import anything, bullets, document, figure, in_words, negated
 from rope_jax.diagnosis.verdict import above
@@ -35,7 +35,7 @@ _PROBES = {
     "ith": "what followed the i-th of several alike",
 }
 _OPTIONAL = {
-    "costs": ("What each option costs to run", "Milliseconds and memory."),
+    "costs": ("What each option costs to run", "Time to read one row of the target length, and temporary memory."),
     "band_decomposition": ("Which band of rotary pairs carries what", ""),
 }
 
@@ -242,14 +242,14 @@ def _faults(record: Record) -> Iterator[str]:
             if any(row["name"] == name and above(Estimate(**row["precision_loss"]), margin) == "yes" for row in rows)
         ]
         yield (
-            "<p class=note>The scheme run wrongly on purpose: what each fault would cost at the target length, in nats. "
-            f"Surely more than {margin:g} nats of precision: {html.escape(', '.join(costly) or 'none')}.</p>"
+            "<p class=note>The scheme run wrongly on purpose: what each fault would cost at the target length, in "
+            f"nats. Surely more than {margin:g} nats of precision: {html.escape(', '.join(costly) or 'none')}.</p>"
         )
         yield bullets(f"{name}: {text}" for name, text in described.items())
         yield anything(sorted(rows, key=lambda row: list(described).index(row["name"])))
     yield bullets(
-        f"{cell_name(one['status_quo'])}: what was observed lies nearest to {next(iter(one['nearest']))}; mean distance "
-        f"in nats a question: {', '.join(f'{name} {value:.3f}' for name, value in one['nearest'].items())}"
+        f"{cell_name(one['status_quo'])}: what was observed lies nearest to {next(iter(one['nearest']))}; mean "
+        f"distance in nats a question: {', '.join(f'{name} {value:.3f}' for name, value in one['nearest'].items())}"
         for one in observed
     )
 
@@ -271,14 +271,13 @@ def _adapted(record: Record) -> Iterator[str]:
 def _prediction(record: Record) -> Iterator[str]:
     predicted = record.get("prediction")
     if predicted:
-        yield "<h2>Predicted from the config, and measured</h2>"
-        if predicted.get("text"):
-            yield f"<p>{html.escape(predicted['text'])}</p>"
-        rank = predicted.get("spearman")
-        caption = "A point a cell." if rank is None else f"A point a cell; rank correlation {_evidence(rank)}."
-        yield figure(case_plots.prediction(record), caption) or f"<p class=note>{html.escape(caption)}</p>"
-        if predicted.get("groups"):
-            yield anything(predicted["groups"])
+        yield "<h2>Predicted from the model's own heads, and measured</h2>"
+        yield f"<p>{html.escape(_capital(predicted['text']))}.</p>"
+        yield figure(
+            case_plots.prediction(record),
+            f"Errors of bind: a point a cell and offset asked for; rank correlation {in_words(predicted['spearman'])}.",
+        )
+        yield predictions(predicted)
     for key, (title, note) in _OPTIONAL.items():
         if record.get(key):
             yield f"<h2>{html.escape(title)}</h2>"

@@ -165,6 +165,25 @@ def _judged(answer: str, lost: Mapping[str, str] | None = None) -> str:
     return _shaded(text, tone, 0.7, kind="answer")
 
 
+def predictions(predicted: Record) -> str:
+    """Returns what the two heads that carry `bind` are predicted to do in every cell, folded away."""
+    rows = [
+        {
+            "scaling + bias": cell_name(cell),
+            "error, measured": sum(cell["measured"]) / len(cell["measured"]),
+            "error, predicted": sum(cell["predicted"]) / len(cell["predicted"]),
+            "coherence, nearest offset": cell["coherence"][0],
+            "coherence, farthest": cell["coherence"][-1],
+            "g50, farthest (tokens)": cell["g50"][-1],
+            "just noticeable (tokens)": cell["just_noticeable"],
+            "bias horizon (tokens)": cell["horizon"],
+            "bias step (nats)": cell["step"],
+        }
+        for cell in predicted["cells"]
+    ]
+    return f"<details><summary>What the heads are predicted to do in every cell</summary>{anything(rows)}</details>"
+
+
 def provenance(record: Record, command: str) -> str:
     """Returns where the numbers come from: command, weights, settings, versions."""
     return table(

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -163,12 +162,22 @@ class CellRuns:
         if self._store is None or not (self._store / f"{key}.npz").is_file():
             return None
         try:
-            with np.load(self._store / f"{key}.npz", allow_pickle=False) as archive:
+            with open(self._store / f"{key}.npz", "rb") as file, np.load(file, allow_pickle=False) as archive:
                 raw = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            return None  # damaged: computed anew
+        except Exception:
+            return None  # damaged, which a reader of zip files and arrays says in many ways: computed anew
+        if not self._is_whole(raw):
+            return None
         self.taken += 1
         return raw
+
+    def _is_whole(self, raw: Mapping[str, np.ndarray]) -> bool:
+        items = self.subject.items
+        asked = {reach: getattr(items, reach) for reach in REACHES}
+        shapes = {reach: given.choices.shape for reach, given in asked.items() if given is not None}
+        shapes["losses"] = items.counted.shape
+        found = {name: value.shape for name, value in raw.items()}
+        return found == shapes and all(np.isfinite(value).all() for value in raw.values())
 
     def _save(self, key: str, raw: Mapping[str, np.ndarray]) -> None:
         if self._store is None:

@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,6 @@ from flax import nnx
 
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes
 from rope_jax.diagnosis.subject import Subject
-from rope_jax.diagnosis.verdict import Verdict
 
 _ROUNDS = 5
 
@@ -31,9 +30,9 @@ class Cost:
     mebibytes: float
 
 
-def costs_record(subject: Subject, schemes: CellSchemes, verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """Returns, for every option that was judged and the unchanged model, what it costs, as plain numbers."""
-    cells = dict.fromkeys([UNCHANGED, *(one.option.cell for verdict in verdicts for one in verdict.judged)])
+def costs_record(subject: Subject, schemes: CellSchemes, cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """Returns what each cell costs, the unchanged model first, as plain numbers."""
+    cells = dict.fromkeys([UNCHANGED, *cells])
     return [
         {
             "scaling": cell.scaling,

@@ -24,6 +24,9 @@ from rope_jax.errors import InputError
 PROBES = ("ret", "bind", "ord", "dist", "ith", "count")
 """Retrieval, binding, order, distance, i-th repeat, and counting, which no position decides."""
 
+TRAINING = "training.json"
+"""What `experiments/train.py` leaves beside weights that know these haystacks."""
+
 VOCAB_SIZE = 128
 START = 0
 QUESTION = {name: 1 + index for index, name in enumerate(PROBES)}

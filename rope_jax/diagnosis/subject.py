@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
+from rope_jax.checkpoints import strict_json
 from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.diagnosis import haystacks
-from rope_jax.diagnosis.haystacks import Haystacks
+from rope_jax.diagnosis.haystacks import TRAINING, Haystacks
 from rope_jax.diagnosis.text import Rows
 from rope_jax.errors import InputError
 
@@ -90,15 +91,16 @@ def standin_subject(
             f"{directory}: a vocabulary of {checkpoint.config.vocab_size} tokens is not that of the haystacks, "
             f"{haystacks.VOCAB_SIZE}"
         )
+    counts = _known(directory / TRAINING)
     length = checkpoint.positions.original_length
     target = 8 * length if target_length is None else target_length
     if target <= length:
         raise InputError(f"target length {target} must be above the trained length {length}")
     judged, fitted = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
-    short = haystacks.haystacks(judged, rows=rows, length=length, largest_gap=length // 2)
-    long = haystacks.haystacks(judged, rows=rows, length=target, largest_gap=length // 2)
+    short = haystacks.haystacks(judged, rows=rows, length=length, largest_gap=length // 2, counts=counts)
+    long = haystacks.haystacks(judged, rows=rows, length=target, largest_gap=length // 2, counts=counts)
     text = haystacks.repeated_text(judged, rows=text_rows, length=target, farthest=length // 2)
-    answers = haystacks.haystacks(fitted, rows=_FIT_ROWS, length=length, largest_gap=length // 2)
+    answers = haystacks.haystacks(fitted, rows=_FIT_ROWS, length=length, largest_gap=length // 2, counts=counts)
     copies = haystacks.repeated_text(fitted, rows=_FIT_ROWS // 4, length=length, farthest=length // 2)
     return Subject(
         checkpoint=checkpoint,
@@ -110,6 +112,17 @@ def standin_subject(
         fit_items=answers,
         language="haystacks in the stand-in's own vocabulary; text of repeated segments, copied tokens counted",
     )
+
+
+def _known(record: Path) -> haystacks.Counts:
+    """Returns the facts and questions that a stand-in was trained on, as `experiments/train.py` wrote them down."""
+    if not record.is_file():
+        return haystacks.Counts()
+    written = strict_json.read(record).get("counts", {})
+    known = {field.name for field in dataclasses.fields(haystacks.Counts)}
+    if not isinstance(written, dict) or not set(written) <= known or not all(type(n) is int for n in written.values()):
+        raise InputError(f"{record}: counts must give whole numbers for some of {', '.join(sorted(known))}")
+    return haystacks.Counts(**written)
 
 
 def answer_weights(items: Haystacks) -> Float64[np.ndarray, "rows next"]:

@@ -142,7 +142,6 @@ def record() -> dict:
         ],
         "judgements": [judgement("option 3")],
         "interval_method": "t over haystacks",
-        "compilations": 3,
         "omitted": {"yarn": "does not compose"},
         "versions": {"rope_jax": "0.1.0"},
     }
@@ -230,16 +229,26 @@ def test_optional_parts_are_shown_where_present(record):
     plain = visible(html_page(record, command="x"))
     judged = copy.deepcopy(record["judgements"][0])
     record["judgements"][0]["signature"] = {"name": "moved peak", "text": "It looks back", "evidence": estimate(0.3)}
-    record["faults"] = [
-        {"name": "stale_cache", "description": "old keys", "precision_loss": estimate(1.5), "detected": True}
-    ]
+    costly = {"name": "stale_cache", "description": "old keys", "precision_loss": estimate(1.5)}
+    record["judgements"][0] |= {"faults": [costly], "nearest": {"wrong_layout": 0.01, "exact": 0.9}}
+    record["faults"] = [costly | {"name": "bf16_bias", "precision_loss": estimate(0), "detected": True}]
     record["prediction"] = {
         "spearman": estimate(0.8),
-        "groups": {"t5": estimate(0.7)},
-        "text": "Coherence ranks them",
-        "points": [
-            {"cell": "ntk + alibi", "group": "alibi", "predicted": 0.2, "measured": 0.4},
-            {"cell": "ntk + t5", "group": "t5", "predicted": 0.3, "measured": 0.5},
+        "groups": 8,
+        "text": "coherence ranks them",
+        "cells": [
+            {
+                "scaling": "ntk",
+                "bias": "alibi",
+                "temperature": False,
+                "predicted": [0.1, 0.4],
+                "measured": [0.2, 0.3],
+                "coherence": [0.9, 0.5],
+                "g50": [0, 3],
+                "just_noticeable": None,
+                "horizon": 120.0,
+                "step": 0.25,
+            }
         ],
     }
     record["costs"] = [{"scaling": "ntk", "bias": "t5", "temperature": False, "milliseconds": 12.5, "mib": 48.0}]
@@ -251,7 +260,9 @@ def test_optional_parts_are_shown_where_present(record):
     for part in (
         "moved peak",
         "It looks back",
-        "stale_cache",
+        "Surely more than 0.3 nats of precision: stale_cache.",
+        "bf16_bias: old keys",
+        "nearest to wrong_layout",
         "Coherence ranks them",
         "rank correlation +0.80 [+0.70, +0.90]",
         "milliseconds",
@@ -276,6 +287,16 @@ def test_a_model_without_probes_rotation_or_fitted_bias_still_gets_its_page(reco
     Page(page)
     assert "undetermined" in visible(page)
     assert "not measured" in visible(page)
+
+
+def test_a_deployment_with_a_fault_is_not_called_by_the_name_of_its_exact_run(record):
+    one = judgement("implementation")
+    one["options"].append(option("implementation", "run the same scheme exactly", "ntk", "alibi", 1.2))
+    one["verdict"]["chosen"] = one["options"][-1]["option"]
+    record["judgements"] = [one]
+    shown = visible(html_page(record, command="x"))
+    assert "status quo, run exactly" in shown
+    assert "Run the same scheme exactly; the model then runs ntk + alibi." in shown
 
 
 def test_estimates_of_one_row_have_no_interval(record):

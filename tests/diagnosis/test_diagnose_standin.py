@@ -1,0 +1,177 @@
+"""`rope-jax diagnose` on a tiny random stand-in, from the arguments to the files and the exit status."""
+
+import json
+
+import pytest
+from cases import TARGET, TRAINED, save_standin
+
+from rope_jax.cli import main
+from rope_jax.commands import probe_case
+from rope_jax.diagnosis import case as cases_module
+from rope_jax.diagnosis import subject
+from rope_jax.diagnosis.attribution import Used
+from rope_jax.diagnosis.intervals import Estimate
+
+FILES = {"verdict.json", "verdict.txt", "verdict.html"}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return save_standin(tmp_path_factory.mktemp("model"))
+
+
+def diagnose(directory, out, *flags):
+    return main([
+        "diagnose", str(directory), f"--out={out}", f"--target_length={TARGET}", "--haystacks=3", "--rows=2",
+        "--status_quo=ntk+alibi", "--transforms=llama3", *flags,
+    ])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def out(directory, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    assert diagnose(directory, out) == 0
+    return out
+
+
+def test_all_files_are_written_and_say_the_same(out, directory):
+    assert {path.name for path in out.iterdir()} == {*FILES, "cells"}
+    record = json.loads((out / "verdict.json").read_text())
+    assert record["models"][0]["origin"] == str(directory)
+    assert record["lengths"]["trained"] == TRAINED
+    (judgement,) = record["judgements"]
+    assert judgement["verdict"]["kind"] == "undetermined"  # a random model has learned nothing
+    reason = judgement["verdict"]["reason"]
+    assert reason in (out / "verdict.txt").read_text()
+    assert reason in (out / "verdict.html").read_text()
+    assert set(record["probes"]["refused"]) == {"ret", "bind", "ord", "dist", "ith", "count"}
+
+
+def test_a_second_run_and_one_that_goes_on_give_the_same_bytes(out, directory, tmp_path, capsys):
+    again = tmp_path / "again"
+    assert diagnose(directory, again) == 0
+    for file in sorted((again / "cells").iterdir())[::2]:
+        file.unlink()
+    (again / "verdict.json").unlink()
+    assert diagnose(directory, again, "--json") == 0
+    printed = capsys.readouterr().out.splitlines()[-1]
+    for name in FILES:
+        assert (again / name).read_bytes() == (out / name).read_bytes(), name
+    assert printed + "\n" == (out / "verdict.json").read_text()
+
+
+def test_a_gate_sets_the_exit_status(out, directory, capsys):
+    cells = json.loads((out / "verdict.json").read_text())["cells"]
+    short = {(cell["scaling"], cell["bias"], cell["temperature"]): cell["loss"]["short"]["mean"] for cell in cells}
+    cost = short["ntk", "alibi", False] - short["none", "none", False]
+    for condition, status, said in (
+        ("short_cost>1000", 0, "pass"),
+        ("short_cost>-1000", 3, "fail"),
+        (f"short_cost>{cost!r}", 4, "undecided"),
+        ("short_cost>1000,long_cost>1000", 0, "pass"),
+        ("short_cost>1000,long_cost<1000", 3, "fail"),
+        ("precision_drop>0.3", 4, "undecided: precision_drop not measured"),
+    ):
+        capsys.readouterr()
+        assert diagnose(directory, out, f"--fail_if={condition}") == status, condition
+        assert said in capsys.readouterr().out
+
+
+def test_every_measure_of_a_gate_can_be_named():
+    made = cases_module.gate_measures
+    assert made.__doc__ is not None
+    for name in probe_case._MEASURES:
+        assert f"`{name}`" in made.__doc__
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (("--fail_if=short_cost",), "is not NAME OP NUMBER"),
+        (("--fail_if=magic>1",), "'magic' is no measure; there are short_cost"),
+        (("--status_quo=ntk",), "'ntk' is not SCALING+BIAS"),
+        (("--status_quo=magic+alibi",), "'magic+alibi' is not SCALING+BIAS"),
+        (("--status_quo=",), "names no retrofit"),
+        (("--transforms=magic",), "--transforms: 'magic' is none of"),
+        (("--faults=magic",), "--faults: 'magic' is none of"),
+        (("--deployed=magic",), "--deployed: 'magic' is none of"),
+        ((f"--target_length={TRAINED}",), f"target length {TRAINED} must be above"),
+        (("--target_length=0",), "--target_length must be from 1"),
+        (("--haystacks=0",), "--haystacks must be from 1"),
+        (("--rows=-1",), "--rows must be from 1"),
+        (("--seed=-1",), "--seed must be from 0"),
+        (("--margin=nan",), "--margin must be a finite number"),
+        (("--status_quo=ntk+t5", "--num_buckets=8", "--max_distance=3"), "max_distance must be above 4"),
+        (("--status_quo=ntk+t5", "--num_buckets=1"), "num_buckets must be at least 2"),
+        (("--out=/nowhere/deep/out",), "cannot write"),
+        (("--observed=/nowhere.npz",), "/nowhere.npz"),
+        (("--trained_length=100",), "--trained_length is for a checkpoint and its --text only"),
+        (("--scalings=ntk",), "--scalings is for a checkpoint and its --text only"),
+        (("--phase=float32",), "--phase is for a checkpoint and its --text only"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(directory, tmp_path, capsys, flags, what):
+    assert diagnose(directory, tmp_path / "out", *flags) == 2
+    printed = capsys.readouterr()
+    assert what in printed.err.splitlines()[-1]
+    assert printed.err.count("error:") == 1
+    assert printed.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_of_the_probes_are_not_ignored_on_text(directory, tmp_path, capsys):
+    for flag in ("--fail_if=short_cost>0.02", "--status_quo=ntk+alibi", "--full"):
+        status = main(["diagnose", str(directory), "--text=/nowhere.npy", "--target_length=384", "--out=x", flag])
+        assert status == 2
+        assert "is for a stand-in and its own probes only" in capsys.readouterr().err
+    assert main(["diagnose", "--text=/nowhere.npy", f"--out={tmp_path / 'x'}"]) == 2
+    assert "--text is for a checkpoint" in capsys.readouterr().err
+
+
+def test_without_a_stand_in_that_ships_one_must_be_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(subject, "standins", lambda: ())
+    assert main(["diagnose", f"--out={tmp_path / 'out'}"]) == 2
+    assert "no stand-in is installed" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_another_vocabulary_is_refused(tmp_path, capsys):
+    from flax import nnx
+
+    from rope_jax.checkpoints.saving import llama_config, save_llama
+    from rope_jax.decoder import Decoder, DecoderConfig
+
+    model = Decoder(DecoderConfig(24, 16, 24, 1, 2, 2, 8, 1e-5, tie_embeddings=True), rngs=nnx.Rngs(0))
+    save_llama(tmp_path / "model", model, llama_config(model, base=100.0, trained_length=TRAINED))
+    (tmp_path / "model" / "training.json").write_text("{}")
+    assert diagnose(tmp_path / "model", tmp_path / "out") == 2
+    assert "a vocabulary of 24 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_place_of_the_store_is_one_line(directory, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "cells").write_text("mine")
+    assert diagnose(directory, tmp_path / "out") == 2
+    assert "cannot keep finished cells" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cells"]
+
+
+def test_a_single_haystack_and_row_is_no_crash(directory, tmp_path, monkeypatch, capsys):
+    """No interval anywhere; with everything counted as learned the whole way is walked."""
+    monkeypatch.setattr(
+        "rope_jax.diagnosis.attribution.gated",
+        lambda unchanged, *, gate: Used(("bind", "ord"), True, {}, {"ret": 1.0, "bind": 1.0, "ord": 1.0}),
+    )
+    flags = ("--haystacks=1", "--rows=1", "--fail_if=precision_drop>0.3")
+    assert diagnose(directory, tmp_path / "out", *flags) == 4
+    record = json.loads((tmp_path / "out" / "verdict.json").read_text())
+    assert record["judgements"][0]["verdict"]["kind"] == "undetermined"
+    assert "one row without an interval" in capsys.readouterr().out
+
+
+def test_an_estimate_without_an_interval_is_shown_as_its_mean():
+    from rope_jax.diagnosis import case_table, verdict
+
+    assert verdict._interval(Estimate(0.5, None, None)) == "0.50"
+    assert case_table.brief({"mean": 0.5, "low": None, "high": None}) == "+0.50"
