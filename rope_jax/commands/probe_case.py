@@ -6,6 +6,8 @@ import pathlib
 import re
 import shlex
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -77,13 +79,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     """Runs the case; returns the exit status."""
     out = _checked(flags)
 
-    # JAX is imported only once the flags are known to be good.
-    from rope_jax.diagnosis import agreement, case_table, costs, deployment, strategy, subject
-    from rope_jax.diagnosis.case import run_case
-    from rope_jax.diagnosis.case_adapted import judge_adapted
-    from rope_jax.diagnosis.case_record import json_record
-    from rope_jax.diagnosis.case_report import html_page
-    from rope_jax.diagnosis.cells import UNCHANGED
+    from rope_jax.diagnosis import subject  # imports JAX: only once the flags are known to be good
 
     directories = [pathlib.Path(arguments[0])] if arguments else list(subject.standins())
     if not directories:
@@ -98,6 +94,18 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     ]
     if flags.write_items is not None:
         return _write_items(pathlib.Path(flags.write_items), subjects[0])
+    return conclude(subjects, flags, out)
+
+
+def conclude(subjects: Sequence[Any], flags: absl_flags.FlagValues, out: pathlib.Path, *, silent: bool = False) -> int:
+    """Runs the case of subjects that know probes, writes it and, unless silent, prints it; returns the status."""
+    from rope_jax.diagnosis import agreement, case_table, costs, deployment, strategy
+    from rope_jax.diagnosis.case import run_case
+    from rope_jax.diagnosis.case_adapted import judge_adapted
+    from rope_jax.diagnosis.case_record import json_record
+    from rope_jax.diagnosis.case_report import html_page
+    from rope_jax.diagnosis.cells import UNCHANGED
+
     settings = _settings(flags, subjects[0].trained_length)
     observed = None if flags.observed is None else deployment.read_observed(pathlib.Path(flags.observed), subjects[0])
     store = out / "cells"
@@ -133,7 +141,8 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     beside = json.dumps({"costs": timed, "strategy": chosen and strategy.strategy_record(chosen)}, allow_nan=False)
     page = html_page({**record, "costs": timed}, command=command)
     write_all(out, dict(zip(_FILES, (written + "\n", beside + "\n", table, page), strict=True)))
-    print(written if flags.json else table + f"\nwritten to {out}: {', '.join(_FILES)}")
+    if not silent:
+        print(written if flags.json else table + f"\nwritten to {out}: {', '.join(_FILES)}")
     return _gate(case, flags)
 
 

@@ -1,5 +1,6 @@
 """`rope-jax diagnose CHECKPOINT --text=FILE`: every scaling x bias on a checkpoint and its text."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import sys
 
 from absl import flags as absl_flags
 
+from rope_jax.commands import probe_case
 from rope_jax.commands.output import Progress, checked_out, write_all
 from rope_jax.diagnosis import scalings
 from rope_jax.errors import InputError
@@ -30,7 +32,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     from rope_jax.checkpoints.loading import load_checkpoint
     from rope_jax.diagnosis.measurement import Settings, measure
     from rope_jax.diagnosis.records import csv_text, json_record, table_text
-    from rope_jax.diagnosis.text import read_chunks, read_text
+    from rope_jax.diagnosis.text import chunks, read_chunks, read_text, without_overlap
 
     checkpoint = load_checkpoint(arguments[0])
     vocabulary = checkpoint.config.vocab_size
@@ -69,7 +71,21 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     with Progress() as progress:
         measured = measure(checkpoint, text, settings, fit_tokens=fit_tokens, progress=progress)
 
+    from rope_jax.diagnosis.language_subject import readiness
     from rope_jax.diagnosis.report import html_page
+    from rope_jax.diagnosis.verdict import Margins
+
+    leftover = chunks(text.leftover if fit_tokens is None else fit_tokens, measured.trained_length)
+    ready = readiness(
+        checkpoint,
+        text.rows,
+        without_overlap(leftover, text.rows),
+        trained_length=measured.trained_length,
+        rows=flags.haystacks,
+        gate=Margins().gate,
+        seed=flags.seed,
+    )
+    measured = dataclasses.replace(measured, findings=(*measured.findings, ready.finding))
 
     record = json.dumps(json_record(measured), allow_nan=False)
     table = table_text(measured)
@@ -77,7 +93,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     page = html_page(measured, command=command)
     write_all(out, dict(zip(_FILES, (record + "\n", csv_text(measured), table, page), strict=True)))
     print(record if flags.json else table + f"\nwritten to {out}: {', '.join(_FILES)}")
-    return 0
+    return 0 if ready.subject is None else probe_case.conclude([ready.subject], flags, out, silent=flags.json)
 
 
 def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathlib.Path, pathlib.Path]:

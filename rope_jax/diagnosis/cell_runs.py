@@ -174,7 +174,9 @@ class CellRuns:
     def _is_whole(self, raw: Mapping[str, np.ndarray]) -> bool:
         items = self.subject.items
         asked = {reach: getattr(items, reach) for reach in REACHES}
-        shapes = {reach: given.choices.shape for reach, given in asked.items() if given is not None}
+        shapes: dict[str, tuple[int, ...]] = {
+            reach: given.choices.shape for reach, given in asked.items() if given is not None
+        }
         shapes["losses"] = items.counted.shape
         found = {name: value.shape for name, value in raw.items()}
         return found == shapes and all(np.isfinite(value).all() for value in raw.values())
