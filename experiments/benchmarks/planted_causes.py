@@ -4,13 +4,16 @@ Written down before any run: the families, the ranges their strengths come from,
 
 | family | planted | beside it, harmless |
 |---|---|---|
-| bias_line | ALiBi's line, any multiplier of the paper's slopes | base scaling close to the period match |
+| bias_line | ALiBi's line, any multiplier of the paper's slopes | a ramp of scaling that is no arm |
 | bias_buckets | a T5-like table, far buckets lowered, each head by another amount | the same |
 | scaling_base | base scaling by any factor up to far too much | a gentle line |
-| scaling_pairs | every pair's period changed by another random factor | the same |
+| scaling_pairs | such a ramp, every pair's period then changed by another random factor | the same |
 | both | bias_line and scaling_base together | |
 | implementation | positions on a grid, rounded frequencies, rounded bias, or a stale cache | the declared scheme |
 | outside | cooled logits, noise in the weights, or a length at which nothing holds | the scheme |
+
+Base scaling by the period match is no harmless scaling: on small models it costs more precision than the margin, and
+much short context. What is harmless is a ramp from pairs left alone to pairs stretched by the ratio, its ends drawn.
 
 A third of the cases have strengths so small that they should not matter; whether they do is decided by the truth.
 """
@@ -23,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
+from rope_jax import scaling
 from rope_jax.biases import Bias, alibi_paper, bucket_starts, t5_bias
 from rope_jax.frequencies import Rotary, base_multiplier
 from rope_jax.rules import Rule
@@ -167,15 +171,15 @@ class _Draw:
                 kinds = ["cooled", "noise"] if self._small else ["cooled", "cooled", "noise", "noise", "length"]
                 kind = str(self._rng.choice(kinds))
                 if kind == "cooled":
-                    return self._made(family, kind, cooling=self._uniform("cooling", (0.93, 1.0), (0.3, 0.8)))
+                    return self._made(family, kind, cooling=self._uniform("cooling", (0.97, 1.0), (0.4, 0.9)))
                 if kind == "noise":
-                    return self._made(family, kind, noise=self._log("noise", (0.001, 0.02), (0.05, 0.4)))
+                    return self._made(family, kind, noise=self._log("noise", (0.001, 0.02), (0.03, 0.15)))
                 self._ratio = self._long_ratio
                 return self._made(family, kind)
         raise ValueError(f"unknown family {family!r}")
 
     def _made(self, family: str, kind: str, *, divisors=None, bias: Bias | None = None, **others) -> Plant:
-        divisors = self._near_match() if divisors is None else divisors
+        divisors = self._ramp() if divisors is None else divisors
         bias = self._gentle_line() if bias is None else bias
         return Plant(family, kind, self._small, self._strengths, self._ratio, divisors, bias, **others)
 
@@ -193,11 +197,19 @@ class _Draw:
 
     # What is harmless.
 
-    def _near_match(self) -> np.ndarray:
-        match = base_multiplier(self._rotary.dim, factor=self._ratio)
-        near = float(self._rng.uniform(0.9, 1.15))
-        self._strengths["harmless base"] = near
-        return base_divisors(self._rotary.dim, match * near)
+    def _ramp(self) -> np.ndarray:
+        """Fast pairs as trained, slow ones stretched, and a ramp between that no arm has: precision hardly suffers."""
+        rotary = self._rotary
+        low, high = float(self._rng.uniform(0.8, 1.25)), float(self._rng.uniform(3, 6))
+        longer = float(self._rng.uniform(1, 1.1))
+        self._strengths |= {"ramp from": low, "ramp to": high, "stretched": longer}
+        rule = scaling.llama3(
+            factor=self._ratio * longer,
+            original_length=rotary.original_length,
+            low_freq_factor=low,
+            high_freq_factor=high,
+        )
+        return rotary.inverse_frequencies / rule(rotary).inverse_frequencies
 
     def _gentle_line(self, steepest: float = 0.01) -> Bias:
         multiplier = math.exp(self._rng.uniform(math.log(steepest / 5), math.log(steepest)))
@@ -207,7 +219,7 @@ class _Draw:
     # What is planted.
 
     def _line(self) -> Bias:
-        return alibi_paper(self._heads, multiplier=self._log("slopes", (0.001, 0.01), (0.03, 2.0)))
+        return alibi_paper(self._heads, multiplier=self._log("slopes", (0.001, 0.01), (0.1, 3.0)))
 
     def _table(self) -> Bias:
         amount = self._log("lowered", (0.01, 0.1), (1.0, 16.0))
@@ -229,7 +241,7 @@ class _Draw:
 
     def _pairs(self) -> np.ndarray:
         spread = self._log("spread", (0.001, 0.01), (0.05, 1.0))
-        return self._near_match() * np.exp(spread * self._rng.standard_normal(self._rotary.dim // 2))
+        return self._ramp() * np.exp(spread * self._rng.standard_normal(self._rotary.dim // 2))
 
     def _wrong(self, kind: str, bias: Bias) -> Wrong:
         match kind:

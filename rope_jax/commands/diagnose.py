@@ -51,6 +51,6 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     on_text = bool(arguments) and (flags.text is not None or not os.path.isfile(os.path.join(arguments[0], TRAINING)))
     for name in probe_case.FLAGS if on_text else text_factorial.FLAGS:
         if flags[name].present:
-            what = "a stand-in and its own probes" if on_text else "a checkpoint and its --text"
+            what = "a stand-in" if on_text else "a checkpoint and its --text"
             raise InputError(f"--{name} is for {what} only: {USAGE}")
     return (text_factorial if on_text else probe_case).run(arguments, flags)

@@ -16,11 +16,8 @@ from rope_jax.diagnosis import scalings
 from rope_jax.diagnosis.scalings import FAULTS
 from rope_jax.errors import InputError
 
-FLAGS = (
-    "status_quo", "haystacks", "full", "transforms", "adapt_steps", "faults", "deployed", "write_items", "observed",
-    "fail_if",
-)  # fmt: skip
-"""Those that only this reads."""
+FLAGS = ("write_items", "observed")
+"""Those that mean something on a stand-in only."""
 
 _MEASURES = ("short_cost", "long_cost", "short_loss", "precision_drop", "retrieval_drop")
 _FILES = ("verdict.json", "costs.json", "verdict.txt", "verdict.html")
@@ -209,9 +206,8 @@ def _cell(text: str):
 
 
 def _checked(flags: absl_flags.FlagValues) -> pathlib.Path:
-    if not flags.status_quo:
-        raise InputError("--status_quo names no retrofit")
-    for name in ("haystacks", "rows", "num_buckets", "max_distance", "fit_steps"):
+    check_request(flags)
+    for name in ("rows", "num_buckets", "max_distance", "fit_steps"):
         if not 1 <= getattr(flags, name) <= _LARGEST_ROWS:
             raise InputError(f"--{name} must be from 1 to {_LARGEST_ROWS}, got {getattr(flags, name)}")
     if flags.target_length is not None and not 1 <= flags.target_length < 2**24:
@@ -220,6 +216,17 @@ def _checked(flags: absl_flags.FlagValues) -> pathlib.Path:
         raise InputError(f"--margin must be a finite number, 0 or more, got {flags.margin}")
     if not 0 <= flags.seed < 2**32:
         raise InputError(f"--seed must be from 0 to {2**32 - 1}, got {flags.seed}")
+    if flags.observed is not None and flags.full:
+        raise InputError("--observed is of one model: --full runs all that ship")
+    return checked_out(pathlib.Path(flags.out or _DEFAULT_OUT), _FILES)
+
+
+def check_request(flags: absl_flags.FlagValues) -> None:
+    """Raises `InputError` unless what is asked of the probes can be asked of some model."""
+    if not flags.status_quo:
+        raise InputError("--status_quo names no retrofit")
+    if not 1 <= flags.haystacks <= _LARGEST_ROWS:
+        raise InputError(f"--haystacks must be from 1 to {_LARGEST_ROWS}, got {flags.haystacks}")
     for name, given, known in (
         ("transforms", flags.transforms, scalings.TRANSFORMS),
         ("faults", flags.faults, FAULTS),
@@ -230,8 +237,6 @@ def _checked(flags: absl_flags.FlagValues) -> pathlib.Path:
                 raise InputError(f"--{name}: {value!r} is none of {', '.join(known)}")
     if flags.adapt_steps is not None and not 0 <= flags.adapt_steps <= _LARGEST_ROWS:
         raise InputError(f"--adapt_steps must be from 0 to {_LARGEST_ROWS}, got {flags.adapt_steps}")
-    if flags.observed is not None and flags.full:
-        raise InputError("--observed is of one model: --full runs all that ship")
     if flags.budget is not None:
         from rope_jax.diagnosis import strategy
 
@@ -242,4 +247,3 @@ def _checked(flags: absl_flags.FlagValues) -> pathlib.Path:
         for condition in gates.parse(flags.fail_if):  # before anything is run
             if condition.name not in _MEASURES:
                 raise InputError(f"--fail_if: {condition.name!r} is no measure; there are {', '.join(_MEASURES)}")
-    return checked_out(pathlib.Path(flags.out or _DEFAULT_OUT), _FILES)

@@ -93,12 +93,21 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     page = html_page(measured, command=command)
     write_all(out, dict(zip(_FILES, (record + "\n", csv_text(measured), table, page), strict=True)))
     print(record if flags.json else table + f"\nwritten to {out}: {', '.join(_FILES)}")
-    return 0 if ready.subject is None else probe_case.conclude([ready.subject], flags, out, silent=flags.json)
+    if ready.subject is not None:
+        return probe_case.conclude([ready.subject], flags, out, silent=flags.json)
+    if flags.fail_if is None:
+        return 0
+    from rope_jax.diagnosis import gates
+
+    if not flags.json:
+        print(f"undecided: --fail_if is of a status quo, and none was judged; {ready.finding}")
+    return gates.UNDECIDED
 
 
 def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathlib.Path, pathlib.Path]:
     if len(arguments) != 1:
         raise InputError(f"one checkpoint is needed, got {len(arguments)}: {USAGE}")
+    probe_case.check_request(flags)
     for name in ("text", "target_length", "out"):
         if getattr(flags, name) in (None, ""):
             raise InputError(f"--{name} is required")

@@ -50,10 +50,13 @@ def measure(subject: Subject, schemes: CellSchemes, cells: tuple[Cell, ...]) -> 
     graph, state = nnx.split(subject.checkpoint.model)
     row = jnp.asarray(subject.items.text[:1], jnp.int32)
 
-    def read(state, scheme, row):
-        return nnx.merge(graph, state).hidden(row, scheme)[:, -1]
+    # Arrays go in rather than schemes, which would be rebuilt around descriptions of arrays while lowering.
+    structure = jax.tree.structure(schemes(cells[0]))
 
-    arguments = {cell: schemes(cell) for cell in cells}
+    def read(state, leaves, row):
+        return nnx.merge(graph, state).hidden(row, jax.tree.unflatten(structure, leaves))[:, -1]
+
+    arguments = {cell: jax.tree.leaves(schemes(cell)) for cell in cells}
     program = jax.jit(read).lower(state, arguments[cells[0]], row).compile()
     memory = program.memory_analysis()
     mebibytes = 0.0 if memory is None else memory.temp_size_in_bytes / 2**20

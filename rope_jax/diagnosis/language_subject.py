@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from jaxtyping import Int32
 
 from rope_jax.checkpoints.checkpoint import Checkpoint, schemes_of
 from rope_jax.diagnosis import probes
@@ -31,7 +32,7 @@ class Readiness:
 def readiness(
     checkpoint: Checkpoint,
     text: Rows,
-    fit_text: Rows,
+    fit_text: Int32[np.ndarray, "chunks chunk"],
     *,
     trained_length: int,
     rows: int,

@@ -1,18 +1,21 @@
 """`rope-jax diagnose` on a tiny random stand-in, from the arguments to the files and the exit status."""
 
+import html
 import json
+import shutil
 
+import numpy as np
 import pytest
 from cases import TARGET, TRAINED, save_standin
 
 from rope_jax.cli import main
 from rope_jax.commands import probe_case
+from rope_jax.diagnosis import agreement, costs, subject
 from rope_jax.diagnosis import case as cases_module
-from rope_jax.diagnosis import subject
 from rope_jax.diagnosis.attribution import Used
 from rope_jax.diagnosis.intervals import Estimate
 
-FILES = {"verdict.json", "verdict.txt", "verdict.html"}
+FILES = {"verdict.json", "costs.json", "verdict.txt", "verdict.html"}
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,10 @@ def diagnose(directory, out, *flags):
         "diagnose", str(directory), f"--out={out}", f"--target_length={TARGET}", "--haystacks=3", "--rows=2",
         "--status_quo=ntk+alibi", "--transforms=llama3", *flags,
     ])  # fmt: skip
+
+
+def untimed(subject, schemes, cells):
+    return dict.fromkeys(cells, costs.Cost(1.0, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +50,30 @@ def test_all_files_are_written_and_say_the_same(out, directory):
     assert judgement["verdict"]["kind"] == "undetermined"  # a random model has learned nothing
     reason = judgement["verdict"]["reason"]
     assert reason in (out / "verdict.txt").read_text()
-    assert reason in (out / "verdict.html").read_text()
+    assert "has not learned" in html.unescape((out / "verdict.html").read_text())
     assert set(record["probes"]["refused"]) == {"ret", "bind", "ord", "dist", "ith", "count"}
 
 
-def test_a_second_run_and_one_that_goes_on_give_the_same_bytes(out, directory, tmp_path, capsys):
-    again = tmp_path / "again"
-    assert diagnose(directory, again) == 0
+def test_a_run_that_goes_on_gives_the_same_record(out, directory, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(costs, "measure", untimed)
+    again = shutil.copytree(out, tmp_path / "again")
     for file in sorted((again / "cells").iterdir())[::2]:
         file.unlink()
     (again / "verdict.json").unlink()
     assert diagnose(directory, again, "--json") == 0
     printed = capsys.readouterr().out.splitlines()[-1]
-    for name in FILES:
-        assert (again / name).read_bytes() == (out / name).read_bytes(), name
+    assert (again / "verdict.json").read_bytes() == (out / "verdict.json").read_bytes()
     assert printed + "\n" == (out / "verdict.json").read_text()
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Leaves out what has no part in the test: costs are not timed, heads are not looked into."""
+    monkeypatch.setattr(costs, "measure", untimed)
+    monkeypatch.setattr(agreement, "agreement", lambda *_: None)
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_gate_sets_the_exit_status(out, directory, capsys):
     cells = json.loads((out / "verdict.json").read_text())["cells"]
     short = {(cell["scaling"], cell["bias"], cell["temperature"]): cell["loss"]["short"]["mean"] for cell in cells}
@@ -68,7 +82,6 @@ def test_a_gate_sets_the_exit_status(out, directory, capsys):
         ("short_cost>1000", 0, "pass"),
         ("short_cost>-1000", 3, "fail"),
         (f"short_cost>{cost!r}", 4, "undecided"),
-        ("short_cost>1000,long_cost>1000", 0, "pass"),
         ("short_cost>1000,long_cost<1000", 3, "fail"),
         ("precision_drop>0.3", 4, "undecided: precision_drop not measured"),
     ):
@@ -120,10 +133,23 @@ def test_bad_input_is_one_line_and_writes_nothing(directory, tmp_path, capsys, f
 
 
 def test_flags_of_the_probes_are_not_ignored_on_text(directory, tmp_path, capsys):
-    for flag in ("--fail_if=short_cost>0.02", "--status_quo=ntk+alibi", "--full"):
-        status = main(["diagnose", str(directory), "--text=/nowhere.npy", "--target_length=384", "--out=x", flag])
-        assert status == 2
-        assert "is for a stand-in and its own probes only" in capsys.readouterr().err
+    rows = tmp_path / "rows.npy"
+    np.save(rows, np.random.default_rng(0).integers(0, 128, (3, TARGET)).astype(np.int32))
+    on_text = [
+        "diagnose", str(directory), f"--text={rows}", f"--target_length={TARGET}", f"--out={tmp_path / 'out'}",
+        "--scalings=ntk", "--biases=none",
+    ]  # fmt: skip
+    for flag, what in (
+        ("--write_items=x.npz", "--write_items is for a stand-in only"),
+        ("--fail_if=magic>1", "'magic' is no measure"),
+        ("--faults=magic", "'magic' is none of"),
+    ):
+        assert main([*on_text, flag]) == 2
+        assert what in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    # A gate that nothing can answer is open, never passed.
+    assert main([*on_text, "--fail_if=short_cost>0.02"]) == 4
+    assert "undecided" in capsys.readouterr().out
     assert main(["diagnose", "--text=/nowhere.npy", f"--out={tmp_path / 'x'}"]) == 2
     assert "--text is for a checkpoint" in capsys.readouterr().err
 
@@ -157,6 +183,7 @@ def test_a_file_in_place_of_the_store_is_one_line(directory, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cells"]
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_single_haystack_and_row_is_no_crash(directory, tmp_path, monkeypatch, capsys):
     """No interval anywhere; with everything counted as learned the whole way is walked."""
     monkeypatch.setattr(

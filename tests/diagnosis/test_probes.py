@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import BASE, DIM, HEADS, TRAINED, tiny_decoder
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -192,8 +193,7 @@ def test_the_program_gives_the_decoders_own_logits(program, asked, bias):
     assert got.dtype == np.float32
 
 
-def test_one_program_answers_under_every_scheme(asked):
-    program = ProbeProgram(tiny_decoder())
+def test_one_program_answers_under_every_scheme(program, asked):
     table = np.random.default_rng(0).standard_normal((HEADS, 8))
     rotaries = [ROTARY, scaling.ntk(factor=2.0)(ROTARY), scaling.linear(factor=2.0)(ROTARY)]
     given = [
@@ -203,18 +203,12 @@ def test_one_program_answers_under_every_scheme(asked):
     ]
     assert program.compilations == 1
     assert len({one.tobytes() for one in given}) == len(given)  # and answers differently under each
-    program(scheme(), hay.haystacks(np.random.default_rng(1), rows=3, length=200))
-    assert program.compilations == 2
 
 
 def test_other_weights_run_in_the_same_program(program, asked):
-    from flax import nnx
-
     before = program(scheme(), asked)
-    other = tiny_decoder(seed=1)
-    compiled = program.compilations
-    got = program(scheme(), asked, nnx.state(other))
-    assert program.compilations == compiled
+    got = program(scheme(), asked, nnx.state(tiny_decoder(seed=1)))
+    assert program.compilations == 1
     assert (got != before).any()
-    np.testing.assert_array_equal(got, ProbeProgram(other)(scheme(), asked))
+    np.testing.assert_array_equal(program(scheme(), asked, nnx.state(tiny_decoder())), before)
     np.testing.assert_array_equal(program(scheme(), asked), before)
