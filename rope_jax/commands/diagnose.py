@@ -28,7 +28,7 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     integer("target_length", None, "Tokens of an evaluated row; for the stand-in eight times its trained length.")
     string("out", None, "Directory for the result; for the stand-in rope-jax-diagnosis by default.")
     integer("trained_length", None, "Tokens the model was trained on; default: the config's.")
-    integer("rows", 8, "Rows of text evaluated at most.")
+    integer("rows", None, "Rows of text evaluated at most; by default 8, or 4 of the stand-in's own.")
     string("fit_text", None, "Other text to fit A* and T5 on; default: what --text leaves over.")
     string("t5_table", None, "A .npy [heads, buckets] in place of a fitted T5 table.")
     integer("num_buckets", 32, "T5 buckets of a fitted table.")

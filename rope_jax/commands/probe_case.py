@@ -24,6 +24,7 @@ _FILES = ("verdict.json", "costs.json", "verdict.txt", "verdict.html")
 _DEFAULT_OUT = "rope-jax-diagnosis"
 _LARGEST_ROWS = 2**14
 _PAPER_LENGTH = 4096
+_TEXT_ROWS = 4
 
 
 def define_flags(flag_values: absl_flags.FlagValues) -> None:
@@ -35,13 +36,13 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
         ["ntk+alibi", "ntk+alibi_star", "ntk+t5"],
         "Retrofits to judge, each SCALING+BIAS, with +temperature where logits are sharpened.",
     )
-    integer("haystacks", 32, "Haystacks at each length.")
+    integer("haystacks", 20, "Haystacks at each length.")
     absl_flags.DEFINE_boolean(
         "full", False, "Every scaling x bias x temperature, on every stand-in that ships.", flag_values=flag_values
     )
     names("transforms", ["llama3", "yarn", "by_parts"], "What option 3 may scale by; --full takes all there are.")
     integer("adapt_steps", None, "Training steps of adapted arms; 0 for none, by default 0, or 100 with --full.")
-    names("faults", ["bf16_frequencies"], "Faults whose cost is measured; --full takes all there are.")
+    names("faults", [], "Faults whose cost is measured; --full takes all there are.")
     absl_flags.DEFINE_string(
         "budget",
         None,
@@ -85,7 +86,11 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         directories = directories[:1]
     subjects = [
         subject.standin_subject(
-            directory, target_length=flags.target_length, rows=flags.haystacks, text_rows=flags.rows, seed=flags.seed
+            directory,
+            rows=flags.haystacks,
+            target_length=flags.target_length,
+            text_rows=flags.rows or _TEXT_ROWS,
+            seed=flags.seed,
         )
         for directory in directories
     ]
@@ -135,7 +140,8 @@ def conclude(subjects: Sequence[Any], flags: absl_flags.FlagValues, out: pathlib
         budget = strategy.parse(flags.budget)
         chosen = strategy.choose(case.cells, trained, case.used, budget, timed, margins=settings.margins)
         table += "\n" + "\n".join(strategy.strategy_lines(chosen)) + "\n"
-    beside = json.dumps({"costs": timed, "strategy": chosen and strategy.strategy_record(chosen)}, allow_nan=False)
+    found = chosen and strategy.strategy_record(chosen)
+    beside = json.dumps({"costs": timed, "strategy": found, "seconds": case.seconds}, allow_nan=False)
     page = html_page({**record, "costs": timed}, command=command)
     write_all(out, dict(zip(_FILES, (written + "\n", beside + "\n", table, page), strict=True)))
     if not silent:
@@ -208,7 +214,7 @@ def _cell(text: str):
 def _checked(flags: absl_flags.FlagValues) -> pathlib.Path:
     check_request(flags)
     for name in ("rows", "num_buckets", "max_distance", "fit_steps"):
-        if not 1 <= getattr(flags, name) <= _LARGEST_ROWS:
+        if getattr(flags, name) is not None and not 1 <= getattr(flags, name) <= _LARGEST_ROWS:
             raise InputError(f"--{name} must be from 1 to {_LARGEST_ROWS}, got {getattr(flags, name)}")
     if flags.target_length is not None and not 1 <= flags.target_length < 2**24:
         raise InputError(f"--target_length must be from 1 to {2**24 - 1}, got {flags.target_length}")

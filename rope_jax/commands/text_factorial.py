@@ -21,6 +21,7 @@ FLAGS = (
 )  # fmt: skip
 """Those that only this reads."""
 
+_ROWS = 8
 _FILES = ("diagnosis.json", "diagnosis.csv", "diagnosis.txt", "diagnosis.html")
 
 
@@ -41,7 +42,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         length=flags.target_length,
         vocab_size=vocabulary,
         tokenizer_file=checkpoint.tokenizer_file,
-        max_rows=flags.rows,
+        max_rows=flags.rows or _ROWS,
         separator=flags.separator,
     )
     fit_tokens = None

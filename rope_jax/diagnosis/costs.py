@@ -14,7 +14,7 @@ from flax import nnx
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes
 from rope_jax.diagnosis.subject import Subject
 
-_ROUNDS = 5
+_ROUNDS = 3
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rope_jax.diagnosis.haystacks import TRAINING, Haystacks
 from rope_jax.diagnosis.text import Rows
 from rope_jax.errors import InputError
 
-_FIT_ROWS = 48
+_FIT_ROWS = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
