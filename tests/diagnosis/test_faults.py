@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,10 +123,10 @@ def test_frequencies_in_bfloat16_leave_no_remainder():
 
 def test_two_faults_are_switches_of_the_scheme():
     wrong = fault("float32_phases", length=LENGTH)
-    assert wrong.scheme(RETROFIT) == dataclasses.replace(RETROFIT, phase="float32")
+    chex.assert_trees_all_equal(wrong.scheme(RETROFIT), dataclasses.replace(RETROFIT, phase="float32"))
     other = fault("wrong_layout", length=LENGTH)
-    assert other.scheme(RETROFIT) == dataclasses.replace(RETROFIT, layout="interleaved")
-    assert other.scheme(other.scheme(RETROFIT)) == RETROFIT
+    chex.assert_trees_all_equal(other.scheme(RETROFIT), dataclasses.replace(RETROFIT, layout="interleaved"))
+    chex.assert_trees_all_equal(other.scheme(other.scheme(RETROFIT)), RETROFIT)
     assert wrong.attention is other.attention is attend
 
 
