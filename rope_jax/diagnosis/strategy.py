@@ -99,7 +99,10 @@ def choose(
     )
     refused: dict[str, str] = {}
     for place, (gain, cell, trained, scores) in enumerate(gains):
-        why = _refusal(scores, before, used, margins) or _too_dear(of_cell.get(cell), unchanged, budget)
+        if cell == UNCHANGED and not trained:
+            why = None  # it loses nothing against itself, with or without an interval
+        else:
+            why = _refusal(scores, before, used, margins) or _too_dear(of_cell.get(cell), unchanged, budget)
         if why is None:
             behind = gains[place + 1 :]
             ahead = _gain(scores, behind[0][3], used) if behind else None

@@ -1,0 +1,45 @@
+"""Budgets are read strictly, and a strategy stays within them."""
+
+import pytest
+from cases import scores, used
+
+from rope_jax.diagnosis.cells import UNCHANGED, Cell
+from rope_jax.diagnosis.strategy import Budget, choose, parse, strategy_lines
+from rope_jax.diagnosis.verdict import Margins
+from rope_jax.errors import InputError
+
+GOOD, SLOW = Cell("llama3", "none"), Cell("yarn", "none", True)
+
+
+@pytest.mark.parametrize("text", ["", "steps", "steps=1.5", "steps=-1", "speed=2", "steps=1,steps=2", "latency=x"])
+def test_a_malformed_budget_is_refused(text):
+    with pytest.raises(InputError, match="--budget"):
+        parse(text)
+
+
+def test_parts_left_out_cost_nothing():
+    assert parse("latency=1.5") == Budget(steps=0, latency=1.5)
+
+
+def cost(cell: Cell, milliseconds: float) -> dict:
+    return {**cell._asdict(), "milliseconds": milliseconds, "mib": 10.0}
+
+
+def test_the_best_cell_within_the_budget_is_chosen_and_the_dearer_one_named():
+    cells = {
+        UNCHANGED: [scores(seed=1, long=0.0)],
+        GOOD: [scores(seed=1, long=1.0)],
+        SLOW: [scores(seed=1, long=2.0)],
+    }
+    costs = [cost(UNCHANGED, 10.0), cost(GOOD, 11.0), cost(SLOW, 30.0)]
+    free = choose(cells, {}, used("bind"), Budget(), costs, margins=Margins())
+    assert free.cell == SLOW
+    tight = choose(cells, {}, used("bind"), Budget(latency=2.0), costs, margins=Margins())
+    assert tight.cell == GOOD
+    assert "latency" in tight.refused[str(SLOW)]
+    assert str(GOOD) in strategy_lines(tight)[0]
+
+
+def test_where_nothing_else_qualifies_the_unchanged_model_is_left():
+    only = choose({UNCHANGED: [scores(seed=1)]}, {}, used("bind"), Budget(), [], margins=Margins())
+    assert only.cell == UNCHANGED
