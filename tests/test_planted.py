@@ -156,6 +156,8 @@ def case(verdict, right, *, null=False, family="both", baseline="option 1", seed
         "right": right,
         "null": null,
         "edge": edge,
+        "used": ["ret", "bind"],
+        "learned": ["ret", "bind", "ord"] if edge else ["ret", "bind"],
         "seconds": {"tool": 1.0, "truth": 2.0},
     }
 
@@ -188,6 +190,7 @@ def test_the_report_says_what_went_wrong():
     assert "right >= 90%: missed" in printed
     assert printed.count("said option 2") == 2
     assert "1 cases hang on a number within 20 %" in printed
+    assert "in 1 cases other probes passed the gate" in printed
     assert record.report([]) == "no finished cases"
 
 

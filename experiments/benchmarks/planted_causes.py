@@ -162,7 +162,8 @@ class _Draw:
             case "both":
                 return self._made(family, "line and base", divisors=self._base(), bias=self._line())
             case "implementation":
-                kind = str(self._rng.choice(["positions", "frequencies", "bias", "cache"]))
+                # Rounded numbers spoil a harmless scheme less often than positions and caches do.
+                kind = str(self._rng.choice(["positions", "frequencies", "bias", "cache"], p=[0.35, 0.15, 0.15, 0.35]))
                 # A bias that is hardly there cannot be spoiled by rounding.
                 bias = self._gentle_line(0.03 if kind == "bias" else 0.01)
                 return self._made(family, kind, bias=bias, wrong=self._wrong(kind, bias))
@@ -246,9 +247,9 @@ class _Draw:
     def _wrong(self, kind: str, bias: Bias) -> Wrong:
         match kind:
             case "positions":
-                return Wrong(grid=self._log("grid", (0.5, 1.1), (1.3, 12.0)))
+                return Wrong(grid=self._log("grid", (0.5, 1.0), (1.02, 4.0)))
             case "frequencies":
-                return Wrong(levels=2 ** self._uniform("bits", (8.0, 11.0), (0.5, 5.0)))
+                return Wrong(levels=2 ** self._uniform("bits", (8.0, 11.0), (0.0, 3.0)))
             case "bias":
                 # Steps as large as the bias itself: finer ones are finer than what it says.
                 longest = round(self._ratio * self._rotary.original_length) - 1

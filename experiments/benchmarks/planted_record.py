@@ -136,6 +136,7 @@ def _of_one(records: Sequence[Record]) -> list[str]:
         goals.append(f"{name} {sign} {goal:.0%}: {'-' if not trials else 'met' if met else 'missed'}")
     edges = [record for record in records if record["edge"]]
     at_edge = counts(edges, "verdict")
+    gates = sum(set(record["used"]) != set(record["learned"]) for record in records)
     seconds = [sum(record["seconds"].values()) for record in records]
     return [
         f"{len(records)} cases of {len({record['model_sha'] for record in records})} models; shares with "
@@ -146,6 +147,7 @@ def _of_one(records: Sequence[Record]) -> list[str]:
         "; ".join(goals),
         f"{len(edges)} cases hang on a number within 20 % of its margin and count like all others; of them "
         + ", ".join(f"{at_edge[name][0]} {name}" for name in ("right", "wrong", UNDETERMINED, "false alarms")),
+        f"in {gates} cases other probes passed the gate on the tool's haystacks than on the truth's",
         f"{sum(seconds) / len(seconds):.1f} s a case, {max(seconds):.0f} s at most",
         *_mistakes(records),
     ]

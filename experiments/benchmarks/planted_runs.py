@@ -125,10 +125,11 @@ class Bench:
         deployed = self._deploy(plant, seed)
         said = self._tool(deployed, self._subject(plant.ratio, self._settings.haystacks, TEXT_ROWS, seed))
         between = time.perf_counter()
-        true = self._truth(deployed)
+        true = self._truth(deployed, said["used"])
         ended = time.perf_counter()
         return {
             **said,
+            "learned": list(self._truth_items(plant.ratio)[2].names),
             "right": sorted(true.right),
             "null": true.null,
             "edge": true.edge,
@@ -270,10 +271,18 @@ class Bench:
         assert isinstance(scheme, Scheme)
         return scheme
 
-    def _truth(self, deployed: Deployed) -> Truth:
+    def _truth(self, deployed: Deployed, asked: Sequence[str]) -> Truth:
+        """Returns the truth of the probes that passed the tool's gate, which its verdict speaks of, or of all learned.
+
+        Args:
+          deployed: the case.
+          asked: names of those probes.
+        """
         subjects, unchanged, used = self._truth_items(deployed.plant.ratio)
         if not used.precision or not used.retrieval:
             raise ValueError(f"{self._directory}: the model has not learned retrieval and a probe of precision")
+        if "ret" in asked and len(asked) > 1:
+            used = dataclasses.replace(used, precision=tuple(name for name in asked if name != "ret"))
         if deployed.plant.noise:
             scheme = deployed.scheme(UNCHANGED)
             unchanged = [self._scores(scheme, subject, deployed.state) for subject in subjects]
