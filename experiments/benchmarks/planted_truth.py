@@ -5,8 +5,8 @@ the same wins back more by a margin. Running the scheme exactly is right where t
 is right, it is "outside these options" if precision is truly lost, else "no fault found". All of it is true of the
 probes that the verdict speaks of: those that passed its gate.
 
-That last rule was set after a pilot case had been counted wrong, whose gate had flipped on few haystacks: it forgives such
-flips, so the report counts them.
+That last rule was set after a pilot case had been counted wrong, whose gate had flipped on few haystacks: it forgives
+such flips, so the report counts them.
 """
 
 import dataclasses
