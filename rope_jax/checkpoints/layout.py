@@ -15,10 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Float32, Float64, Int
 
 from rope_jax.checkpoints.weights import Graph, State, path_of
-from rope_jax.decoder import Decoder, Schemes
+from rope_jax.decoder import Decoder, Schemes, each_scheme
 from rope_jax.errors import CheckpointError
 from rope_jax.rotation import Layout, half_to_interleaved, interleaved_to_half
-from rope_jax.scheme import Scheme
 
 _STANDARD_ERRORS = 4.0  # before either check says anything
 _LEAST_MARGIN = 0.02  # nats a token
@@ -199,9 +198,7 @@ def _verdict(mean: float, error: float, *, least: float) -> Layout | None:
 
 
 def _in_layout(scheme: Schemes, layout: Layout) -> Schemes:
-    if isinstance(scheme, Scheme):
-        return dataclasses.replace(scheme, layout=layout)
-    return {name: dataclasses.replace(one, layout=layout) for name, one in scheme.items()}
+    return each_scheme(lambda one: dataclasses.replace(one, layout=layout), scheme)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,7 +1,6 @@
 """A decoder written as a Hugging Face Llama directory, which `load_checkpoint` and transformers read back."""
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,7 +71,9 @@ def save_llama(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(nnx.state(model))
+    state = nnx.state(model)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    shapes = weights.published_shapes(state)
     tensors = {}
     for keys, leaf in leaves:
         path = weights.path_of(keys)
@@ -80,8 +81,8 @@ def save_llama(
             value = np.asarray(leaf, dtype)
         weights.check_finite(value, path, directory)
         if path.endswith(".kernel"):
-            inputs = 2 if path.endswith(".o.kernel") else 1
-            value = value.reshape(math.prod(value.shape[:inputs]), -1).T
+            outputs, inputs = shapes[path]
+            value = value.reshape(inputs, outputs).T
         tensors[published_name(path)] = np.ascontiguousarray(value)
     _replace(directory / "model.safetensors", save(tensors, metadata={"format": "pt", **(metadata or {})}))
     _replace(directory / "config.json", (json.dumps(dict(config), indent=2) + "\n").encode())

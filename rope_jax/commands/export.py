@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
+from rope_jax.commands.output import put_in_place
 from rope_jax.errors import InputError, RopeJaxError
 
 if TYPE_CHECKING:
@@ -214,10 +215,7 @@ def _write(out: pathlib.Path, config: Mapping[str, Any], compare: Any) -> tuple[
                 f"--out={out}: not written, since what was read back differs by {difference:.1e} (relative) from the "
                 f"scaling that was asked for, by more than {LARGEST_DIFFERENCE:g}"
             )
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, out)
+        put_in_place(temporary, out)
     except OSError as error:
         raise InputError(f"--out={out}: cannot be written: {error.strerror}") from error
     finally:

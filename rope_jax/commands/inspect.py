@@ -11,6 +11,7 @@ import tempfile
 
 from absl import flags as absl_flags
 
+from rope_jax.commands.output import put_in_place
 from rope_jax.errors import InputError
 
 SUMMARY = "predict from a config alone what a longer context breaks, and rank the ways out"
@@ -117,10 +118,7 @@ def _write(plot: pathlib.Path, picture: bytes) -> None:
         handle, temporary = tempfile.mkstemp(prefix=f".{plot.name}.", dir=plot.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(picture)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, plot)
+        put_in_place(temporary, plot)
     except OSError as error:
         raise InputError(f"--plot={plot}: cannot be written: {error.strerror}") from error
     finally:

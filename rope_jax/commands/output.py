@@ -51,6 +51,14 @@ class Progress:
             self._bar.close()
 
 
+def put_in_place(temporary: str | pathlib.Path, target: pathlib.Path) -> None:
+    """Moves a private temporary file, already whole, to where users find it, with the rights a new file has."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(temporary, 0o666 & ~mask)
+    os.replace(temporary, target)
+
+
 def write_all(out: pathlib.Path, files: Mapping[str, str]) -> None:
     """Writes all files or none: they appear in `out` only once every one of them is on disk."""
     staging = None

@@ -1,7 +1,7 @@
 """A Llama-family decoder that takes its positional scheme as an argument."""
 
 from rope_jax.decoder.cache import Cache, Cached, empty_cache
-from rope_jax.decoder.cached_attention import Schemes
+from rope_jax.decoder.cached_attention import Schemes, each_scheme
 from rope_jax.decoder.config import DecoderConfig
 from rope_jax.decoder.decoder import Attend, Decoder
 from rope_jax.decoder.generate import continue_from, generate
@@ -15,6 +15,7 @@ __all__ = [
     "DecoderConfig",
     "Schemes",
     "continue_from",
+    "each_scheme",
     "empty_cache",
     "generate",
     "migrate",

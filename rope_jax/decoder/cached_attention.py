@@ -1,6 +1,6 @@
 """How new tokens attend to a cache: written into it first, then few by the decoding loop and many tile by tile."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,13 @@ from rope_jax.scheme import Scheme, without_rotation
 
 Schemes = Scheme | Mapping[str, Scheme]
 Turns = Turn | Mapping[str, Turn]  # of all cached keys; one for each scheme
+
+
+def each_scheme(change: Callable[[Scheme], Scheme], schemes: Schemes) -> Schemes:
+    """Returns one scheme changed, or each of several."""
+    if isinstance(schemes, Scheme):
+        return change(schemes)
+    return {name: change(scheme) for name, scheme in schemes.items()}
 
 
 def turns_of(scheme: Schemes, positions: Int[Array, "batch slots"]) -> Turns:

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from rope_jax.diagnosis import intervals, multiplicity, probes
-from rope_jax.diagnosis.cell_runs import Reach, Scores
+from rope_jax.diagnosis.cell_runs import Scores
 from rope_jax.diagnosis.cells import Cell
 from rope_jax.diagnosis.intervals import Estimate
+from rope_jax.diagnosis.subject import Reach
 
 Table = Mapping[Cell, Sequence[Scores]]
 """Scores of every cell, one a model."""
@@ -99,6 +100,11 @@ class Effect:
     by_probe: Mapping[str, Estimate]
 
 
+def precision_gain(changed: Sequence[Scores], before: Sequence[Scores], used: Used) -> Values:
+    """Returns the gain of the long precision probes in every haystack, nats, `[models, haystacks]`."""
+    return outcome(changed, "long", used.precision) - outcome(before, "long", used.precision)
+
+
 def effect(changed: Sequence[Scores], before: Sequence[Scores], used: Used, *, confidence: float) -> Effect:
     """Returns the effect of going from `before` to `changed`.
 
@@ -116,7 +122,7 @@ def effect(changed: Sequence[Scores], before: Sequence[Scores], used: Used, *, c
         return outcome(changed, reach, names, accuracy=accuracy) - outcome(before, reach, names, accuracy=accuracy)
 
     return Effect(
-        precision=estimate(gain("long", used.precision)),
+        precision=estimate(precision_gain(changed, before, used)),
         precision_accuracy=estimate(gain("long", used.precision, accuracy=True)),
         retrieval_loss=estimate(-gain("long", [probes.RETRIEVAL])),
         short_loss=estimate(-gain("short", used.names, accuracy=True)),

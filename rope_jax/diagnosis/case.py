@@ -13,12 +13,12 @@ from rope_jax import __version__
 from rope_jax.diagnosis import attribution, deployment, intervals
 from rope_jax.diagnosis.attribution import Symptom, Table, Used
 from rope_jax.diagnosis.case_setup import FittedBiases, Settings, arms_of, check, fit_biases, needed_cells
-from rope_jax.diagnosis.cell_runs import CellRuns, Reach, Scores
+from rope_jax.diagnosis.cell_runs import CellRuns, Scores
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes, Option, corners, options
 from rope_jax.diagnosis.deployment import EXACT, FaultEffect, FaultRuns
 from rope_jax.diagnosis.intervals import Estimate
 from rope_jax.diagnosis.signature import Signature, signature
-from rope_jax.diagnosis.subject import Subject
+from rope_jax.diagnosis.subject import Reach, Subject
 from rope_jax.diagnosis.verdict import IMPLEMENTATION, Verdict, decide
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -224,15 +224,10 @@ def gate_measures(case: Case, judgement: Judgement) -> dict[str, Estimate]:
             for name, reach in texts.items()
         }
     change = attribution.effect(judgement.scores, case.cells[UNCHANGED], case.used, confidence=0.95)
-    gain = change.long_gain
     return {
         "short_cost": change.short_cost,
-        "long_cost": Estimate(-gain.mean, _minus(gain.high), _minus(gain.low)),
+        "long_cost": -change.long_gain,
         "short_loss": change.short_loss,
         "precision_drop": judgement.symptom.precision_drop,
         "retrieval_drop": judgement.symptom.retrieval_drop,
     }
-
-
-def _minus(value: float | None) -> float | None:
-    return None if value is None else -value

@@ -32,9 +32,10 @@ from rope_jax.diagnosis.arms import declared_rotary
 from rope_jax.diagnosis.attribution import Symptom
 from rope_jax.diagnosis.case import Case, Judgement
 from rope_jax.diagnosis.case_setup import FittedBiases, rules_of
-from rope_jax.diagnosis.cell_runs import REACHES, Scores
+from rope_jax.diagnosis.cell_runs import Scores
 from rope_jax.diagnosis.cells import Cell, Option
 from rope_jax.diagnosis.intervals import Estimate
+from rope_jax.diagnosis.subject import REACHES
 from rope_jax.diagnosis.verdict import Judged, Verdict
 
 DISTANCE_EDGES = 7

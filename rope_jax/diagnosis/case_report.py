@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rope_jax.diagnosis import case_plots, scheme_plots
-from rope_jax.diagnosis.case_table import cell_name
+from rope_jax.diagnosis.case_table import cell_name, in_words
 from rope_jax.diagnosis.case_tables import factorial, log_odds, options, predictions, provenance
 from rope_jax.diagnosis.intervals import Estimate
-from rope_jax.diagnosis.page import anything, bullets, document, figure, in_words, negated
+from rope_jax.diagnosis.page import anything, bullets, document, figure, negated
 from rope_jax.diagnosis.verdict import above
 
 Record = Mapping[str, Any]

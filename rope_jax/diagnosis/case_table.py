@@ -29,13 +29,15 @@ def _judgement(judgement: Mapping[str, Any]) -> list[str]:
     lines = [f"STATUS QUO {cell_name(judgement['status_quo'])}: {verdict['kind'].upper()}", f"  {verdict['reason']}"]
     if symptom is not None:
         lines.append(
-            f"  symptom: precision falls by {brief(symptom['precision_drop'])} nats from short to long, retrieval by "
-            f"{brief(symptom['retrieval_drop'])}"
+            f"  symptom: precision falls by {in_words(symptom['precision_drop'])} nats from short to long, "
+            f"retrieval by {in_words(symptom['retrieval_drop'])}"
         )
     if verdict["cause"] is not None:
-        lines.append(f"  cause: {verdict['cause']}, {brief(verdict['cause_gain'])} nats of precision with it replaced")
+        lines.append(
+            f"  cause: {verdict['cause']}, {in_words(verdict['cause_gain'])} nats of precision with it replaced"
+        )
     if judgement["shapley"] is not None:
-        parts = ", ".join(f"{name} {brief(value)}" for name, value in judgement["shapley"].items())
+        parts = ", ".join(f"{name} {in_words(value)}" for name, value in judgement["shapley"].items())
         lines.append(f"  change of long precision due to each (Shapley, 2 x 2): {parts}")
     rows = [
         [
@@ -55,11 +57,11 @@ def _judgement(judgement: Mapping[str, Any]) -> list[str]:
             [
                 one["option"]["number"],
                 one["option"]["change"],
-                brief(one["gain_simultaneous"]),
-                brief(one["precision_accuracy"]),
-                brief(one["retrieval_loss"]),
-                brief(one["short_loss"], 3),
-                brief(one["short_cost"], 3),
+                in_words(one["gain_simultaneous"]),
+                in_words(one["precision_accuracy"]),
+                in_words(one["retrieval_loss"]),
+                in_words(one["short_loss"], digits=3),
+                in_words(one["short_cost"], digits=3),
                 one["helps"],
                 one["qualifies"],
             ]
@@ -85,13 +87,15 @@ def cell_name(cell: Mapping[str, Any]) -> str:
     return f"{cell['scaling']} + {cell['bias']}" + (" + temperature" if cell["temperature"] else "")
 
 
-def brief(value: Mapping[str, float | None] | None, digits: int = 2) -> str:
-    """Returns an estimate with its interval."""
-    if value is None:
+def in_words(value: Mapping[str, float | None] | None, *, digits: int = 2, sign: bool = True) -> str:
+    """Returns an estimate as plain text, its interval in brackets."""
+    if value is None or value["mean"] is None:
         return "-"
-    if value["low"] is None:
-        return f"{value['mean']:+.{digits}f}"
-    return f"{value['mean']:+.{digits}f} [{value['low']:+.{digits}f}, {value['high']:+.{digits}f}]"
+    plus = "+" if sign else ""
+    shown = f"{value['mean']:{plus}.{digits}f}"
+    if value["low"] is None or value["high"] is None:
+        return shown
+    return f"{shown} [{value['low']:{plus}.{digits}f}, {value['high']:{plus}.{digits}f}]"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,11 +19,8 @@ from rope_jax.diagnosis import probes
 from rope_jax.diagnosis.haystacks import Haystacks
 from rope_jax.diagnosis.losses import LossProgram
 from rope_jax.diagnosis.probes import Answers, ProbeProgram
-from rope_jax.diagnosis.subject import Subject
+from rope_jax.diagnosis.subject import Reach, Subject
 from rope_jax.errors import CheckpointError, InputError
-
-Reach = Literal["short", "long"]
-REACHES: tuple[Reach, ...] = ("short", "long")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,6 +40,31 @@ class Scores:
     accuracy: Mapping[Reach, Mapping[str, Float64[np.ndarray, " haystacks"]]]
     loss: Mapping[Reach, Float64[np.ndarray, " rows"]]
     losses: np.ndarray
+
+
+class Outcomes(NamedTuple):
+    """The first three attributes of `Scores`, which haystacks alone decide."""
+
+    answers: dict[Reach, Answers]
+    log_odds: dict[Reach, dict[str, np.ndarray]]
+    accuracy: dict[Reach, dict[str, np.ndarray]]
+
+
+def outcomes(logits: Mapping[str, np.ndarray], asked: Mapping[Reach, Haystacks]) -> Outcomes:
+    """Returns the outcomes of raw logits, by reach.
+
+    Args:
+      logits: of every choice, by reach, from whatever answered.
+      asked: the haystacks of each reach.
+    """
+    result = Outcomes({}, {}, {})
+    for reach, items in asked.items():
+        given = probes.answers(logits[reach], items)
+        names = probes.asked_probes(items)
+        result.answers[reach] = given
+        result.log_odds[reach] = {name: probes.by_row(given.log_odds, items, name) for name in names}
+        result.accuracy[reach] = {name: probes.by_row(given.right, items, name) for name in names}
+    return result
 
 
 class CellRuns:
@@ -109,11 +131,7 @@ class CellRuns:
 
     def _compute(self, scheme: Schemes) -> dict[str, np.ndarray]:
         items = self.subject.items
-        raw: dict[str, np.ndarray] = {}
-        for reach in REACHES:
-            asked: Haystacks | None = getattr(items, reach)
-            if asked is not None:
-                raw[reach] = self.program(scheme, asked)
+        raw: dict[str, np.ndarray] = {reach: self.program(scheme, asked) for reach, asked in items.asked.items()}
         # Row by row, so that the same program serves any number of rows.
         raw["losses"] = np.concatenate([self._losses(scheme, row[None]) for row in items.text])
         if not all(np.isfinite(value).all() for value in raw.values()):
@@ -123,23 +141,13 @@ class CellRuns:
     def scores(self, raw: Mapping[str, np.ndarray]) -> Scores:
         """Returns the scores of raw results, of this model or of a deployment of it."""
         items, cut = self.subject.items, self.subject.trained_length
-        answers, log_odds, accuracy = {}, {}, {}
-        for reach in REACHES:
-            asked = getattr(items, reach)
-            if asked is None:
-                continue
-            given = probes.answers(raw[reach], asked)
-            names = probes.asked_probes(asked)
-            answers[reach] = given
-            log_odds[reach] = {name: probes.by_row(given.log_odds, asked, name) for name in names}
-            accuracy[reach] = {name: probes.by_row(given.right, asked, name) for name in names}
         losses, counted = raw["losses"].astype(np.float64), items.counted
         parts: dict[Reach, slice] = {"short": slice(0, cut - 1), "long": slice(cut - 1, None)}
         loss: dict[Reach, np.ndarray] = {
             reach: (losses[:, part] * counted[:, part]).sum(axis=1) / counted[:, part].sum(axis=1)
             for reach, part in parts.items()
         }
-        return Scores(answers, log_odds, accuracy, loss, losses)
+        return Scores(*outcomes(raw, items.asked), loss, losses)
 
     def _key(self, scheme: Schemes, note: str) -> str:
         items = self.subject.items
@@ -173,10 +181,7 @@ class CellRuns:
 
     def _is_whole(self, raw: Mapping[str, np.ndarray]) -> bool:
         items = self.subject.items
-        asked = {reach: getattr(items, reach) for reach in REACHES}
-        shapes: dict[str, tuple[int, ...]] = {
-            reach: given.choices.shape for reach, given in asked.items() if given is not None
-        }
+        shapes: dict[str, tuple[int, ...]] = {reach: asked.choices.shape for reach, asked in items.asked.items()}
         shapes["losses"] = items.counted.shape
         found = {name: value.shape for name, value in raw.items()}
         return found == shapes and all(np.isfinite(value).all() for value in raw.values())

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rope_jax.biases import Bias
-from rope_jax.decoder import Schemes
+from rope_jax.decoder import Schemes, each_scheme
 from rope_jax.diagnosis.arms import Arms
 from rope_jax.diagnosis.scalings import TRANSFORMS
 from rope_jax.scaling import yarn_mscale
@@ -94,9 +94,7 @@ class CellSchemes:
         """Returns the scheme of a cell, one for each layer type where there are several."""
         schemes = self.arms.schemes(cell.scaling, self.biases[cell.bias])
         sharper = yarn_mscale(self.factor) ** 2 if cell.temperature else 1.0
-        if isinstance(schemes, Scheme):
-            return _sharpened(schemes, sharper)
-        return {name: _sharpened(scheme, sharper) for name, scheme in schemes.items()}
+        return each_scheme(lambda scheme: _sharpened(scheme, sharper), schemes)
 
 
 def _sharpened(scheme: Scheme, factor: float) -> Scheme:

@@ -10,16 +10,14 @@ import numpy as np
 from rope_jax.attention.api import attend
 from rope_jax.diagnosis import attribution, probes
 from rope_jax.diagnosis.attribution import Used
-from rope_jax.diagnosis.cell_runs import REACHES, CellRuns, Scores
+from rope_jax.diagnosis.cell_runs import CellRuns, Scores, outcomes
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes
 from rope_jax.diagnosis.faults import fault
 from rope_jax.diagnosis.intervals import Estimate
-from rope_jax.diagnosis.subject import Subject
+from rope_jax.diagnosis.subject import REACHES, Subject
 from rope_jax.errors import InputError
 
 EXACT = "exact"
-SPARED_SINKS = 4
-"""Keys at the start of a row that the arm against starved first tokens spares from the bias."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +137,7 @@ def read_observed(file: Path, subject: Subject) -> dict[str, np.ndarray]:
 
 def observed_scores(observed: Mapping[str, np.ndarray], subject: Subject, exact: Scores) -> Scores:
     """Returns the outcomes of observed logits; losses of text are those of the exact run, since none were observed."""
-    log_odds, accuracy, answers = {}, {}, {}
-    for reach in REACHES:
-        items = getattr(subject.items, reach)
-        given = answers[reach] = probes.answers(observed[reach], items)
-        names = probes.asked_probes(items)
-        log_odds[reach] = {name: probes.by_row(given.log_odds, items, name) for name in names}
-        accuracy[reach] = {name: probes.by_row(given.right, items, name) for name in names}
-    return Scores(answers, log_odds, accuracy, exact.loss, exact.losses)
+    return Scores(*outcomes(observed, subject.items.asked), exact.loss, exact.losses)
 
 
 def nearest(

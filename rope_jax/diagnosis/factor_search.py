@@ -15,16 +15,15 @@ from scipy import optimize
 from rope_jax import scaling
 from rope_jax.biases import Bias
 from rope_jax.decoder import Schemes
-from rope_jax.diagnosis import attribution, haystacks, probes
+from rope_jax.diagnosis import attribution, haystacks
 from rope_jax.diagnosis.arms import Arms, declared_rotary
 from rope_jax.diagnosis.attribution import Used
-from rope_jax.diagnosis.cell_runs import REACHES, Scores
+from rope_jax.diagnosis.case_setup import rules_of
+from rope_jax.diagnosis.cell_runs import Scores, outcomes
 from rope_jax.diagnosis.haystacks import Haystacks
 from rope_jax.diagnosis.probes import ProbeProgram
-from rope_jax.diagnosis.scalings import scaling_rule
-from rope_jax.diagnosis.subject import Subject
+from rope_jax.diagnosis.subject import REACHES, Subject
 from rope_jax.errors import CheckpointError, InputError
-from rope_jax.rules import Rule
 
 NAMED = ("none", "linear", "ntk", "by_parts", "yarn", "llama3", "ntk4")
 """Rules that the search starts from and is compared with, all without a temperature."""
@@ -86,17 +85,10 @@ class FactorRuns:
         self._rows, self._origin = rows, subject.checkpoint.origin
         self._program = ProbeProgram(subject.checkpoint.model)
         self.largest = BOUND * subject.factor
-        rules = {}
-        for name in NAMED:
-            rule = scaling_rule(name, factor=subject.factor, original_length=subject.trained_length)
-            assert isinstance(rule, Rule)
-            rules[name] = rule
-        rules["yarn"] = scaling.yarn(
-            factor=subject.factor, original_length=subject.trained_length, attention_factor=1.0
-        )
+        every = rules_of(subject.factor, subject.trained_length)
         self.arms = Arms(
             positions=subject.checkpoint.positions,
-            rules=rules,
+            rules={name: every[name] for name in NAMED},
             layout=subject.checkpoint.layout,
             phase="exact",
             length=subject.target_length,
@@ -132,18 +124,14 @@ class FactorRuns:
         return self._scores(arms.schemes("factors", bias), items)
 
     def _scores(self, schemes: Schemes, items: Asked) -> Scores:
-        answers, log_odds, accuracy = {}, {}, {}
+        logits: dict[str, np.ndarray] = {}
         for reach, asked in zip(REACHES, items, strict=True):
             starts = range(0, len(asked.tokens), self._rows)
             parts = [Haystacks(*(column[at : at + self._rows] for column in asked)) for at in starts]
-            logits = np.concatenate([self._program(schemes, part) for part in parts])
-            if not np.isfinite(logits).all():
+            logits[reach] = np.concatenate([self._program(schemes, part) for part in parts])
+            if not np.isfinite(logits[reach]).all():
                 raise CheckpointError(f"{self._origin}: a scheme gives values beyond float32")
-            given, names = probes.answers(logits, asked), probes.asked_probes(asked)
-            answers[reach] = given
-            log_odds[reach] = {name: probes.by_row(given.log_odds, asked, name) for name in names}
-            accuracy[reach] = {name: probes.by_row(given.right, asked, name) for name in names}
-        return Scores(answers, log_odds, accuracy, {}, np.empty((0, 0)))
+        return Scores(*outcomes(logits, dict(zip(REACHES, items, strict=True))), {}, np.empty((0, 0)))
 
 
 def objective(scores: Scores, unchanged: Scores, used: Used, *, margin: float) -> Float64[np.ndarray, " rows"]:

@@ -1,6 +1,7 @@
 """Faults of an implementation that look like faults of a scheme, each as something a decoder can be run with."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jaxtyping import Array, Bool
 
 from rope_jax.attention.api import attend
 from rope_jax.attention.call import Settings, Tokens
-from rope_jax.decoder import Attend, Schemes
+from rope_jax.decoder import Attend, Schemes, each_scheme
 from rope_jax.diagnosis.scalings import FAULTS
 from rope_jax.errors import InputError
 from rope_jax.scheme import Scheme, without_rotation
@@ -78,12 +79,7 @@ def fault(name: str, *, length: int, trained: Schemes | None = None, cached: int
 
 
 def _each(change: Callable[[Scheme], Scheme]) -> Callable[[Schemes], Schemes]:
-    def of_schemes(schemes: Schemes) -> Schemes:
-        if isinstance(schemes, Scheme):
-            return change(schemes)
-        return {name: change(scheme) for name, scheme in schemes.items()}
-
-    return of_schemes
+    return functools.partial(each_scheme, change)
 
 
 def rounded_bias(scheme: Scheme, *, length: int, dtype=jnp.bfloat16) -> Scheme:

@@ -42,6 +42,11 @@ class Estimate:
     low: float | None
     high: float | None
 
+    def __neg__(self) -> "Estimate":
+        """The same of the opposite: a loss from a gain."""
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return Estimate(-self.mean, low, high)
+
 
 def method(rows: int) -> str:
     """Returns, in words, how intervals over this many rows are made."""

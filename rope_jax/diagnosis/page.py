@@ -114,17 +114,6 @@ def with_interval(value: Mapping[str, float | None] | None, *, digits: int = 2, 
     return f"{shown}<br><span class=ci>{value['low']:.{digits}f} to {value['high']:.{digits}f}</span>"
 
 
-def in_words(value: Mapping[str, float | None] | None, *, digits: int = 2, sign: bool = True) -> str:
-    """Returns an estimate as plain text, its interval in brackets."""
-    if value is None or value["mean"] is None:
-        return "-"
-    plus = "+" if sign else ""
-    shown = f"{value['mean']:{plus}.{digits}f}"
-    if value["low"] is None or value["high"] is None:
-        return shown
-    return f"{shown} [{value['low']:{plus}.{digits}f}, {value['high']:{plus}.{digits}f}]"
-
-
 def anything(value: Any) -> str:
     """Returns any part of a record as HTML: objects and lists of objects as tables, estimates with their intervals."""
     if is_estimate(value):

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Complex128, Int
 
+from rope_jax import rotation
 from rope_jax.attention.api import attend
 from rope_jax.decoder import Decoder
 from rope_jax.scheme import Scheme
@@ -46,7 +47,7 @@ def heads_of(decoder: Decoder, scheme: Scheme, rows: Int[np.ndarray, "rows token
     pairs = functools.partial(_pairs, scheme=scheme)
     result = []
     for row in rows:
-        q, k = (np.asarray(x, np.float64) for x in run(state, jnp.asarray(row, jnp.int32)))
+        q, k = (np.asarray(x) for x in run(state, jnp.asarray(row, jnp.int32)))
         k = np.repeat(k, q.shape[2] // k.shape[2], axis=2)
         # Turning multiplies queries and keys by the cos/sin factor, logits by its square.
         factor = float(scheme.logit_scale) * float(scheme.cos_sin_factor) ** 2
@@ -55,12 +56,8 @@ def heads_of(decoder: Decoder, scheme: Scheme, rows: Int[np.ndarray, "rows token
 
 
 def _pairs(x: np.ndarray, *, scheme: Scheme) -> np.ndarray:
-    turning = x[..., : scheme.rotary_dim]
-    if scheme.layout == "half":
-        first, second = np.split(turning, 2, axis=-1)
-    else:
-        first, second = turning[..., ::2], turning[..., 1::2]
-    return first + 1j * second
+    turning = jnp.asarray(x[..., : scheme.rotary_dim])
+    return np.asarray(rotation.as_complex(turning, layout=scheme.layout)).astype(np.complex128)
 
 
 def products(

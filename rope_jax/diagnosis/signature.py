@@ -85,14 +85,9 @@ def _name(evidence: Mapping[str, Estimate], wrong: float, few: float) -> str:
     if step is not None and above(step, 0.5) == "yes":
         return "steps at bucket edges"
     drift = evidence.get("places that bind answers lie after the item asked for")
-    if drift is not None and ("yes" in (above(drift, 0.25), above(_negated(drift), 0.25))):
+    if drift is not None and ("yes" in (above(drift, 0.25), above(-drift, 0.25))):
         return "drift"
     return "uniform blur"
-
-
-def _negated(value: Estimate) -> Estimate:
-    low, high = (None if end is None else -end for end in (value.high, value.low))
-    return Estimate(-value.mean, low, high)
 
 
 def _offset_error(one: Scores, items: Haystacks) -> Float64[np.ndarray, "rows Q"]:

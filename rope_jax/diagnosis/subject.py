@@ -3,6 +3,7 @@
 import dataclasses
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
@@ -14,6 +15,9 @@ from rope_jax.diagnosis import haystacks
 from rope_jax.diagnosis.haystacks import TRAINING, Haystacks
 from rope_jax.diagnosis.text import Rows
 from rope_jax.errors import InputError
+
+Reach = Literal["short", "long"]
+REACHES: tuple[Reach, ...] = ("short", "long")
 
 _FIT_ROWS = 32
 
@@ -33,6 +37,12 @@ class Items:
     long: Haystacks | None
     text: Rows
     counted: Float64[np.ndarray, "rows next"]
+
+    @property
+    def asked(self) -> dict[Reach, Haystacks]:
+        """The haystacks by reach; empty for a model that answers no probes."""
+        of_reach: dict[Reach, Haystacks | None] = {"short": self.short, "long": self.long}
+        return {reach: items for reach, items in of_reach.items() if items is not None}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

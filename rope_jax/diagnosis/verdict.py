@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from rope_jax.diagnosis import attribution
+from rope_jax.diagnosis import attribution, intervals
 from rope_jax.diagnosis.attribution import Effect, Symptom, Used
 from rope_jax.diagnosis.cell_runs import Scores
 from rope_jax.diagnosis.cells import Option
@@ -127,7 +127,7 @@ def decide(
 
 def _judge(option, scores, status_quo, used: Used, margins: Margins, *, confidence: float) -> Judged:
     effect = attribution.effect(scores, status_quo, used, confidence=0.95)
-    gain = attribution.effect(scores, status_quo, used, confidence=confidence).precision
+    gain = intervals.clustered(attribution.precision_gain(scores, status_quo, used), confidence=confidence)
     helps = above(gain, margins.gain)
     if helps == "yes" and effect.precision_accuracy.mean < 0:
         helps = "unclear"  # log-odds and accuracy disagree

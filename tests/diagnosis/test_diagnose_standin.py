@@ -201,4 +201,4 @@ def test_an_estimate_without_an_interval_is_shown_as_its_mean():
     from rope_jax.diagnosis import case_table, verdict
 
     assert verdict._interval(Estimate(0.5, None, None)) == "0.50"
-    assert case_table.brief({"mean": 0.5, "low": None, "high": None}) == "+0.50"
+    assert case_table.in_words({"mean": 0.5, "low": None, "high": None}) == "+0.50"
