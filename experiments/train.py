@@ -25,8 +25,8 @@ from rope_jax import frequencies
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Decoder, DecoderConfig
-from rope_jax.diagnosis import haystacks as hay
 from rope_jax.scheme import Scheme, build
+from rope_jax.subjects import haystacks as hay
 
 _SEED = flags.DEFINE_integer("seed", 0, "Of the weights and the data.")
 _OUT = flags.DEFINE_string("out", None, "Directory for the trained model.", required=True)
@@ -81,7 +81,7 @@ def curriculum(length: int, steps: int, markers: int, extras: bool) -> list[Phas
         Phase((32,), 4096, 1.0, 1500, until=0.75),
         Phase((64,), 4096, 1.0, 1500, until=0.93),
         Phase((112,), 5376, 0.2, 2000, until=0.9, judged=("bind",), counts=one),
-        Phase((length * 3 // 4, length * 7 // 8, length), 5376, 1 / 6, steps, counts=several),
+        Phase(tuple(max(112, length * eighths // 8) for eighths in (6, 7, 8)), 5376, 1 / 6, steps, counts=several),
     ]
 
 

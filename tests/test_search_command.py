@@ -9,7 +9,8 @@ from rope_jax import cli
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.commands import search
 from rope_jax.decoder import Decoder, DecoderConfig
-from rope_jax.diagnosis import attribution, factor_search, haystacks
+from rope_jax.diagnosis import attribution, factor_search
+from rope_jax.subjects import haystacks
 
 SMALL = ["--target_length=256", "--population=9", "--generations=2", "--haystacks=2"]
 

@@ -28,13 +28,13 @@ from rope_jax.diagnosis.attribution import Used
 from rope_jax.diagnosis.case_setup import rules_of
 from rope_jax.diagnosis.cell_runs import CellRuns, Scores
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes, Option, options
-from rope_jax.diagnosis.haystacks import Haystacks
 from rope_jax.diagnosis.losses import next_token_losses
 from rope_jax.diagnosis.probes import ProbeProgram
 from rope_jax.diagnosis.scalings import TRANSFORMS
-from rope_jax.diagnosis.subject import Items, Subject, standin_subject
 from rope_jax.diagnosis.verdict import IMPLEMENTATION, Margins
 from rope_jax.scheme import Scheme
+from rope_jax.subjects.haystacks import Haystacks
+from rope_jax.subjects.subject import Items, Subject, standin_subject
 
 PLANTED = Cell("planted", "planted")
 TEXT_ROWS = 8

@@ -65,8 +65,8 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     path = arguments[0] if arguments else None
     plot = _plot_path(flags.plot, flags.preset, path)
 
-    from rope_jax.diagnosis.inspection import inspect_positions, read_model
-    from rope_jax.diagnosis.inspection_table import table_text
+    from rope_jax.inspection.record import inspect_positions, read_model
+    from rope_jax.inspection.table import table_text
 
     record = inspect_positions(
         read_model(preset=flags.preset, path=path),
@@ -79,7 +79,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         record["plot"] = str(plot)
     output = json.dumps(record, allow_nan=False) if flags.json else table_text(record).rstrip("\n")
     if plot is not None:
-        from rope_jax.diagnosis.inspection_plot import draw
+        from rope_jax.inspection.plot import draw
 
         _write(plot, draw(record, kind=plot.suffix[1:].lower()))
     print(output)

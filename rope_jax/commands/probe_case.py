@@ -77,7 +77,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     """Runs the case; returns the exit status."""
     out = _checked(flags)
 
-    from rope_jax.diagnosis import subject  # imports JAX: only once the flags are known to be good
+    from rope_jax.subjects import subject  # imports JAX: only once the flags are known to be good
 
     directories = [pathlib.Path(arguments[0])] if arguments else list(subject.standins())
     if not directories:
@@ -101,12 +101,13 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
 
 def conclude(subjects: Sequence[Any], flags: absl_flags.FlagValues, out: pathlib.Path, *, silent: bool = False) -> int:
     """Runs the case of subjects that know probes, writes it and, unless silent, prints it; returns the status."""
-    from rope_jax.diagnosis import agreement, case_table, costs, deployment, strategy
+    from rope_jax.diagnosis import agreement, costs, deployment, strategy
     from rope_jax.diagnosis.case import run_case
     from rope_jax.diagnosis.case_adapted import judge_adapted
-    from rope_jax.diagnosis.case_record import json_record
-    from rope_jax.diagnosis.case_report import html_page
     from rope_jax.diagnosis.cells import UNCHANGED
+    from rope_jax.reports import case_table
+    from rope_jax.reports.case_record import json_record
+    from rope_jax.reports.case_report import html_page
 
     settings = _settings(flags, subjects[0].trained_length)
     observed = None if flags.observed is None else deployment.read_observed(pathlib.Path(flags.observed), subjects[0])

@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any
 from absl import flags as absl_flags
 
 from rope_jax.commands.output import Progress, checked_out, write_all
-from rope_jax.diagnosis.haystacks import TRAINING
 from rope_jax.errors import InputError
+from rope_jax.subjects.haystacks import TRAINING
 
 if TYPE_CHECKING:
     from rope_jax.diagnosis.factor_search import FactorRuns, Judge, Population
-    from rope_jax.diagnosis.subject import Subject
     from rope_jax.diagnosis.verdict import Margins
+    from rope_jax.subjects.subject import Subject
 
 SUMMARY = "search per-pair factors that beat the named rules on a stand-in's probes"
 USAGE = "rope-jax search [CHECKPOINT] [--target_length=N] [--out=DIR] [flags]"
@@ -71,8 +71,8 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
 
     # JAX is imported only once the flags are known to be good.
     from rope_jax.diagnosis import attribution, factor_search
-    from rope_jax.diagnosis.subject import standin_subject
     from rope_jax.diagnosis.verdict import Margins
+    from rope_jax.subjects.subject import standin_subject
 
     margins = Margins()
     # Of the diagnosis' items only the text that a bias is fitted on is used.
@@ -141,7 +141,7 @@ def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> pathlib.Path
 
 
 def _directory(arguments: list[str]) -> pathlib.Path:
-    from rope_jax.diagnosis.subject import standins
+    from rope_jax.subjects.subject import standins
 
     if not arguments:
         if not standins():
@@ -181,7 +181,7 @@ def _settings(flags: absl_flags.FlagValues, margins: "Margins", runs: "FactorRun
 
 def _judged(winner, searched: "Judge", fresh: "Judge", progress: Progress) -> dict[str, Any]:
     """Returns the winner beside the named rules, all on haystacks that the search never saw."""
-    from rope_jax.diagnosis import intervals
+    from rope_jax.statistics import intervals
 
     runs, objectives, named = searched.runs, {}, {}
     total = len(runs.named) + 1
@@ -230,7 +230,7 @@ def _outcomes(scores, fresh: "Judge") -> dict[str, Any]:
 
 
 def _estimate(rows) -> dict[str, float | None]:
-    from rope_jax.diagnosis import intervals
+    from rope_jax.statistics import intervals
 
     value = intervals.clustered(rows[None])
     return {"mean": value.mean, "low": value.low, "high": value.high}

@@ -32,8 +32,8 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     # JAX is imported only once the flags are known to be good.
     from rope_jax.checkpoints.loading import load_checkpoint
     from rope_jax.diagnosis.measurement import Settings, measure
-    from rope_jax.diagnosis.records import csv_text, json_record, table_text
-    from rope_jax.diagnosis.text import chunks, read_chunks, read_text, without_overlap
+    from rope_jax.reports.text_records import csv_text, json_record, table_text
+    from rope_jax.subjects.text import chunks, read_chunks, read_text, without_overlap
 
     checkpoint = load_checkpoint(arguments[0])
     vocabulary = checkpoint.config.vocab_size
@@ -73,8 +73,8 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         measured = measure(checkpoint, text, settings, fit_tokens=fit_tokens, progress=progress)
 
     from rope_jax.diagnosis.language_subject import readiness
-    from rope_jax.diagnosis.report import html_page
     from rope_jax.diagnosis.verdict import Margins
+    from rope_jax.reports.text_report import html_page
 
     leftover = chunks(text.leftover if fit_tokens is None else fit_tokens, measured.trained_length)
     ready = readiness(
@@ -140,7 +140,7 @@ def _table(path: str | None, num_heads: int):
         return None
     import numpy as np
 
-    from rope_jax.diagnosis.text import load_npy
+    from rope_jax.subjects.text import load_npy
 
     table = load_npy(pathlib.Path(path))
     largest = np.finfo(np.float32).max

@@ -17,9 +17,9 @@ from flax import nnx
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Schemes
-from rope_jax.diagnosis import haystacks
 from rope_jax.diagnosis.losses import next_token_losses
-from rope_jax.diagnosis.subject import Subject, answer_weights
+from rope_jax.subjects import haystacks
+from rope_jax.subjects.subject import Subject, answer_weights
 
 _ROWS = 3  # haystacks a step, and one row of text beside them
 _STREAM = 2**31  # items to adapt on come from seeds that no evaluation uses

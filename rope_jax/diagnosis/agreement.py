@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float64
 
-from rope_jax.diagnosis import predictions, ranks
+from rope_jax.diagnosis import predictions
 from rope_jax.diagnosis.attribution import Table
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes
-from rope_jax.diagnosis.haystacks import GROUP, PROBES, Haystacks
 from rope_jax.diagnosis.predictions import OwnHeads, Prediction
-from rope_jax.diagnosis.ranks import RankAgreement
-from rope_jax.diagnosis.subject import Subject
 from rope_jax.scheme import Scheme
+from rope_jax.statistics import ranks
+from rope_jax.statistics.ranks import RankAgreement
+from rope_jax.subjects.haystacks import GROUP, PROBES, Haystacks
+from rope_jax.subjects.subject import Subject
 
 _ROWS = 12  # haystacks that queries and keys are taken from
 TRUSTED = 0.8

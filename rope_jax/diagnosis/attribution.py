@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float64
 
-from rope_jax.diagnosis import intervals, multiplicity, probes
+from rope_jax.diagnosis import probes
 from rope_jax.diagnosis.cell_runs import Scores
 from rope_jax.diagnosis.cells import Cell
-from rope_jax.diagnosis.intervals import Estimate
-from rope_jax.diagnosis.subject import Reach
+from rope_jax.statistics import intervals, multiplicity
+from rope_jax.statistics.intervals import Estimate
+from rope_jax.subjects.subject import Reach
 
 Table = Mapping[Cell, Sequence[Scores]]
 """Scores of every cell, one a model."""

@@ -10,16 +10,17 @@ import jax
 import numpy as np
 
 from rope_jax import __version__
-from rope_jax.diagnosis import attribution, deployment, intervals
+from rope_jax.diagnosis import attribution, deployment
 from rope_jax.diagnosis.attribution import Symptom, Table, Used
 from rope_jax.diagnosis.case_setup import FittedBiases, Settings, arms_of, check, fit_biases, needed_cells
 from rope_jax.diagnosis.cell_runs import CellRuns, Scores
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes, Option, corners, options
 from rope_jax.diagnosis.deployment import EXACT, FaultEffect, FaultRuns
-from rope_jax.diagnosis.intervals import Estimate
 from rope_jax.diagnosis.signature import Signature, signature
-from rope_jax.diagnosis.subject import Reach, Subject
 from rope_jax.diagnosis.verdict import IMPLEMENTATION, Verdict, decide
+from rope_jax.statistics import intervals
+from rope_jax.statistics.intervals import Estimate
+from rope_jax.subjects.subject import Reach, Subject
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 

@@ -10,8 +10,8 @@ from rope_jax.diagnosis.case import Judgement
 from rope_jax.diagnosis.case_setup import Settings
 from rope_jax.diagnosis.cell_runs import CellRuns, Scores
 from rope_jax.diagnosis.cells import Cell, CellSchemes, Option, options
-from rope_jax.diagnosis.subject import Subject
 from rope_jax.diagnosis.verdict import decide
+from rope_jax.subjects.subject import Subject
 
 
 def judge_adapted(

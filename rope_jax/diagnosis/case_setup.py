@@ -11,10 +11,10 @@ from rope_jax.diagnosis.cells import UNCHANGED, Cell, corners, options
 from rope_jax.diagnosis.deployment import EXACT
 from rope_jax.diagnosis.losses import LossProgram
 from rope_jax.diagnosis.scalings import TRANSFORMS, scaling_rule
-from rope_jax.diagnosis.subject import Subject
 from rope_jax.diagnosis.verdict import Margins
 from rope_jax.errors import InputError
 from rope_jax.rules import Rule
+from rope_jax.subjects.subject import Subject
 
 BIASES = ("none", "alibi", "alibi_star", "t5")
 SCALINGS = ("none", "ntk", *TRANSFORMS)

@@ -16,11 +16,11 @@ from rope_jax import __version__
 from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Schemes
 from rope_jax.diagnosis import probes
-from rope_jax.diagnosis.haystacks import Haystacks
 from rope_jax.diagnosis.losses import LossProgram
 from rope_jax.diagnosis.probes import Answers, ProbeProgram
-from rope_jax.diagnosis.subject import Reach, Subject
 from rope_jax.errors import CheckpointError, InputError
+from rope_jax.subjects.haystacks import Haystacks
+from rope_jax.subjects.subject import Reach, Subject
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes
-from rope_jax.diagnosis.subject import Subject
+from rope_jax.subjects.subject import Subject
 
 _ROUNDS = 3
 

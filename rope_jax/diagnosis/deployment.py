@@ -13,9 +13,9 @@ from rope_jax.diagnosis.attribution import Used
 from rope_jax.diagnosis.cell_runs import CellRuns, Scores, outcomes
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes
 from rope_jax.diagnosis.faults import fault
-from rope_jax.diagnosis.intervals import Estimate
-from rope_jax.diagnosis.subject import REACHES, Subject
 from rope_jax.errors import InputError
+from rope_jax.statistics.intervals import Estimate
+from rope_jax.subjects.subject import REACHES, Subject
 
 EXACT = "exact"
 

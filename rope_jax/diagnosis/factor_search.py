@@ -15,15 +15,16 @@ from scipy import optimize
 from rope_jax import scaling
 from rope_jax.biases import Bias
 from rope_jax.decoder import Schemes
-from rope_jax.diagnosis import attribution, haystacks
+from rope_jax.diagnosis import attribution
 from rope_jax.diagnosis.arms import Arms, declared_rotary
 from rope_jax.diagnosis.attribution import Used
 from rope_jax.diagnosis.case_setup import rules_of
 from rope_jax.diagnosis.cell_runs import Scores, outcomes
-from rope_jax.diagnosis.haystacks import Haystacks
 from rope_jax.diagnosis.probes import ProbeProgram
-from rope_jax.diagnosis.subject import REACHES, Subject
 from rope_jax.errors import CheckpointError, InputError
+from rope_jax.subjects import haystacks
+from rope_jax.subjects.haystacks import Haystacks
+from rope_jax.subjects.subject import REACHES, Subject
 
 NAMED = ("none", "linear", "ntk", "by_parts", "yarn", "llama3", "ntk4")
 """Rules that the search starts from and is compared with, all without a temperature."""

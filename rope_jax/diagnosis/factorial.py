@@ -9,9 +9,9 @@ from jaxtyping import Float32
 
 from rope_jax.biases import Bias
 from rope_jax.diagnosis.arms import Arms
-from rope_jax.diagnosis.intervals import Estimate, estimate
 from rope_jax.diagnosis.losses import LossProgram
-from rope_jax.diagnosis.text import Rows
+from rope_jax.statistics.intervals import Estimate, estimate
+from rope_jax.subjects.text import Rows
 
 Cell = tuple[str, str]  # scaling arm, bias arm
 Losses = Mapping[Cell, Float32[np.ndarray, "rows positions"]]

@@ -15,7 +15,7 @@ from flax import nnx
 from rope_jax.biases import T5, bucket_starts, t5_bias
 from rope_jax.decoder import Decoder, Schemes
 from rope_jax.diagnosis.losses import next_token_losses
-from rope_jax.diagnosis.text import Rows
+from rope_jax.subjects.text import Rows
 
 _CHUNKS_AT_ONCE = 8
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from rope_jax.diagnosis.intervals import Estimate
 from rope_jax.errors import InputError
+from rope_jax.statistics.intervals import Estimate
 
 Outcome = Literal["pass", "fail", "undecided"]
 

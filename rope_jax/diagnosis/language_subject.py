@@ -7,11 +7,11 @@ from jaxtyping import Int32
 
 from rope_jax.checkpoints.checkpoint import Checkpoint, schemes_of
 from rope_jax.diagnosis import probes
-from rope_jax.diagnosis.language_probes import LANGUAGE_COUNTS, STATUS, language_haystacks
 from rope_jax.diagnosis.probes import ProbeProgram
-from rope_jax.diagnosis.subject import Items, Subject
-from rope_jax.diagnosis.text import Rows
 from rope_jax.errors import InputError
+from rope_jax.subjects.language_probes import LANGUAGE_COUNTS, STATUS, language_haystacks
+from rope_jax.subjects.subject import Items, Subject
+from rope_jax.subjects.text import Rows
 
 _FEWEST_CHUNKS = 8
 

@@ -16,16 +16,17 @@ from rope_jax.biases import Bias, alibi_paper, bucket_starts, t5_bias
 from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.checkpoints.layout import LayoutLoss, layout_by_loss, require_layout
 from rope_jax.checkpoints.positions import PositionConfig
-from rope_jax.diagnosis import factorial, fitting, intervals
+from rope_jax.diagnosis import factorial, fitting
 from rope_jax.diagnosis.arms import Arms
 from rope_jax.diagnosis.losses import LossProgram
 from rope_jax.diagnosis.scalings import ARMS, BIAS_ARMS, scaling_rule
-from rope_jax.diagnosis.text import Rows, Text, chunks, without_overlap
 from rope_jax.errors import CheckpointError, InputError
 from rope_jax.length_rules import at_length
 from rope_jax.phases import Phase
 from rope_jax.rotation import Layout
 from rope_jax.rules import Rule
+from rope_jax.statistics import intervals
+from rope_jax.subjects.text import Rows, Text, chunks, without_overlap
 
 _LAYOUT_ROWS = 8
 
@@ -84,7 +85,7 @@ class Fold:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """The whole result; `records.py` writes it as JSON, CSV and text, `report.py` as a page.
+    """The whole result; `reports.text_records` writes it as JSON, CSV and text, `reports.text_report` as a page.
 
     Attributes:
       checkpoint: what was diagnosed.

@@ -17,9 +17,9 @@ from jaxtyping import Float64
 
 from rope_jax.decoder import Decoder
 from rope_jax.diagnosis import relations, resolution
-from rope_jax.diagnosis.haystacks import FILLER, GROUP, PROBES, Haystacks
 from rope_jax.diagnosis.relations import Heads
 from rope_jax.scheme import Scheme
+from rope_jax.subjects.haystacks import FILLER, GROUP, PROBES, Haystacks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int32
 
 from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Decoder, Schemes
-from rope_jax.diagnosis.haystacks import PROBES, Haystacks
+from rope_jax.subjects.haystacks import PROBES, Haystacks
 
 LIMIT = 4.6
 """Log-odds count up to this many nats either way, odds of 100 to 1: more certainty changes no answer."""

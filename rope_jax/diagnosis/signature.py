@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Float64
 
 from rope_jax.biases import bucket_starts
-from rope_jax.diagnosis import intervals
 from rope_jax.diagnosis.attribution import Used
 from rope_jax.diagnosis.cell_runs import Scores
-from rope_jax.diagnosis.haystacks import PROBES, Haystacks
-from rope_jax.diagnosis.intervals import Estimate
 from rope_jax.diagnosis.verdict import above
+from rope_jax.statistics import intervals
+from rope_jax.statistics.intervals import Estimate
+from rope_jax.subjects.haystacks import PROBES, Haystacks
 
 NAMES: Mapping[str, str] = {
     "drift": "answers shift along the coherence peak: the scaling moved where heads look",

@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rope_jax.diagnosis import attribution, intervals
+from rope_jax.diagnosis import attribution
 from rope_jax.diagnosis.attribution import Table, Used
 from rope_jax.diagnosis.cell_runs import Scores
 from rope_jax.diagnosis.cells import UNCHANGED, Cell
-from rope_jax.diagnosis.intervals import Estimate
 from rope_jax.diagnosis.verdict import Margins, above
 from rope_jax.errors import InputError
+from rope_jax.statistics import intervals
+from rope_jax.statistics.intervals import Estimate
 
 
 @dataclasses.dataclass(frozen=True)

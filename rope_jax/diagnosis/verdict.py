@@ -9,12 +9,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from rope_jax.diagnosis import attribution, intervals
+from rope_jax.diagnosis import attribution
 from rope_jax.diagnosis.attribution import Effect, Symptom, Used
 from rope_jax.diagnosis.cell_runs import Scores
 from rope_jax.diagnosis.cells import Option
-from rope_jax.diagnosis.intervals import Estimate
-from rope_jax.diagnosis.multiplicity import simultaneous_confidence
+from rope_jax.statistics import intervals
+from rope_jax.statistics.intervals import Estimate
+from rope_jax.statistics.multiplicity import simultaneous_confidence
 
 Kind = Literal[
     "option 1", "option 2", "option 3", "implementation", "outside these options", "no fault found", "undetermined"

@@ -6,7 +6,8 @@ from cases import PROBES, scores, used
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rope_jax.diagnosis import attribution, intervals
+from rope_jax.diagnosis import attribution
+from rope_jax.statistics import intervals
 
 PARTS = {
     "none": frozenset(),

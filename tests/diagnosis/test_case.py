@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from cases import TARGET, TRAINED, save_standin, tiny_subject
 
-from rope_jax.diagnosis import attribution, deployment, fitting, haystacks, subject
+from rope_jax.diagnosis import attribution, deployment, fitting
 from rope_jax.diagnosis.case import gate_measures, run_case
-from rope_jax.diagnosis.case_record import distance_edges, json_record
 from rope_jax.diagnosis.case_setup import SCALINGS, Settings, needed_cells
-from rope_jax.diagnosis.case_table import table_text
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, corners, options
 from rope_jax.diagnosis.verdict import Margins
 from rope_jax.errors import InputError
+from rope_jax.reports.case_record import distance_edges, json_record
+from rope_jax.reports.case_table import table_text
+from rope_jax.subjects import haystacks, subject
 
 DEPLOYED, TABLE = Cell("ntk", "alibi"), Cell("ntk", "t5")
 SMALL = Settings(

@@ -8,13 +8,14 @@ import pytest
 from cases import TARGET, TRAINED, save_standin, tiny_decoder, tiny_subject
 
 from rope_jax.biases import alibi_paper
-from rope_jax.diagnosis import haystacks, probes
+from rope_jax.diagnosis import probes
 from rope_jax.diagnosis.case_setup import Settings, arms_of
 from rope_jax.diagnosis.cell_runs import CellRuns
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes
 from rope_jax.diagnosis.losses import LossProgram
 from rope_jax.diagnosis.probes import ProbeProgram
 from rope_jax.errors import CheckpointError, InputError
+from rope_jax.subjects import haystacks
 
 BIASED = Cell("ntk", "alibi")
 

@@ -10,10 +10,11 @@ from cases import TARGET, TRAINED, save_standin
 
 from rope_jax.cli import main
 from rope_jax.commands import probe_case
-from rope_jax.diagnosis import agreement, costs, subject
+from rope_jax.diagnosis import agreement, costs
 from rope_jax.diagnosis import case as cases_module
 from rope_jax.diagnosis.attribution import Used
-from rope_jax.diagnosis.intervals import Estimate
+from rope_jax.statistics.intervals import Estimate
+from rope_jax.subjects import subject
 
 FILES = {"verdict.json", "costs.json", "verdict.txt", "verdict.html"}
 
@@ -198,7 +199,8 @@ def test_a_single_haystack_and_row_is_no_crash(directory, tmp_path, monkeypatch,
 
 
 def test_an_estimate_without_an_interval_is_shown_as_its_mean():
-    from rope_jax.diagnosis import case_table, verdict
+    from rope_jax.diagnosis import verdict
+    from rope_jax.reports import case_table
 
     assert verdict._interval(Estimate(0.5, None, None)) == "0.50"
     assert case_table.in_words({"mean": 0.5, "low": None, "high": None}) == "+0.50"

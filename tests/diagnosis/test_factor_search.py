@@ -9,11 +9,12 @@ from flax import nnx
 from rope_jax.biases import alibi_paper
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Decoder, DecoderConfig
-from rope_jax.diagnosis import factor_search, haystacks
+from rope_jax.diagnosis import factor_search
 from rope_jax.diagnosis.attribution import Used
 from rope_jax.diagnosis.cell_runs import Scores
 from rope_jax.diagnosis.factor_search import FactorRuns, Population, admissible, evolve, objective
-from rope_jax.diagnosis.subject import standin_subject
+from rope_jax.subjects import haystacks
+from rope_jax.subjects.subject import standin_subject
 
 USED = Used(("bind",), True, {}, {})
 LARGEST = 32.0

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rope_jax.diagnosis import gates
-from rope_jax.diagnosis.intervals import Estimate
 from rope_jax.errors import InputError
+from rope_jax.statistics.intervals import Estimate
 
 MEASURES = {
     "short_cost": Estimate(0.013, 0.010, 0.020),
@@ -126,7 +126,7 @@ def test_a_wider_interval_never_turns_one_answer_into_the_other(ends, bound, mor
 
 
 def test_a_retrofit_on_the_bound_passes_falsely_in_one_of_forty():
-    from rope_jax.diagnosis.intervals import estimate
+    from rope_jax.statistics.intervals import estimate
 
     rng, draws = np.random.default_rng(0), 600
     outcomes = [gates.check("x>0", {"x": estimate(rng.standard_normal(12))}).outcome for _ in range(draws)]

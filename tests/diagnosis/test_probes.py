@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rope_jax import biases, frequencies, scaling
-from rope_jax.diagnosis import haystacks as hay
 from rope_jax.diagnosis import probes
-from rope_jax.diagnosis.haystacks import PROBES, Haystacks
 from rope_jax.diagnosis.probes import LIMIT, ProbeProgram
 from rope_jax.scheme import build
+from rope_jax.subjects import haystacks as hay
+from rope_jax.subjects.haystacks import PROBES, Haystacks
 
 ROTARY = frequencies.rotary(DIM, base=BASE, original_length=TRAINED)
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from rope_jax import scaling
-from rope_jax.diagnosis import resolution, thresholds
-from rope_jax.diagnosis.precision import bias_steps, float32_phase_error, largest_exact_position
+from rope_jax.diagnosis import resolution
 from rope_jax.errors import InputError
 from rope_jax.frequencies import base_multiplier, inverse_frequencies, rotary
+from rope_jax.inspection import thresholds
+from rope_jax.inspection.precision import bias_steps, float32_phase_error, largest_exact_position
 
 L, TARGET, FACTOR = 4096, 32768, 8.0
 CASE = rotary(128, base=1e4, original_length=L)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from rope_jax.diagnosis import attribution
 from rope_jax.diagnosis.cells import Cell, Option, options
-from rope_jax.diagnosis.intervals import Estimate
 from rope_jax.diagnosis.verdict import IMPLEMENTATION, Margins, above, decide
+from rope_jax.statistics.intervals import Estimate
 
 DEPLOYED = Cell("ntk", "alibi")
 ONE, TWO, THREE, SHARPER, BACK = options(DEPLOYED, transforms=("llama3",))

@@ -5,9 +5,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rope_jax.biases import paper_slopes, t5_bias
-from rope_jax.diagnosis.intervals import Estimate
 from rope_jax.diagnosis.measurement import Measurement
-from rope_jax.diagnosis.svg import COLOURS, INK, styled, written
+from rope_jax.reports.svg import COLOURS, INK, styled, written
+from rope_jax.statistics.intervals import Estimate
 
 BIAS_TITLES = {
     "none": "no bias",

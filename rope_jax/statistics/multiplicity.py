@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from rope_jax.diagnosis import intervals
+from rope_jax.statistics import intervals
 
 Name = TypeVar("Name", bound=Hashable)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rope_jax.diagnosis import intervals
+from rope_jax.statistics import intervals
 
 
 def test_one_row_has_no_interval_and_says_so():

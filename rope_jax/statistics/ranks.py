@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from rope_jax.diagnosis import intervals
-from rope_jax.diagnosis.intervals import CONFIDENCE, Estimate
+from rope_jax.statistics import intervals
+from rope_jax.statistics.intervals import CONFIDENCE, Estimate
 
 _RESAMPLES = 1000
 _DIGITS = 12

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from rope_jax.diagnosis.inspection_table import tokens
+from rope_jax.inspection.table import tokens
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers and dashes say the same again.
 _CLASSES = {

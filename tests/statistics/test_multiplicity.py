@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rope_jax.diagnosis import intervals, multiplicity
+from rope_jax.statistics import intervals, multiplicity
 
 P_VALUES = st.dictionaries(st.text(max_size=3), st.floats(0, 1), max_size=8)
 

@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rope_jax.diagnosis.case_table import cell_name, in_words
-from rope_jax.diagnosis.page import anything, negated, table, with_interval
+from rope_jax.reports.case_table import cell_name, in_words
+from rope_jax.reports.page import anything, negated, table, with_interval
 
 Record = Mapping[str, Any]
 

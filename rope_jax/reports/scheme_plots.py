@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from rope_jax.biases import bucket_starts
 from rope_jax.diagnosis import resolution
-from rope_jax.diagnosis.case_plots import promising
-from rope_jax.diagnosis.svg import COLOURS, INK, styled, written
+from rope_jax.reports.case_plots import promising
+from rope_jax.reports.svg import COLOURS, INK, styled, written
 
 BIASES = {"alibi": "A: a line (ALiBi)", "alibi_star": "A*: the largest harmless line", "t5": "B: buckets (T5)"}
 _FLOOR = -20.0  # nats: a key this far down is not seen, whatever its content

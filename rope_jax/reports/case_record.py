@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from rope_jax.biases import Alibi
-from rope_jax.diagnosis import attribution, intervals, links, probes
+from rope_jax.diagnosis import attribution, probes
 from rope_jax.diagnosis.agreement import Agreement
 from rope_jax.diagnosis.arms import declared_rotary
 from rope_jax.diagnosis.attribution import Symptom
@@ -34,9 +34,11 @@ from rope_jax.diagnosis.case import Case, Judgement
 from rope_jax.diagnosis.case_setup import FittedBiases, rules_of
 from rope_jax.diagnosis.cell_runs import Scores
 from rope_jax.diagnosis.cells import Cell, Option
-from rope_jax.diagnosis.intervals import Estimate
-from rope_jax.diagnosis.subject import REACHES
 from rope_jax.diagnosis.verdict import Judged, Verdict
+from rope_jax.reports import links
+from rope_jax.statistics import intervals
+from rope_jax.statistics.intervals import Estimate
+from rope_jax.subjects.subject import REACHES
 
 DISTANCE_EDGES = 7
 """Edges of the strata of distance, even in the logarithm up to the target length."""

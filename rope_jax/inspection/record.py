@@ -1,6 +1,6 @@
 """What a config alone predicts about serving a model at a longer context: the record behind `rope-jax inspect`.
 
-The record is a tree of dicts, lists, strings and unrounded numbers, ready for JSON; `inspection_keys.KEYS` says what
+The record is a tree of dicts, lists, strings and unrounded numbers, ready for JSON; `keys.KEYS` says what
 each key means. Everything in it is predicted, not measured.
 """
 
@@ -14,13 +14,14 @@ import numpy as np
 
 from rope_jax.biases.buckets import bucket_starts
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
-from rope_jax.diagnosis import resolution, thresholds
-from rope_jax.diagnosis.inspection_keys import STATUS
-from rope_jax.diagnosis.inspection_warnings import warnings_for
-from rope_jax.diagnosis.options import NOISE, SCORE, hyperparameters, ranked_options
-from rope_jax.diagnosis.status_quo import StatusQuo, status_quo
+from rope_jax.diagnosis import resolution
 from rope_jax.errors import InputError
 from rope_jax.frequencies import base_multiplier, critical_dimension, period_growth, turns, wavelengths
+from rope_jax.inspection import thresholds
+from rope_jax.inspection.keys import STATUS
+from rope_jax.inspection.options import NOISE, SCORE, hyperparameters, ranked_options
+from rope_jax.inspection.status_quo import StatusQuo, status_quo
+from rope_jax.inspection.warnings import warnings_for
 
 
 def read_model(*, preset: str | None = None, path: str | None = None) -> PositionConfig:
@@ -52,7 +53,7 @@ def inspect_positions(
     bias_name: str | None = None,
     amplitude: float = 20.0,
 ) -> dict[str, Any]:
-    """Returns the inspection record of a model; `inspection_keys.KEYS` says what each key means.
+    """Returns the inspection record of a model; `keys.KEYS` says what each key means.
 
     Args:
       config: what the model's config says about positions.

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rope_jax.diagnosis import ranks
+from rope_jax.statistics import ranks
 
 RNG = np.random.default_rng(0)
 

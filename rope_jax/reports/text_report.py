@@ -3,10 +3,10 @@
 import html
 import json
 
-from rope_jax.diagnosis import plots
-from rope_jax.diagnosis.intervals import Estimate
 from rope_jax.diagnosis.measurement import Measurement
-from rope_jax.diagnosis.records import bias_records
+from rope_jax.reports import text_plots
+from rope_jax.reports.text_records import bias_records
+from rope_jax.statistics.intervals import Estimate
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6066; --paper: #ffffff; --line: #d9dce0;
@@ -51,16 +51,16 @@ def html_page(measured: Measurement, *, command: str) -> str:
         "<p class=note>Against the unchanged model, paired by row: mean and 95 % interval "
         f"({html.escape(measured.interval_method)}). A cost above zero and a gain below zero are bad.</p>",
         _cells_table(measured),
-        _figure(plots.cost_and_gain(measured), "Every cell: up and to the left is better."),
+        _figure(text_plots.cost_and_gain(measured), "Every cell: up and to the left is better."),
         "<h2>Loss by position</h2>",
-        _figure(plots.loss_by_position(measured), "Shaded: 95 % intervals over rows."),
+        _figure(text_plots.loss_by_position(measured), "Shaded: 95 % intervals over rows."),
         _bins_table(measured),
         "<h2>What is due to the scaling, the bias, and the two together</h2>",
         "<p class=note>Main effects are averaged over the other factor's arms; an interaction is what is left of a "
         "pair after its two separate effects. Positive is worse.</p>",
-        _figure(plots.effect_sizes(measured), "Blue: main effects. Green: interactions."),
+        _figure(text_plots.effect_sizes(measured), "Blue: main effects. Green: interactions."),
         "<h2>The biases</h2>",
-        _figure(plots.bias_curves(measured), "Fitted biases: those of the first group of rows."),
+        _figure(text_plots.bias_curves(measured), "Fitted biases: those of the first group of rows."),
         _biases_list(measured),
         "<h2>Where the numbers come from</h2>",
         _provenance(measured, command),
@@ -111,7 +111,7 @@ def _cells_table(measured: Measurement) -> str:
         "short_cost": max(abs(cell.short_cost.mean) for cell in measured.cells.values()) or 1.0,
         "long_gain": max(abs(cell.long_gain.mean) for cell in measured.cells.values()) or 1.0,
     }
-    head = "".join(f"<th colspan=2>{html.escape(plots.BIAS_TITLES[bias])}</th>" for bias in biases)
+    head = "".join(f"<th colspan=2>{html.escape(text_plots.BIAS_TITLES[bias])}</th>" for bias in biases)
     rows = [f"<tr><th></th>{head}</tr>", "<tr><th>scaling</th>" + "<th>cost</th><th>gain</th>" * len(biases) + "</tr>"]
     for scaling in measured.rules:
         line = [f"<td>{scaling}</td>"]
@@ -128,7 +128,9 @@ def _bins_table(measured: Measurement) -> str:
     rows = [f"<tr><th>scaling</th><th class=left>bias</th>{head}</tr>"]
     for (scaling, bias), cell in measured.cells.items():
         values = "".join(f"<td>{_with_interval(value)}</td>" for value in cell.by_bin)
-        rows.append(f"<tr><td>{scaling}</td><td class=left>{html.escape(plots.BIAS_TITLES[bias])}</td>{values}</tr>")
+        rows.append(
+            f"<tr><td>{scaling}</td><td class=left>{html.escape(text_plots.BIAS_TITLES[bias])}</td>{values}</tr>"
+        )
     return f"<div class=scroll><table>{''.join(rows)}</table></div>"
 
 
@@ -203,4 +205,4 @@ def _upper(value: Estimate) -> float:
 
 def _cell_name(cell: tuple[str, str]) -> str:
     scaling, bias = cell
-    return f"scaling {scaling} with {plots.BIAS_TITLES[bias]}"
+    return f"scaling {scaling} with {text_plots.BIAS_TITLES[bias]}"

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rope_jax.diagnosis.case_table import cell_name
-from rope_jax.diagnosis.svg import COLOURS, INK, styled, written
+from rope_jax.reports.case_table import cell_name
+from rope_jax.reports.svg import COLOURS, INK, styled, written
 
 Record = Mapping[str, Any]
 

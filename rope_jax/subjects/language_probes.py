@@ -23,9 +23,9 @@ from collections.abc import Sequence
 import numpy as np
 import tokenizers
 
-from rope_jax.diagnosis import contract_text
-from rope_jax.diagnosis.haystacks import GROUP, PROBES, Counts, Haystacks
 from rope_jax.errors import InputError
+from rope_jax.subjects import contract_text
+from rope_jax.subjects.haystacks import GROUP, PROBES, Counts, Haystacks
 
 STATUS = "plumbing tested, not validated"
 """What every report on these probes prints: no model has yet been seen to answer them as it should."""

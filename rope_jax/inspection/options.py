@@ -14,9 +14,9 @@ from jaxtyping import Float64
 from rope_jax import scaling
 from rope_jax.diagnosis import resolution
 from rope_jax.diagnosis.scalings import ARMS, scaling_rule
-from rope_jax.diagnosis.status_quo import StatusQuo
 from rope_jax.errors import ScalingError
 from rope_jax.frequencies import Rotary
+from rope_jax.inspection.status_quo import StatusQuo
 from rope_jax.length_rules import at_length
 from rope_jax.rules import Rule
 

@@ -1,7 +1,7 @@
 """Faults of an implementation that would look like a fault of the scheme, for one model at one length."""
 
-from rope_jax.diagnosis import precision
-from rope_jax.diagnosis.status_quo import StatusQuo
+from rope_jax.inspection import precision
+from rope_jax.inspection.status_quo import StatusQuo
 from rope_jax.rules import Rule
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from rope_jax import frequencies
-from rope_jax.diagnosis.case_report import html_page
 from rope_jax.diagnosis.scalings import scaling_rule
-from rope_jax.diagnosis.svg import COLOURS
+from rope_jax.reports.case_report import html_page
+from rope_jax.reports.svg import COLOURS
 
 KINDS = (
     "option 1",

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from rope_jax.diagnosis.text import chunks, read_chunks, read_text, without_overlap
 from rope_jax.errors import InputError
+from rope_jax.subjects.text import chunks, read_chunks, read_text, without_overlap
 
 
 def read(path, **changes):

@@ -11,10 +11,10 @@ from jaxtyping import Float64
 from rope_jax.checkpoints import strict_json
 from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.checkpoints.loading import load_checkpoint
-from rope_jax.diagnosis import haystacks
-from rope_jax.diagnosis.haystacks import TRAINING, Haystacks
-from rope_jax.diagnosis.text import Rows
 from rope_jax.errors import InputError
+from rope_jax.subjects import haystacks
+from rope_jax.subjects.haystacks import TRAINING, Haystacks
+from rope_jax.subjects.text import Rows
 
 Reach = Literal["short", "long"]
 REACHES: tuple[Reach, ...] = ("short", "long")

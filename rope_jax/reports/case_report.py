@@ -4,12 +4,12 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rope_jax.diagnosis import case_plots, scheme_plots
-from rope_jax.diagnosis.case_table import cell_name, in_words
-from rope_jax.diagnosis.case_tables import factorial, log_odds, options, predictions, provenance
-from rope_jax.diagnosis.intervals import Estimate
-from rope_jax.diagnosis.page import anything, bullets, document, figure, negated
 from rope_jax.diagnosis.verdict import above
+from rope_jax.reports import case_plots, scheme_plots
+from rope_jax.reports.case_table import cell_name, in_words
+from rope_jax.reports.case_tables import factorial, log_odds, options, predictions, provenance
+from rope_jax.reports.page import anything, bullets, document, figure, negated
+from rope_jax.statistics.intervals import Estimate
 
 Record = Mapping[str, Any]
 

@@ -7,10 +7,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from rope_jax.diagnosis import contract_text
-from rope_jax.diagnosis.haystacks import PROBES, Counts
-from rope_jax.diagnosis.language_probes import LANGUAGE_COUNTS, STATUS, language_haystacks
 from rope_jax.errors import InputError
+from rope_jax.subjects import contract_text
+from rope_jax.subjects.haystacks import PROBES, Counts
+from rope_jax.subjects.language_probes import LANGUAGE_COUNTS, STATUS, language_haystacks
 
 FACTS = {
     "ret": r"The code word of the (\w+) account is (\w+)\.",

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rope_jax.diagnosis import haystacks as hay
-from rope_jax.diagnosis.haystacks import DIGITS, DISTANCES, FILLER, GROUP, PROBES, QUESTION, START, SYMBOLS, Counts
 from rope_jax.errors import InputError
+from rope_jax.subjects import haystacks as hay
+from rope_jax.subjects.haystacks import DIGITS, DISTANCES, FILLER, GROUP, PROBES, QUESTION, START, SYMBOLS, Counts
 
 PROMPT = {"ret": 1, "bind": 2, "ord": 2, "dist": 1, "ith": 2, "count": 1}
 

@@ -7,13 +7,13 @@ import pytest
 
 from rope_jax.checkpoints.dialects import positions_of
 from rope_jax.checkpoints.presets import PRESETS, preset
-from rope_jax.diagnosis.inspection import inspect_positions, plain, read_model
-from rope_jax.diagnosis.inspection_keys import KEYS, STATUS, key_paths
-from rope_jax.diagnosis.inspection_plot import draw
-from rope_jax.diagnosis.inspection_table import table_text, tokens
-from rope_jax.diagnosis.options import stars
 from rope_jax.diagnosis.scalings import scaling_rule
 from rope_jax.errors import InputError
+from rope_jax.inspection.keys import KEYS, STATUS, key_paths
+from rope_jax.inspection.options import stars
+from rope_jax.inspection.plot import draw
+from rope_jax.inspection.record import inspect_positions, plain, read_model
+from rope_jax.inspection.table import table_text, tokens
 
 SMALL = {
     "model_type": "llama",
