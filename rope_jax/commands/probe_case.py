@@ -6,7 +6,7 @@ import pathlib
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags as absl_flags
@@ -16,15 +16,17 @@ from rope_jax.diagnosis import scalings
 from rope_jax.diagnosis.scalings import FAULTS
 from rope_jax.errors import InputError
 
-FLAGS = ("write_items", "observed")
+FLAGS = ("write_items", "observed", "ratios")
 """Those that mean something on a stand-in only."""
 
 _MEASURES = ("short_cost", "long_cost", "short_loss", "precision_drop", "retrieval_drop")
 _FILES = ("verdict.json", "costs.json", "verdict.txt", "verdict.html")
 _DEFAULT_OUT = "rope-jax-diagnosis"
 _LARGEST_ROWS = 2**14
+_LARGEST_RATIO = 1024
 _PAPER_LENGTH = 4096
 _TEXT_ROWS = 4
+_SPARED = 4
 
 
 def define_flags(flag_values: absl_flags.FlagValues) -> None:
@@ -43,6 +45,8 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     names("transforms", ["llama3", "yarn", "by_parts"], "What option 3 may scale by; --full takes all there are.")
     integer("adapt_steps", None, "Training steps of adapted arms; 0 for none, by default 0, or 100 with --full.")
     names("faults", [], "Faults whose cost is measured; --full takes all there are.")
+    names("ratios", [], "Also asks every status quo at these ratios of target to trained length, such as 1.25,1.5,2.")
+    integer("spare_first", 0, "Also runs every bias with this many first keys spared; 0 for none.")
     absl_flags.DEFINE_string(
         "budget",
         None,
@@ -84,33 +88,54 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         raise InputError("no stand-in is installed with the package: name the directory of one")
     if not flags.full:
         directories = directories[:1]
-    subjects = [
-        subject.standin_subject(
-            directory,
-            rows=flags.haystacks,
-            target_length=flags.target_length,
-            text_rows=flags.rows or _TEXT_ROWS,
-            seed=flags.seed,
-        )
-        for directory in directories
-    ]
+
+    def subjects_at(length: int | None) -> list[Any]:
+        return [
+            subject.standin_subject(
+                directory,
+                rows=flags.haystacks,
+                target_length=length,
+                text_rows=flags.rows or _TEXT_ROWS,
+                seed=flags.seed,
+            )
+            for directory in directories
+        ]
+
+    subjects = subjects_at(flags.target_length)
     if flags.write_items is not None:
         return _write_items(pathlib.Path(flags.write_items), subjects[0])
-    return conclude(subjects, flags, out)
+    return conclude(subjects, flags, out, subjects_at=subjects_at)
 
 
-def conclude(subjects: Sequence[Any], flags: absl_flags.FlagValues, out: pathlib.Path, *, silent: bool = False) -> int:
-    """Runs the case of subjects that know probes, writes it and, unless silent, prints it; returns the status."""
+def conclude(
+    subjects: Sequence[Any],
+    flags: absl_flags.FlagValues,
+    out: pathlib.Path,
+    *,
+    subjects_at: Callable[[int], Sequence[Any]] | None = None,
+    silent: bool = False,
+) -> int:
+    """Runs the case of subjects that know probes, writes it and, unless silent, prints it; returns the status.
+
+    Args:
+      subjects: the models and their items.
+      flags: of the command.
+      out: directory for the files.
+      subjects_at: the same models with items of another target length, for `--ratios`.
+      silent: whether nothing is printed.
+    """
     from rope_jax.diagnosis import agreement, costs, deployment, strategy
     from rope_jax.diagnosis.case import run_case
     from rope_jax.diagnosis.case_adapted import judge_adapted
     from rope_jax.diagnosis.cells import UNCHANGED
+    from rope_jax.diagnosis.ladder import ladder, target_lengths
     from rope_jax.reports import case_table
     from rope_jax.reports.case_record import json_record
     from rope_jax.reports.case_report import html_page
 
     settings = _settings(flags, subjects[0].trained_length)
     observed = None if flags.observed is None else deployment.read_observed(pathlib.Path(flags.observed), subjects[0])
+    lengths = target_lengths([float(ratio) for ratio in flags.ratios], subjects[0].trained_length)
     store = out / "cells"
     with Progress() as progress:
         case = run_case(subjects, settings, store=store, observed=observed, progress=progress)
@@ -127,8 +152,11 @@ def conclude(subjects: Sequence[Any], flags: absl_flags.FlagValues, out: pathlib
             )
             for judgement in (case.judgements if settings.adapt_steps else [])
         ]
+        rungs: list[Any] = []
+        if subjects_at is not None and case.used.retrieval and case.used.precision:
+            rungs = ladder(subjects_at, lengths, settings, case.used, store=store, progress=progress)
     prediction = agreement.agreement(subjects, case.makers, case.cells)
-    record = json_record(case, adapted=adapted, prediction=prediction)
+    record = json_record(case, adapted=adapted, prediction=prediction, rungs=rungs)
     # Times differ from run to run, so they stand beside the record, not in it.
     judged = [one.option.cell for judgement in case.judgements for one in judgement.verdict.judged]
     timed = costs.costs_record(subjects[0], case.makers[0], judged if flags.budget is None else case.cells)
@@ -192,6 +220,7 @@ def _settings(flags: absl_flags.FlagValues, trained_length: int):
         faults=FAULTS if flags.full else tuple(flags.faults),
         adapt_steps=(100 if flags.full else 0) if flags.adapt_steps is None else flags.adapt_steps,
         deployed=flags.deployed,
+        spared=flags.spare_first or (_SPARED if flags.full else 0),
         margins=Margins(short_cost=flags.margin),
         num_buckets=flags.num_buckets,
         max_distance=flags.max_distance,
@@ -242,6 +271,11 @@ def check_request(flags: absl_flags.FlagValues) -> None:
         for value in given:
             if value not in known:
                 raise InputError(f"--{name}: {value!r} is none of {', '.join(known)}")
+    for ratio in flags.ratios:
+        if not _is_ratio(ratio):
+            raise InputError(f"--ratios: {ratio!r} is no number above 1 and up to {_LARGEST_RATIO}")
+    if not 0 <= flags.spare_first <= _LARGEST_ROWS:
+        raise InputError(f"--spare_first must be from 0 to {_LARGEST_ROWS}, got {flags.spare_first}")
     if flags.adapt_steps is not None and not 0 <= flags.adapt_steps <= _LARGEST_ROWS:
         raise InputError(f"--adapt_steps must be from 0 to {_LARGEST_ROWS}, got {flags.adapt_steps}")
     if flags.budget is not None:
@@ -254,3 +288,10 @@ def check_request(flags: absl_flags.FlagValues) -> None:
         for condition in gates.parse(flags.fail_if):  # before anything is run
             if condition.name not in _MEASURES:
                 raise InputError(f"--fail_if: {condition.name!r} is no measure; there are {', '.join(_MEASURES)}")
+
+
+def _is_ratio(text: str) -> bool:
+    try:
+        return 1 < float(text) <= _LARGEST_RATIO
+    except ValueError:
+        return False

@@ -16,6 +16,7 @@ from rope_jax.diagnosis.case_setup import FittedBiases, Settings, arms_of, check
 from rope_jax.diagnosis.cell_runs import CellRuns, Scores
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes, Option, corners, options
 from rope_jax.diagnosis.deployment import EXACT, FaultEffect, FaultRuns
+from rope_jax.diagnosis.faults import exempting
 from rope_jax.diagnosis.signature import Signature, signature
 from rope_jax.diagnosis.verdict import IMPLEMENTATION, Verdict, decide
 from rope_jax.statistics import intervals
@@ -125,10 +126,11 @@ def run_case(
         name: [FaultRuns(name, run, maker, store=store) for run, maker in zip(runs, makers, strict=True)]
         for name in dict.fromkeys((*settings.faults, *({settings.deployed} - {EXACT})))
     }
+    judged = [status_quo for status_quo in settings.status_quos if status_quo in cells]
+    spared = _spared(judged, subjects, makers, settings.spared, store)
     judgements = [
-        judge(status_quo, cells, used, settings, subjects, faulty, observed)
-        for status_quo in settings.status_quos
-        if status_quo in cells
+        judge(status_quo, cells, used, settings, subjects, faulty, observed, spared=spared.get(status_quo))
+        for status_quo in judged
     ]
     seconds["cells"] = time.perf_counter() - started
     return Case(
@@ -146,6 +148,24 @@ def run_case(
     )
 
 
+def _spared(
+    status_quos: Sequence[Cell],
+    subjects: Sequence[Subject],
+    makers: Sequence[CellSchemes],
+    first: int,
+    store: Path | None,
+) -> dict[Cell, list[Scores]]:
+    """Returns the status quos that have a bias, run with their first keys spared it; none where `first` is 0."""
+    if not first:
+        return {}
+    runs = [CellRuns(one, store=store, attention=exempting(first), note=f"spares {first} keys") for one in subjects]
+    return {
+        cell: [run(maker(cell)) for run, maker in zip(runs, makers, strict=True)]
+        for cell in status_quos
+        if cell.bias != "none"
+    }
+
+
 def judge(
     status_quo: Cell,
     cells: Table,
@@ -154,6 +174,8 @@ def judge(
     subjects: Sequence[Subject],
     faulty: Mapping[str, Sequence[FaultRuns]],
     observed: Mapping[str, np.ndarray] | None = None,
+    *,
+    spared: Sequence[Scores] | None = None,
 ) -> Judgement:
     """Returns the judgement of one status quo.
 
@@ -165,6 +187,7 @@ def judge(
       subjects: the models.
       faulty: runs with every fault that is looked for, one a model.
       observed: logits that the deployment itself gave to the items, for one model.
+      spared: scores of it with the bias taken off the first keys, one a model; None for no such arm.
     """
     exact = scores = cells[status_quo]
     nearest: Mapping[str, float] = {}
@@ -180,6 +203,8 @@ def judge(
         for option in options(status_quo, transforms=settings.transforms)
         if option.cell in cells
     }
+    if spared is not None:
+        changed[Option("0", f"spare the first {settings.spared} tokens the bias", status_quo)] = spared
     if scores is not exact:
         changed[Option(IMPLEMENTATION, "run the same scheme exactly", status_quo)] = exact
     learned = bool(used.precision) and used.retrieval

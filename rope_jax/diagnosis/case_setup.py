@@ -36,6 +36,7 @@ class Settings:
       faults: what every status quo is also run with, names from `scalings.FAULTS`.
       adapt_steps: training steps of the adapted arms; 0 for none.
       deployed: the fault that the deployment is known to have, or "exact".
+      spared: first keys that a further arm of every status quo with a bias spares it; 0 for no such arm.
       seed: of the fit's order.
     """
 
@@ -50,6 +51,7 @@ class Settings:
     faults: tuple[str, ...] = ("bf16_frequencies",)
     adapt_steps: int = 0
     deployed: str = EXACT
+    spared: int = 0
     seed: int = 0
 
 

@@ -14,6 +14,8 @@ Keys, outermost first; an estimate is `{"mean", "low", "high"}` with a 95 % inte
 - `adapted`: the same after a few steps of training in every arm.
 - `prediction`: rank correlation, and for every cell predicted and measured errors of `bind` by asked offset 1 ... 8,
   coherence, g50, just noticeable difference, bias horizon and bias step; null where none was made.
+- `ratios`: every status quo, and its scaling without the bias, at every other ratio asked for: symptom, whether
+  retrieval is kept and precision lost; `farthest`: the largest ratio up to which each keeps retrieval, null for none.
 - `interval_method`, `omitted`, `versions`.
 """
 
@@ -34,6 +36,7 @@ from rope_jax.diagnosis.case import Case, Judgement
 from rope_jax.diagnosis.case_setup import FittedBiases, rules_of
 from rope_jax.diagnosis.cell_runs import Scores
 from rope_jax.diagnosis.cells import Cell, Option
+from rope_jax.diagnosis.ladder import Rung, farthest
 from rope_jax.diagnosis.verdict import Judged, Verdict
 from rope_jax.reports import links
 from rope_jax.statistics import intervals
@@ -45,7 +48,11 @@ DISTANCE_EDGES = 7
 
 
 def json_record(
-    case: Case, *, adapted: Sequence[Judgement] = (), prediction: Agreement | None = None
+    case: Case,
+    *,
+    adapted: Sequence[Judgement] = (),
+    prediction: Agreement | None = None,
+    rungs: Sequence[Rung] = (),
 ) -> dict[str, Any]:
     """Returns the record, of plain numbers, strings, lists and objects.
 
@@ -53,6 +60,7 @@ def json_record(
       case: the result.
       adapted: judgements after adaptation, where arms were adapted.
       prediction: of `bind` from the model's own heads, beside the measurement.
+      rungs: of the ladder of ratios, where one was asked for.
     """
     first = case.subjects[0]
     items = first.items
@@ -86,6 +94,8 @@ def json_record(
         "judgements": [_judgement(case, judgement) for judgement in case.judgements],
         "adapted": [_judgement(case, judgement) for judgement in adapted],
         "prediction": _prediction(prediction),
+        "ratios": [_rung(rung) for rung in rungs],
+        "farthest": [{**_named(cell), "ratio": ratio} for cell, ratio in farthest(rungs).items()],
         "interval_method": intervals.clustered_method(
             len(case.subjects), 0 if items.long is None else len(items.long.tokens)
         ),
@@ -260,6 +270,17 @@ def _prediction(prediction: Agreement | None) -> dict[str, Any] | None:
             for own in prediction.heads
         ],
         "cells": cells,
+    }
+
+
+def _rung(rung: Rung) -> dict[str, Any]:
+    return {
+        **_named(rung.cell),
+        "ratio": rung.ratio,
+        "target": rung.target_length,
+        "symptom": _symptom(rung.symptom),
+        "retrieves": rung.retrieves,
+        "imprecise": rung.imprecise,
     }
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from rope_jax.diagnosis.verdict import above
 from rope_jax.reports import case_plots, scheme_plots
-from rope_jax.reports.case_table import cell_name, in_words
-from rope_jax.reports.case_tables import factorial, log_odds, options, predictions, provenance
+from rope_jax.reports.case_table import cell_name, farthest_lines, in_words
+from rope_jax.reports.case_tables import factorial, log_odds, options, predictions, provenance, ratios
 from rope_jax.reports.page import anything, bullets, document, figure, negated
 from rope_jax.statistics.intervals import Estimate
 
@@ -65,6 +65,7 @@ def html_page(record: Record, *, command: str) -> str:
         "<h2>Every cell: scaling &times; bias &times; temperature</h2>",
         factorial(record),
         log_odds(record),
+        *_ratios(record),
         *_faults(record),
         *_options(record, judgements),
         *_more(record, judgements),
@@ -266,6 +267,14 @@ def _adapted(record: Record) -> Iterator[str]:
         if judgement["options"]:
             yield f"<h3>{html.escape(cell_name(judgement['status_quo']))}, adapted</h3>"
             yield options(judgement)
+
+
+def _ratios(record: Record) -> Iterator[str]:
+    if record.get("ratios"):
+        yield "<h2>At other ratios of target to trained length</h2>"
+        yield "<p class=note>Losses in nats of log-odds against the unchanged model at its trained length.</p>"
+        yield ratios(record)
+        yield bullets(_capital(line) for line in farthest_lines(record))
 
 
 def _prediction(record: Record) -> Iterator[str]:

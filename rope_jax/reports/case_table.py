@@ -20,6 +20,7 @@ def table_text(record: Mapping[str, Any]) -> str:
     for judgement in record["judgements"]:
         lines += [*_judgement(judgement), ""]
     lines += _cells(record)
+    lines += _ratios(record)
     lines += ["", f"intervals: {record['interval_method']}"]
     return "\n".join(lines) + "\n"
 
@@ -80,6 +81,33 @@ def _cells(record: Mapping[str, Any]) -> list[str]:
         row += [f"{cell['accuracy'][reach][name]['mean']:.2f}" for reach in ("short", "long") for name in used]
         rows.append([*row, f"{cell['loss']['short']['mean']:.3f}", f"{cell['loss']['long']['mean']:.3f}"])
     return ["accuracy of every cell:", *aligned(rows)]
+
+
+def _ratios(record: Mapping[str, Any]) -> list[str]:
+    if not record["ratios"]:
+        return []
+    used = record["probes"]["used"]
+    head = ["ratio", "tokens", "scaling + bias", *(f"{name} right" for name in used)]
+    rows = [[*head, "retrieval lost", "precision lost", "retrieves", "imprecise"]]
+    for rung in record["ratios"]:
+        seen = rung["symptom"]
+        row = [f"{rung['ratio']:g}", f"{rung['target']:,}", cell_name(rung)]
+        row += [f"{seen['accuracy']['long'][name]['mean']:.2f}" for name in used]
+        row += [in_words(seen[key]) for key in ("retrieval_drop", "precision_drop")]
+        rows.append([*row, rung["retrieves"], rung["imprecise"]])
+    return ["", "other ratios of target to trained length:", *aligned(rows), *farthest_lines(record)]
+
+
+def farthest_lines(record: Mapping[str, Any]) -> list[str]:
+    """Returns how far each retrofit keeps retrieval, and where the case's symptom shows, a line each."""
+    lines = [
+        f"{cell_name(one)}: "
+        + (f"keeps retrieval up to ratio {one['ratio']:g}" if one["ratio"] else "keeps retrieval at none of them")
+        for one in record["farthest"]
+    ]
+    shown = [rung for rung in record["ratios"] if rung["retrieves"] == rung["imprecise"] == "yes"]
+    places = ", ".join(f"{cell_name(rung)} at {rung['ratio']:g}" for rung in shown) or "nowhere"
+    return [*lines, f"retrieval kept and precision lost: {places}"]
 
 
 def cell_name(cell: Mapping[str, Any]) -> str:

@@ -125,6 +125,22 @@ def log_odds(record: Record) -> str:
     )
 
 
+def ratios(record: Record) -> str:
+    """Returns what every status quo does at every other ratio that was asked for."""
+    probes = record["probes"]["used"]
+    names = ["scaling + bias", "ratio", *(f"{name} right" for name in probes)]
+    names += ["retrieval lost", "precision lost", "keeps retrieval", "loses precision"]
+    rows = []
+    for rung in record["ratios"]:
+        seen = rung["symptom"]
+        row = [f"<td>{_short_name(rung)}</td><td>&times;{rung['ratio']:g}<br>{rung['target']:,}</td>"]
+        row += [_accuracy(seen["accuracy"]["long"][name]) for name in probes]
+        row += [f"<td>{with_interval(seen[key])}</td>" for key in ("retrieval_drop", "precision_drop")]
+        row += [f"<td>{rung['retrieves']}</td><td>{rung['imprecise']}</td>"]
+        rows.append(f"<tr>{''.join(row)}</tr>")
+    return table(rows, head=f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in names)}</tr>")
+
+
 def options(judgement: Record) -> str:
     """Returns what every option of a status quo does, whether it helps and whether it qualifies."""
     names = ["change", "long precision", "long accuracy", "long retrieval lost", "short accuracy lost"]

@@ -194,6 +194,17 @@ def test_a_fault_that_is_deployed_is_judged_against_the_exact_run(case, small, s
 
 
 @pytest.mark.usefixtures("_fitted")
+def test_sparing_the_first_keys_is_an_arm_outside_the_options(case, small, store):
+    judgement, _ = run_case([small], dataclasses.replace(SMALL, spared=TARGET, faults=()), store=store).judgements
+    arm = next(one for one in judgement.verdict.judged if "spare" in one.option.change)
+    assert (arm.option.number, arm.option.cell) == ("0", DEPLOYED)
+    # A bias that spares every key is no bias.
+    dropped = next(one for one in judgement.verdict.judged if one.option.number == "1")
+    assert arm.gain.mean == pytest.approx(dropped.gain.mean, abs=1e-4)
+    assert arm.gain.mean != 0
+
+
+@pytest.mark.usefixtures("_fitted")
 def test_observed_answers_are_recognised(case, small, store, tmp_path):
     settings = dataclasses.replace(SMALL, faults=("bf16_frequencies", "wrong_layout"))
     run = deployment.FaultRuns("wrong_layout", deployment.CellRuns(small, store=store), case.makers[0], store=store)

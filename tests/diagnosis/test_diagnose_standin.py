@@ -113,6 +113,10 @@ def test_every_measure_of_a_gate_can_be_named():
         (("--target_length=0",), "--target_length must be from 1"),
         (("--haystacks=0",), "--haystacks must be from 1"),
         (("--rows=-1",), "--rows must be from 1"),
+        (("--ratios=1",), "--ratios: '1' is no number above 1"),
+        (("--ratios=2,x",), "--ratios: 'x' is no number above 1"),
+        (("--ratios=1.001",), "is no longer context"),
+        (("--spare_first=-1",), "--spare_first must be from 0"),
         (("--seed=-1",), "--seed must be from 0"),
         (("--margin=nan",), "--margin must be a finite number"),
         (("--status_quo=ntk+t5", "--num_buckets=8", "--max_distance=3"), "max_distance must be above 4"),
@@ -142,6 +146,7 @@ def test_flags_of_the_probes_are_not_ignored_on_text(directory, tmp_path, capsys
     ]  # fmt: skip
     for flag, what in (
         ("--write_items=x.npz", "--write_items is for a stand-in only"),
+        ("--ratios=2", "--ratios is for a stand-in only"),
         ("--fail_if=magic>1", "'magic' is no measure"),
         ("--faults=magic", "'magic' is none of"),
     ):
