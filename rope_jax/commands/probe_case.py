@@ -46,7 +46,9 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     integer("adapt_steps", None, "Training steps of adapted arms; 0 for none, by default 0, or 100 with --full.")
     names("faults", [], "Faults whose cost is measured; --full takes all there are.")
     names("ratios", [], "Also asks every status quo at these ratios of target to trained length, such as 1.25,1.5,2.")
-    integer("spare_first", 0, "Also runs every bias with this many first keys spared; 0 for none.")
+    integer(
+        "spare_first", None, "Also runs every bias with this many first keys spared; by default 0, or 4 with --full."
+    )
     absl_flags.DEFINE_string(
         "budget",
         None,
@@ -135,7 +137,7 @@ def conclude(
 
     settings = _settings(flags, subjects[0].trained_length)
     observed = None if flags.observed is None else deployment.read_observed(pathlib.Path(flags.observed), subjects[0])
-    lengths = target_lengths([float(ratio) for ratio in flags.ratios], subjects[0].trained_length)
+    lengths = target_lengths([_ratio(text) for text in flags.ratios], subjects[0].trained_length)
     store = out / "cells"
     with Progress() as progress:
         case = run_case(subjects, settings, store=store, observed=observed, progress=progress)
@@ -220,7 +222,7 @@ def _settings(flags: absl_flags.FlagValues, trained_length: int):
         faults=FAULTS if flags.full else tuple(flags.faults),
         adapt_steps=(100 if flags.full else 0) if flags.adapt_steps is None else flags.adapt_steps,
         deployed=flags.deployed,
-        spared=flags.spare_first or (_SPARED if flags.full else 0),
+        spared=(_SPARED if flags.full else 0) if flags.spare_first is None else flags.spare_first,
         margins=Margins(short_cost=flags.margin),
         num_buckets=flags.num_buckets,
         max_distance=flags.max_distance,
@@ -271,10 +273,9 @@ def check_request(flags: absl_flags.FlagValues) -> None:
         for value in given:
             if value not in known:
                 raise InputError(f"--{name}: {value!r} is none of {', '.join(known)}")
-    for ratio in flags.ratios:
-        if not _is_ratio(ratio):
-            raise InputError(f"--ratios: {ratio!r} is no number above 1 and up to {_LARGEST_RATIO}")
-    if not 0 <= flags.spare_first <= _LARGEST_ROWS:
+    for text in flags.ratios:
+        _ratio(text)
+    if flags.spare_first is not None and not 0 <= flags.spare_first <= _LARGEST_ROWS:
         raise InputError(f"--spare_first must be from 0 to {_LARGEST_ROWS}, got {flags.spare_first}")
     if flags.adapt_steps is not None and not 0 <= flags.adapt_steps <= _LARGEST_ROWS:
         raise InputError(f"--adapt_steps must be from 0 to {_LARGEST_ROWS}, got {flags.adapt_steps}")
@@ -290,8 +291,11 @@ def check_request(flags: absl_flags.FlagValues) -> None:
                 raise InputError(f"--fail_if: {condition.name!r} is no measure; there are {', '.join(_MEASURES)}")
 
 
-def _is_ratio(text: str) -> bool:
+def _ratio(text: str) -> float:
     try:
-        return 1 < float(text) <= _LARGEST_RATIO
+        ratio = float(text)
     except ValueError:
-        return False
+        ratio = float("nan")
+    if not 1 < ratio <= _LARGEST_RATIO:
+        raise InputError(f"--ratios: {text!r} is no number above 1 and up to {_LARGEST_RATIO}")
+    return ratio

@@ -12,7 +12,7 @@ import numpy as np
 from rope_jax import __version__
 from rope_jax.diagnosis import attribution, deployment
 from rope_jax.diagnosis.attribution import Symptom, Table, Used
-from rope_jax.diagnosis.case_setup import FittedBiases, Settings, arms_of, check, fit_biases, needed_cells
+from rope_jax.diagnosis.case_setup import FittedBiases, Settings, check, fitted_schemes, needed_cells
 from rope_jax.diagnosis.cell_runs import CellRuns, Scores
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes, Option, corners, options
 from rope_jax.diagnosis.deployment import EXACT, FaultEffect, FaultRuns
@@ -109,9 +109,9 @@ def run_case(
     fitted, makers, runs = [], [], []
     for number, subject in enumerate(subjects, 1):
         progress("fitting biases", number, len(subjects))
-        arms = arms_of(subject, settings)
-        fitted.append(fit_biases(subject, arms, settings, {cell.bias for cell in needed}))
-        makers.append(CellSchemes(arms, fitted[-1].biases, subject.factor))
+        biases, maker = fitted_schemes(subject, settings, needed)
+        fitted.append(biases)
+        makers.append(maker)
         runs.append(CellRuns(subject, store=store))
     kept, omitted = makers[0].arms.meaningful()
     seconds["fitting"] = time.perf_counter() - started

@@ -1,13 +1,13 @@
 """What a case is made of before anything is run: settings, the cells they ask for, and biases with what was fitted."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rope_jax import scaling
 from rope_jax.biases import Bias, alibi_paper, bucket_starts
 from rope_jax.diagnosis import fitting
 from rope_jax.diagnosis.arms import Arms
-from rope_jax.diagnosis.cells import UNCHANGED, Cell, corners, options
+from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes, corners, options
 from rope_jax.diagnosis.deployment import EXACT
 from rope_jax.diagnosis.losses import LossProgram
 from rope_jax.diagnosis.scalings import TRANSFORMS, scaling_rule
@@ -129,6 +129,13 @@ def arms_of(subject: Subject, settings: Settings) -> Arms:
         length=subject.target_length,
         max_offset=offsets,
     )
+
+
+def fitted_schemes(subject: Subject, settings: Settings, cells: Collection[Cell]) -> tuple[FittedBiases, CellSchemes]:
+    """Returns what was fitted for the biases of `cells` on one model, and what makes their schemes."""
+    arms = arms_of(subject, settings)
+    fitted = fit_biases(subject, arms, settings, {cell.bias for cell in cells})
+    return fitted, CellSchemes(arms, fitted.biases, subject.factor)
 
 
 def needed_cells(settings: Settings) -> list[Cell]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rope_jax.diagnosis import attribution
 from rope_jax.diagnosis.attribution import Symptom, Used
-from rope_jax.diagnosis.case_setup import Settings, arms_of, fit_biases
+from rope_jax.diagnosis.case_setup import Settings, fitted_schemes
 from rope_jax.diagnosis.cell_runs import CellRuns
-from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes
+from rope_jax.diagnosis.cells import UNCHANGED, Cell
 from rope_jax.diagnosis.probes import ProbeProgram
 from rope_jax.diagnosis.verdict import Answer, Margins, above
 from rope_jax.errors import InputError
@@ -85,12 +85,11 @@ def ladder(
         programs = programs or [ProbeProgram(subject.checkpoint.model) for subject in subjects]
         makers, runs = [], []
         for subject, program in zip(subjects, programs, strict=True):
-            arms = arms_of(subject, settings)
-            fitted = fit_biases(subject, arms, settings, {cell.bias for cell in asked})
-            makers.append(CellSchemes(arms, fitted.biases, subject.factor))
+            makers.append(fitted_schemes(subject, settings, asked)[1])
             runs.append(CellRuns(subject, store=store, program=program))
         unchanged = [run(maker(UNCHANGED)) for run, maker in zip(runs, makers, strict=True)]
-        for cell in asked:
+        kept, _ = makers[0].arms.meaningful()
+        for cell in (cell for cell in asked if cell.scaling in kept):
             scores = [run(maker(cell)) for run, maker in zip(runs, makers, strict=True)]
             seen = attribution.symptom(scores, unchanged, used)
             rungs.append(_rung(cell, subjects[0], seen, settings.margins))
