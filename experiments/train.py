@@ -57,32 +57,49 @@ class Phase:
     Attributes:
       lengths: of rows; each step draws one.
       tokens: of a step.
+      trained: the trained length that the base of the phase is matched to.
       copied: share of rows that are repeated text; the others are haystacks.
       steps: most steps.
       until: accuracy at which the phase ends early; the rate falls in the last third of a phase that never does.
       judged: what that accuracy is the least of.
-      counts: facts and questions of a haystack.
+      counts: facts and questions of a haystack; each step draws one.
     """
 
     lengths: tuple[int, ...]
     tokens: int
+    trained: int
     copied: float
     steps: int
     until: float | None = None
     judged: tuple[str, ...] = ("copy",)
-    counts: hay.Counts = dataclasses.field(default_factory=hay.Counts)
+    counts: tuple[hay.Counts, ...] = ()
 
 
-def curriculum(length: int, steps: int, markers: int, extras: bool) -> list[Phase]:
-    """Returns the phases: copying, then retrieval, binding and order in longer and longer haystacks."""
-    one = hay.Counts(markers=1, distances=0, repeats=0, ith_questions=0, counted=0)
-    several = hay.Counts(markers=markers) if extras else dataclasses.replace(one, markers=markers)
-    return [
-        Phase((32,), 4096, 1.0, 1500, until=0.75),
-        Phase((64,), 4096, 1.0, 1500, until=0.93),
-        Phase((112,), 5376, 0.2, 2000, until=0.9, judged=("bind",), counts=one),
-        Phase(tuple(max(112, length * eighths // 8) for eighths in (6, 7, 8)), 5376, 1 / 6, steps, counts=several),
+def asked_of(markers: int, extras: bool) -> hay.Counts:
+    """Returns the facts and questions of a haystack that the trained model is to know."""
+    if extras:
+        return hay.Counts(markers=markers)
+    return hay.Counts(markers=markers, distances=0, repeats=0, ith_questions=0, counted=0)
+
+
+def curriculum(length: int, steps: int, asked: hay.Counts) -> list[Phase]:
+    """Returns the phases: copying, then retrieval and binding, then order, first in short haystacks.
+
+    What is learned in 128 tokens is known in 256 within a few steps, at the base of that length, and costs half.
+    Order comes last and slowest: every other step asks for twice as many pairs of events, and less of the rest.
+    """
+    first = min(length, 128)
+    one = asked_of(1, extras=False)
+    ordered = dataclasses.replace(one, pairs=3, bind_questions=4, order_pairs=8)
+    phases = [
+        Phase((32,), 4096, first, 1.0, 1500, until=0.75),
+        Phase((64,), 4096, first, 1.0, 1500, until=0.93),
+        Phase((112,), 5376, first, 0.2, 2000, until=0.9, judged=("bind",), counts=(one,)),
     ]
+    if length > first:
+        phases.append(Phase((112, 128), 5376, first, 0.15, 4000, until=0.9, judged=("ord",), counts=(one, ordered)))
+    lengths = tuple(max(112, length * eighths // 8) for eighths in (6, 7, 8))
+    return [*phases, Phase(lengths, 5376, length, 0.15, steps, counts=(asked, ordered))]
 
 
 def matched_base(length: int) -> float:
@@ -100,7 +117,8 @@ def batch_of(rng: np.random.Generator, phase: Phase, length: int) -> tuple[np.nd
         tokens.append(text.tokens)
         kinds.append((text.predictable * _KINDS.index("copy")).astype(np.int32))
     if rows > copies:
-        asked = hay.haystacks(rng, rows=rows - copies, length=length, counts=phase.counts)
+        counts = phase.counts[int(rng.integers(len(phase.counts)))]
+        asked = hay.haystacks(rng, rows=rows - copies, length=length, counts=counts)
         tokens.append(asked.tokens)
         answered = np.zeros((rows - copies, length - 1), np.int32)
         np.put_along_axis(answered, asked.position, asked.probe + 1, axis=1)
@@ -113,19 +131,20 @@ class Run:
 
     Args:
       model: the decoder to train.
-      scheme: its positions.
+      before: what is on record of earlier training of its weights.
     """
 
-    def __init__(self, model: Decoder, scheme: Scheme) -> None:
+    def __init__(self, model: Decoder, before: dict | None = None) -> None:
         self.graph, self.state = nnx.split(model)
         self.curve: list[dict] = []
+        self._before = before
         self._optimiser = optax.chain(
             optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98), optax.add_decayed_weights(0.01)
         )
         self._moments = self._optimiser.init(self.state)
         self._seen = np.zeros((3, len(_KINDS)))
         self._steps, self._started = 0, time.monotonic()
-        self._step = jax.jit(lambda *arguments: self._traced(scheme, *arguments), donate_argnums=(0, 1))
+        self._step = jax.jit(self._traced, donate_argnums=(1, 2))
 
     @property
     def model(self) -> Decoder:
@@ -156,10 +175,12 @@ class Run:
         updates, moments = self._optimiser.update(gradients, moments, state)
         return optax.apply_updates(state, jax.tree.map(lambda u: -rate * u, updates)), moments, seen
 
-    def step(self, tokens: np.ndarray, kinds: np.ndarray, rate: float) -> dict[str, float] | None:
+    def step(self, scheme: Scheme, tokens: np.ndarray, kinds: np.ndarray, rate: float) -> dict[str, float] | None:
         """Takes one step; returns accuracies since they were last shown, when they are shown."""
         rate *= min(1.0, (self._steps + 1) / _WARM_UP)
-        self.state, self._moments, seen = self._step(self.state, self._moments, tokens, kinds, jnp.float32(rate))
+        self.state, self._moments, seen = self._step(
+            scheme, self.state, self._moments, tokens, kinds, jnp.float32(rate)
+        )
         self._seen += np.asarray(seen)
         self._steps += 1
         if self._steps % _SHOW_EVERY:
@@ -174,15 +195,23 @@ class Run:
         print(self._steps, f"{seconds} s", *(f"{n} {a:.3f}/{b:.3f}" for n, (a, b) in shown.items()), flush=True)
         return accuracy
 
-    def save(self, out: Path, *, base: float, length: int, counts: hay.Counts) -> None:
+    def save(self, out: Path, *, length: int, counts: hay.Counts) -> None:
         """Writes weights, config, curve, and the haystacks that the model knows."""
         command = shlex.join(["python", "experiments/train.py", *sys.argv[1:]])
-        config = llama_config(self.model, base=base, trained_length=length)
+        config = llama_config(self.model, base=matched_base(length), trained_length=length)
         provenance = {"command": command, "jax": jax.__version__}
         save_llama(out, self.model, config, dtype=_DTYPE.value, metadata=provenance)
         columns = "probe: [loss in nats, accuracy]"
         record = {**provenance, "counts": dataclasses.asdict(counts), "columns": columns, "curve": self.curve}
-        (out / "training.json").write_text(json.dumps(record) + "\n")
+        if self._before is not None:
+            record["before"] = self._before
+        (out / hay.TRAINING).write_text(json.dumps(record) + "\n")
+
+
+def scheme_at(config: DecoderConfig, length: int) -> Scheme:
+    """Returns plain rotary positions at the base matched to a trained length."""
+    rotary = frequencies.rotary(config.head_dim, base=matched_base(length), original_length=length)
+    return build(rotary, num_heads=config.num_heads, head_dim=config.head_dim)
 
 
 def train(run: Run, rng: np.random.Generator, phases: list[Phase], save) -> None:
@@ -190,13 +219,14 @@ def train(run: Run, rng: np.random.Generator, phases: list[Phase], save) -> None
     steps = 0
     for phase in phases:
         print(phase, flush=True)
+        scheme = scheme_at(run.model.config, phase.trained)
         for count in range(phase.steps):
             tokens, kinds = batch_of(rng, phase, int(rng.choice(phase.lengths)))
             left = 1.0 if phase.until is not None else 3 * (phase.steps - count) / phase.steps
-            accuracy = run.step(tokens, kinds, _RATE.value * min(1.0, max(left, 0.02)))
+            accuracy = run.step(scheme, tokens, kinds, _RATE.value * min(1.0, max(left, 0.02)))
             steps += 1
             if steps % _SAVE_EVERY == 0:
-                save()
+                save(phase.trained)
             if accuracy and phase.until is not None and min(accuracy[name] for name in phase.judged) > phase.until:
                 break
 
@@ -206,7 +236,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         sys.exit(f"train.py takes no arguments, got {argv[1:]}")
-    base, dim, heads = matched_base(_LENGTH.value), _WIDTH.value // _HEADS.value, _HEADS.value
+    dim, heads, before = _WIDTH.value // _HEADS.value, _HEADS.value, None
     config = DecoderConfig(
         hay.VOCAB_SIZE, _WIDTH.value, 2 * _WIDTH.value, _LAYERS.value, heads, heads, dim, 1e-5, tie_embeddings=True
     )
@@ -215,16 +245,16 @@ def main(argv: list[str]) -> None:
     if _INIT.value is not None:
         model = load_checkpoint(_INIT.value).model
         nnx.update(model, jax.tree.map(lambda x: x.astype(jnp.float32), nnx.state(model)))
-    rotary = frequencies.rotary(dim, base=base, original_length=_LENGTH.value)
-    run = Run(model, build(rotary, num_heads=heads, head_dim=dim))
+        before = json.loads((Path(_INIT.value) / hay.TRAINING).read_text())
+    run = Run(model, before)
+    asked = asked_of(_MARKERS.value, _EXTRAS.value)
+    phases = curriculum(_LENGTH.value, _STEPS.value, asked)
 
-    phases = curriculum(_LENGTH.value, _STEPS.value, _MARKERS.value, _EXTRAS.value)
-
-    def save() -> None:
-        run.save(Path(_OUT.value), base=base, length=_LENGTH.value, counts=phases[-1].counts)
+    def save(length: int) -> None:
+        run.save(Path(_OUT.value), length=length, counts=asked)
 
     train(run, np.random.default_rng([_SEED.value, _FIRST.value]), phases[_FIRST.value :], save)
-    save()
+    save(_LENGTH.value)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ from rope_jax.subjects import haystacks
 _MODELS = flags.DEFINE_list("models", [], "Directories of models that train.py has written.")
 _CASES = flags.DEFINE_integer("cases", 200, "Cases, in turn of every family, and of every model.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of all cases.")
-_HAYSTACKS = flags.DEFINE_integer("haystacks", 24, "At each length, that the tool sees.")
+_HAYSTACKS = flags.DEFINE_integer("haystacks", 64, "At each length, that the tool sees.")
+_TEXT_ROWS = flags.DEFINE_integer("text_rows", 24, "Rows of text that the tool sees.")
 _RATIO = flags.DEFINE_float("ratio", 2.0, "Target over trained length.")
 _LONG_RATIO = flags.DEFINE_float("long_ratio", 8.0, "The ratio at which nothing is expected to hold; a few cases.")
 _TRUTH = flags.DEFINE_integer("truth", 10, "How many times as many haystacks the truth is measured on.")
@@ -50,8 +51,10 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         sys.exit(f"planted.py takes no arguments, got {argv[1:]}")
-    if min(_CASES.value, _HAYSTACKS.value - 1, _TRUTH.value) < 1 or min(_RATIO.value, _LONG_RATIO.value) <= 1:
-        sys.exit("--cases and --truth must be at least 1, --haystacks at least 2, --ratio and --long_ratio above 1")
+    if min(_CASES.value, _TRUTH.value) < 1 or min(_HAYSTACKS.value, _TEXT_ROWS.value) < 2:
+        sys.exit("--cases and --truth must be at least 1, --haystacks and --text_rows at least 2")
+    if min(_RATIO.value, _LONG_RATIO.value) <= 1:
+        sys.exit("--ratio and --long_ratio must be above 1")
     if unknown := set(_FAMILIES.value) - set(planted_causes.FAMILIES):
         sys.exit(f"unknown families {sorted(unknown)}; there are: {', '.join(planted_causes.FAMILIES)}")
     out = Path(_OUT.value)
@@ -59,12 +62,14 @@ def main(argv: list[str]) -> None:
         with tempfile.TemporaryDirectory() as directory:
             tiny_model(Path(directory))
             # It has learned nothing, so every probe counts.
-            run([Path(directory)], Settings(2, 2, Margins(gate=0.0)), out, cases=2, families=["both", "implementation"])
+            settings = Settings(2, 2, 2, Margins(gate=0.0))
+            run([Path(directory)], settings, out, cases=2, families=["both", "implementation"])
     elif not _REPORT.value:
         if not _MODELS.value:
             sys.exit("planted.py needs --models, or --report, or --quick")
         models = [Path(directory) for directory in _MODELS.value]
-        run(models, Settings(_HAYSTACKS.value, _TRUTH.value), out, cases=_CASES.value, families=_FAMILIES.value)
+        settings = Settings(_HAYSTACKS.value, _TRUTH.value, _TEXT_ROWS.value)
+        run(models, settings, out, cases=_CASES.value, families=_FAMILIES.value)
     print(planted_record.report(planted_record.read(out)))
 
 

@@ -37,7 +37,6 @@ from rope_jax.subjects.haystacks import Haystacks
 from rope_jax.subjects.subject import Items, Subject, standin_subject
 
 PLANTED = Cell("planted", "planted")
-TEXT_ROWS = 8
 STRIP = FARTHEST_BUCKET  # offsets told apart: one shape for every plant, whatever its bias
 FIRST_LOOK = 2  # parts of the truth's items on which every option is run; then only what is still open
 
@@ -49,11 +48,13 @@ class Settings:
     Attributes:
       haystacks: at each length, that the tool sees.
       truth: how many times as many the truth is measured on.
+      text_rows: rows of text that the tool sees; the truth as many times as many.
       margins: of the verdict and the truth.
     """
 
-    haystacks: int = 24
+    haystacks: int = 64
     truth: int = 10
+    text_rows: int = 24
     margins: Margins = dataclasses.field(default_factory=Margins)
 
 
@@ -123,7 +124,8 @@ class Bench:
         """
         started = time.perf_counter()
         deployed = self._deploy(plant, seed)
-        said = self._tool(deployed, self._subject(plant.ratio, self._settings.haystacks, TEXT_ROWS, seed))
+        subject = self._subject(plant.ratio, self._settings.haystacks, self._settings.text_rows, seed)
+        said = self._tool(deployed, subject)
         between = time.perf_counter()
         true = self._truth(deployed, said["used"])
         ended = time.perf_counter()
@@ -181,7 +183,7 @@ class Bench:
         cached = None
         if wrong.cached_base is not None:
             cached = built(divisors * base_divisors(rotary.dim, wrong.cached_base))
-        fresh = target - deployment.cached_tokens(self._truth_items(plant.ratio)[0][0])
+        fresh = deployment.fresh_tokens(self._truth_items(plant.ratio)[0][0])
         return faulty(scheme, grid=wrong.grid or 0.5, cached=cached, fresh=fresh)
 
     def _noisy(self, noise: float, seed: int) -> Any:
@@ -249,7 +251,7 @@ class Bench:
         """Returns the truth's items in parts as large as the tool's, the unchanged model's scores, and its probes."""
         if ratio not in self._known:
             rows, parts = self._settings.haystacks, self._settings.truth
-            whole = self._subject(ratio, rows * parts, TEXT_ROWS * parts, seed=2**31 + 7)
+            whole = self._subject(ratio, rows * parts, self._settings.text_rows * parts, seed=2**31 + 7)
             subjects = [dataclasses.replace(whole, items=_part(whole.items, part, parts)) for part in range(parts)]
             scheme = self._unchanged(ratio)
             scores = [self._scores(scheme, subject, self._state) for subject in subjects]

@@ -157,7 +157,9 @@ def conclude(
         rungs: list[Any] = []
         if subjects_at is not None and case.used.retrieval and case.used.precision:
             rungs = ladder(subjects_at, lengths, settings, case.used, store=store, progress=progress)
-    prediction = agreement.agreement(subjects, case.makers, case.cells)
+    prediction = agreement.agreement(
+        subjects, case.makers, case.cells, case.used, [one.status_quo for one in case.judgements]
+    )
     record = json_record(case, adapted=adapted, prediction=prediction, rungs=rungs)
     # Times differ from run to run, so they stand beside the record, not in it.
     judged = [one.option.cell for judgement in case.judgements for one in judgement.verdict.judged]

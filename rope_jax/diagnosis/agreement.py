@@ -1,83 +1,123 @@
-"""Prediction beside measurement: do the model's own heads, on paper, order the cells as the model does?"""
+"""Prediction beside measurement: do foreshortened haystacks order the cells as long ones do, and what do they blame?"""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float64
 
-from rope_jax.diagnosis import predictions
-from rope_jax.diagnosis.attribution import Table
+from rope_jax.diagnosis import attribution, own_heads, probes
+from rope_jax.diagnosis.attribution import Table, Used
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes
-from rope_jax.diagnosis.predictions import OwnHeads, Prediction
+from rope_jax.diagnosis.foreshortened import PARTS, ForeshortenedProgram, Part, foreshortened
+from rope_jax.diagnosis.own_heads import HeadFigures, OwnHeads
+from rope_jax.diagnosis.probes import Answers
 from rope_jax.scheme import Scheme
-from rope_jax.statistics import ranks
+from rope_jax.statistics import intervals, ranks
+from rope_jax.statistics.intervals import Estimate
 from rope_jax.statistics.ranks import RankAgreement
 from rope_jax.subjects.haystacks import GROUP, PROBES, Haystacks
 from rope_jax.subjects.subject import Subject
 
-_ROWS = 12  # haystacks that queries and keys are taken from
+_ROWS = 24  # haystacks that are foreshortened
+_HEAD_ROWS = 12  # haystacks that queries and keys are taken from
 TRUSTED = 0.8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Agreement:
-    """Predicted and measured errors of `bind`, by cell and asked offset.
+    """Predicted and measured errors, by cell.
 
     Attributes:
-      ranks: Spearman's correlation across cells within each offset, averaged over the offsets.
-      predicted: what each cell is predicted to do, one a model.
-      measured: error of `bind` at each asked offset 1 ... 8, by cell, mean over models.
-      heads: the two heads of each model that carry the relation.
+      ranks: Spearman's correlation across cells within each asked offset of `bind`, averaged over the offsets.
+      halves: the same between one half of the measured haystacks and the other, the most that can be hoped for; None
+        where there are too few.
+      by_probe: Spearman's correlation across cells of the mean error of every probe used.
+      predicted: error of `bind` at each asked offset 1 ... 8, by cell, mean over models.
+      measured: the same on the haystacks of the target length.
+      blame: precision lost to each of `PARTS` in turn, nats, by retrofit: the status quos, their scalings without the
+        bias, and the unchanged model.
+      figures: what each cell does to the heads that carry `bind`, one a model.
+      heads: those heads of each model.
     """
 
     ranks: RankAgreement
-    predicted: Mapping[Cell, Sequence[Prediction]]
+    halves: float | None
+    by_probe: Mapping[str, RankAgreement]
+    predicted: Mapping[Cell, Float64[np.ndarray, " offsets"]]
     measured: Mapping[Cell, Float64[np.ndarray, " offsets"]]
+    blame: Mapping[Cell, Mapping[Part, Estimate]]
+    figures: Mapping[Cell, Sequence[HeadFigures]]
     heads: Sequence[OwnHeads]
 
     @property
     def text(self) -> str:
-        """What the correlation says about the analytic attribution."""
+        """What the correlation says about the prediction."""
         found = self.ranks.correlation
         if found is None:
             return "no offset has an order on both sides: nothing is known of the prediction"
         low = f", interval [{found.low:.2f}, {found.high:.2f}]" if found.low is not None else ""
+        halves = "" if self.halves is None else f" (between two halves of the measurement {self.halves:.2f})"
         verdict = "may be read" if found.mean >= TRUSTED else "cannot be trusted for this model"
-        return f"within-offset rank correlation {found.mean:.2f}{low}: the analytic attribution {verdict}"
+        return f"within-offset rank correlation {found.mean:.2f}{low}{halves}: the analytic attribution {verdict}"
 
 
-def agreement(subjects: Sequence[Subject], makers: Sequence[CellSchemes], cells: Table) -> Agreement | None:
+class _Foretold:
+    """What one model answers to foreshortened haystacks of its own, none of which is evaluated."""
+
+    def __init__(self, subject: Subject, maker: CellSchemes) -> None:
+        assert subject.fit_items is not None
+        self.items = Haystacks(*(column[:_ROWS] for column in subject.fit_items))
+        self._program = ForeshortenedProgram(subject.checkpoint.model)
+        self._maker, self._target = maker, subject.target_length
+
+    def __call__(self, cell: Cell, *, upto: Part = "filler") -> Answers:
+        seen = foreshortened(self.items, self._target, upto=upto)
+        return probes.answers(self._program(_single(self._maker, cell), self.items, seen), self.items)
+
+
+def agreement(
+    subjects: Sequence[Subject],
+    makers: Sequence[CellSchemes],
+    cells: Table,
+    used: Used,
+    status_quos: Sequence[Cell],
+) -> Agreement | None:
     """Returns how predictions agree with what was measured; None where a model has no haystacks or layers differ.
 
     Args:
       subjects: the models.
       makers: schemes of their cells.
       cells: scores of every cell, one a model.
+      used: probes that passed their gate.
+      status_quos: retrofits whose loss is divided.
     """
-    first = subjects[0]
-    if first.items.long is None or first.fit_items is None or not isinstance(makers[0](UNCHANGED), Scheme):
+    long = subjects[0].items.long
+    if long is None or subjects[0].fit_items is None or not isinstance(makers[0](UNCHANGED), Scheme):
         return None
-    heads, predicted = [], {cell: [] for cell in cells}  # type: ignore[var-annotated]
-    for subject, maker in zip(subjects, makers, strict=True):
-        assert subject.fit_items is not None
-        rows = Haystacks(*(column[:_ROWS] for column in subject.fit_items))
-        own = predictions.own_heads(subject.checkpoint.model, _single(maker, UNCHANGED), rows)
-        heads.append(own)
-        for cell in cells:
-            predicted[cell].append(
-                predictions.predict(
-                    own, _single(maker, cell), factor=subject.factor, target_length=subject.target_length
-                )
-            )
-    errors = {cell: _errors(scores, first.items.long) for cell, scores in cells.items()}
+    foretold = [_Foretold(subject, maker) for subject, maker in zip(subjects, makers, strict=True)]
+    answered = {cell: [one(cell) for one in foretold] for cell in cells}
+    items = foretold[0].items  # the same of every model
+    predicted = {cell: _errors(answers, items).mean(axis=0) for cell, answers in answered.items()}
+    errors = {cell: _errors([one.answers["long"] for one in scores], long) for cell, scores in cells.items()}
     measured = np.stack(list(errors.values()), axis=1)
-    means = np.stack([np.mean([one.error for one in predicted[cell]], axis=0) for cell in cells])
+    heads = [_heads(subject, maker) for subject, maker in zip(subjects, makers, strict=True)]
     return Agreement(
-        ranks.within_group_spearman(means, measured),
-        predicted,
-        {cell: value.mean(axis=0) for cell, value in errors.items()},
-        heads,
+        ranks=ranks.within_group_spearman(np.stack(list(predicted.values())), measured),
+        halves=_halves(measured),
+        by_probe={name: _of_probe(name, answered, items, cells) for name in used.names},
+        predicted=predicted,
+        measured={cell: value.mean(axis=0) for cell, value in errors.items()},
+        blame={cell: _blame(cell, foretold, used) for cell in _blamed(status_quos)} if used.precision else {},
+        figures={
+            cell: [
+                own_heads.head_figures(own, _single(maker, cell), target_length=subjects[0].target_length)
+                for own, maker in zip(heads, makers, strict=True)
+            ]
+            for cell in cells
+        },
+        heads=heads,
     )
 
 
@@ -87,12 +127,54 @@ def _single(maker: CellSchemes, cell: Cell) -> Scheme:
     return scheme
 
 
-def _errors(scores, items: Haystacks) -> Float64[np.ndarray, "haystacks offsets"]:
+def _heads(subject: Subject, maker: CellSchemes) -> OwnHeads:
+    assert subject.fit_items is not None
+    rows = Haystacks(*(column[:_HEAD_ROWS] for column in subject.fit_items))
+    return own_heads.own_heads(subject.checkpoint.model, _single(maker, UNCHANGED), rows)
+
+
+def _errors(given: Sequence[Answers], items: Haystacks) -> Float64[np.ndarray, "haystacks offsets"]:
     """Returns, for every haystack, how often each asked offset was answered wrongly, mean over models."""
     asked = items.probe == PROBES.index("bind")
+    wrong = np.mean([~one.right for one in given], axis=0)
     result = np.zeros((len(items.tokens), GROUP))
     for offset in range(GROUP):
         here = asked & (items.asked == offset + 1)
-        wrong = np.mean([~one.answers["long"].right for one in scores], axis=0)
         result[:, offset] = np.where(here, wrong, 0).sum(axis=1) / np.maximum(here.sum(axis=1), 1)
     return result
+
+
+def _halves(measured: Float64[np.ndarray, "haystacks cells offsets"]) -> float | None:
+    if len(measured) < 4:
+        return None
+    one = measured[::2].mean(axis=0)
+    found = ranks.within_group_spearman(one, measured[1::2].mean(axis=0, keepdims=True)).correlation
+    return None if found is None else found.mean
+
+
+def _of_probe(name: str, answered: Mapping[Cell, Sequence[Answers]], items: Haystacks, cells: Table) -> RankAgreement:
+    right = [np.mean([probes.by_row(one.right, items, name) for one in answers]) for answers in answered.values()]
+    measured = [attribution.outcome(scores, "long", [name], accuracy=True).mean(axis=0) for scores in cells.values()]
+    return ranks.within_group_spearman(np.array(right)[:, None], np.stack(measured, axis=1)[..., None])
+
+
+def _blamed(status_quos: Sequence[Cell]) -> list[Cell]:
+    alone = [cell._replace(bias="none") for cell in status_quos]
+    return list(dict.fromkeys([*status_quos, *alone, UNCHANGED]))
+
+
+def _blame(cell: Cell, foretold: Sequence[_Foretold], used: Used) -> dict[Part, Estimate]:
+    """Returns the precision lost when each part is added to those before it, nats."""
+
+    def precision(cell: Cell, upto: Part) -> Float64[np.ndarray, "models haystacks"]:
+        answers = [(one(cell, upto=upto), one.items) for one in foretold]
+        return np.stack(
+            [
+                np.mean([probes.by_row(given.log_odds, items, name) for name in used.precision], axis=0)
+                for given, items in answers
+            ]
+        )
+
+    levels = [precision(UNCHANGED, "scheme"), *(precision(cell, part) for part in PARTS)]
+    losses = [before - after for before, after in itertools.pairwise(levels)]
+    return {part: intervals.clustered(loss) for part, loss in zip(PARTS, losses, strict=True)}

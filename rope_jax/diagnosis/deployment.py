@@ -52,9 +52,7 @@ class FaultRuns:
 
     def __init__(self, name: str, exact: CellRuns, schemes: CellSchemes, *, store: Path | None = None) -> None:
         subject = exact.subject
-        self.fault = fault(
-            name, length=subject.target_length, trained=schemes(UNCHANGED), cached=cached_tokens(subject)
-        )
+        self.fault = fault(name, length=subject.target_length, trained=schemes(UNCHANGED), fresh=fresh_tokens(subject))
         self._schemes = schemes
         if self.fault.attention is attend:
             self._runs = exact
@@ -70,10 +68,10 @@ class FaultRuns:
         return self._runs.scores(self.raw(cell))
 
 
-def cached_tokens(subject: Subject) -> int:
-    """Returns how many tokens of a long row came before its first question: what a stale cache holds."""
+def fresh_tokens(subject: Subject) -> int:
+    """Returns how many tokens of any row came from its first question on: a stale cache holds the rest."""
     long = subject.items.long
-    return subject.trained_length if long is None else int(long.position.min()) - 3
+    return subject.target_length - (subject.trained_length if long is None else int(long.position.min()) - 3)
 
 
 def costs_of(

@@ -32,14 +32,14 @@ class Fault:
     attention: Attend = attend
 
 
-def fault(name: str, *, length: int, trained: Schemes | None = None, cached: int = 0) -> Fault:
+def fault(name: str, *, length: int, trained: Schemes | None = None, fresh: int = 0) -> Fault:
     """Returns the fault of that name.
 
     Args:
       name: one of `scalings.FAULTS`.
       length: longest row, tokens, for a bias that is rounded offset by offset.
       trained: the scheme before the retrofit, under which a stale cache was filled.
-      cached: tokens of a row that were in the cache when the scheme was changed.
+      fresh: tokens at the end of every row that came after the scheme was changed; those before were in the cache.
 
     Raises:
       InputError: if there is no such fault.
@@ -73,7 +73,7 @@ def fault(name: str, *, length: int, trained: Schemes | None = None, cached: int
             return Fault(
                 name,
                 "the context was cached under the trained scheme, and new tokens read it under the retrofit",
-                attention=_stale(trained, cached),
+                attention=_stale(trained, fresh),
             )
     raise InputError(f"unknown fault {name!r}; there are: {', '.join(FAULTS)}")
 
@@ -108,10 +108,10 @@ def _with_rounded_positions(q, k, v, scheme, sinks, queries, keys, settings, imp
     return attend(*turned, v, without_rotation(scheme), sinks, queries, keys, settings, implementation)
 
 
-def _stale(trained: Scheme, cached: int) -> Attend:
+def _stale(trained: Scheme, fresh: int) -> Attend:
     def attention(q, k, v, scheme, sinks, queries, keys, settings, implementation=None):
         def old(tokens: Tokens) -> Bool[Array, "B T 1 1"]:
-            return (tokens.positions < cached)[..., None, None]
+            return (tokens.positions < tokens.positions.shape[1] - fresh)[..., None, None]
 
         # What the cache holds was worked out under the trained scheme throughout, its bias (or none) included.
         before, before_lse = attend(q, k, v, trained, sinks, queries, keys, settings, implementation)

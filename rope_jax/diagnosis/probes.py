@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Float, Float32, Float64, Int32
+from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Int32
 
 from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Decoder, Schemes
@@ -52,8 +52,7 @@ class ProbeProgram:
             def of_row(row):
                 tokens, position, choices = row
                 hidden = model.hidden(tokens[None], scheme, attention=attention, dtype=dtype)
-                logits = model.unembed(hidden[:, position])[0]
-                return jnp.take_along_axis(logits, jnp.maximum(choices, 0), axis=-1)
+                return choice_logits(model, hidden, position, choices)
 
             # Row by row: on a CPU attention over a batch takes more than twice as long for the same rows.
             return jax.lax.map(of_row, (tokens, position, choices))
@@ -70,6 +69,14 @@ class ProbeProgram:
         """
         arrays = (jnp.asarray(value, jnp.int32) for value in (items.tokens, items.position, items.choices))
         return np.asarray(self._run(self._state if state is None else state, scheme, *arrays))
+
+
+def choice_logits(
+    model: Decoder, hidden: Float[Array, "1 T D"], position: Int[Array, " Q"], choices: Int[Array, "Q 8"]
+) -> Float[Array, "Q 8"]:
+    """Returns the logit of every choice of every question of one row; what stands for no choice means nothing."""
+    logits = model.unembed(hidden[:, position])[0]
+    return jnp.take_along_axis(logits, jnp.maximum(choices, 0), axis=-1)
 
 
 def log_odds(logits: ChoiceLogits, choices: Int32[np.ndarray, "rows Q 8"]) -> Float64[np.ndarray, "rows Q"]:

@@ -12,8 +12,9 @@ Keys, outermost first; an estimate is `{"mean", "low", "high"}` with a 95 % inte
 - `judgements`: of every status quo: symptom, verdict, options with effects, division of the loss,
   signature, cost of each fault, distance of runs with faults to observed answers, the three links.
 - `adapted`: the same after a few steps of training in every arm.
-- `prediction`: rank correlation, and for every cell predicted and measured errors of `bind` by asked offset 1 ... 8,
-  coherence, g50, just noticeable difference, bias horizon and bias step; null where none was made.
+- `prediction`: from foreshortened haystacks: rank correlation, within offsets and by probe; what each part of a
+  retrofit is to blame for; and for every cell predicted and measured errors of `bind` by asked offset 1 ... 8, and what
+  its heads are left with: coherence, g50, just noticeable difference, bias horizon, bias step. Null where not made.
 - `ratios`: every status quo, and its scaling without the bias, at every other ratio asked for: symptom, whether
   retrieval is kept and precision lost; `farthest`: the largest ratio up to which each keeps retrieval, null for none.
 - `interval_method`, `omitted`, `versions`.
@@ -59,7 +60,7 @@ def json_record(
     Args:
       case: the result.
       adapted: judgements after adaptation, where arms were adapted.
-      prediction: of `bind` from the model's own heads, beside the measurement.
+      prediction: from foreshortened haystacks, beside the measurement.
       rungs: of the ladder of ratios, where one was asked for.
     """
     first = case.subjects[0]
@@ -247,12 +248,12 @@ def _prediction(prediction: Agreement | None) -> dict[str, Any] | None:
     if prediction is None:
         return None
     cells = []
-    for cell, models in prediction.predicted.items():
+    for cell, models in prediction.figures.items():
         one = models[0]
         cells.append(
             {
                 **_named(cell),
-                "predicted": np.mean([model.error for model in models], axis=0).tolist(),
+                "predicted": prediction.predicted[cell].tolist(),
                 "measured": prediction.measured[cell].tolist(),
                 "coherence": one.coherence.tolist(),
                 "g50": list(one.g50),
@@ -264,10 +265,16 @@ def _prediction(prediction: Agreement | None) -> dict[str, Any] | None:
     return {
         "spearman": _estimate(prediction.ranks.correlation),
         "groups": prediction.ranks.groups,
+        "halves": prediction.halves,
+        "by_probe": {name: _estimate(found.correlation) for name, found in prediction.by_probe.items()},
         "text": prediction.text,
         "heads": [
             {name: dataclasses.asdict(relation) for name, relation in (("local", own.local), ("far", own.far))}
             for own in prediction.heads
+        ],
+        "blame": [
+            {**_named(cell), **{part: _estimate(loss) for part, loss in parts.items()}}
+            for cell, parts in prediction.blame.items()
         ],
         "cells": cells,
     }

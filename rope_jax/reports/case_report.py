@@ -7,7 +7,7 @@ from typing import Any
 from rope_jax.diagnosis.verdict import above
 from rope_jax.reports import case_plots, scheme_plots
 from rope_jax.reports.case_table import cell_name, farthest_lines, in_words
-from rope_jax.reports.case_tables import factorial, log_odds, options, predictions, provenance, ratios
+from rope_jax.reports.case_tables import blame, factorial, log_odds, options, predictions, provenance, ratios
 from rope_jax.reports.page import anything, bullets, document, figure, negated
 from rope_jax.statistics.intervals import Estimate
 
@@ -280,12 +280,23 @@ def _ratios(record: Record) -> Iterator[str]:
 def _prediction(record: Record) -> Iterator[str]:
     predicted = record.get("prediction")
     if predicted:
-        yield "<h2>Predicted from the model's own heads, and measured</h2>"
+        yield "<h2>Predicted from short haystacks, and measured</h2>"
+        yield (
+            "<p class=note>Predicted from haystacks of the trained length, foreshortened: their tokens stand at the "
+            "positions of long ones, and each filler token counts as many times as there. None of them is evaluated."
+            "</p>"
+        )
         yield f"<p>{html.escape(_capital(predicted['text']))}.</p>"
         yield figure(
             case_plots.prediction(record),
             f"Errors of bind: a point a cell and offset asked for; rank correlation {in_words(predicted['spearman'])}.",
         )
+        if predicted["blame"]:
+            yield (
+                "<p class=note>Precision lost to each part, added in this order, nats: the scheme at the trained "
+                "positions, then the longer distances, then the filler that has to be looked through.</p>"
+            )
+            yield blame(predicted)
         yield predictions(predicted)
     for key, (title, note) in _OPTIONAL.items():
         if record.get(key):

@@ -21,6 +21,7 @@ def table_text(record: Mapping[str, Any]) -> str:
         lines += [*_judgement(judgement), ""]
     lines += _cells(record)
     lines += _ratios(record)
+    lines += _prediction(record)
     lines += ["", f"intervals: {record['interval_method']}"]
     return "\n".join(lines) + "\n"
 
@@ -96,6 +97,21 @@ def _ratios(record: Mapping[str, Any]) -> list[str]:
         row += [in_words(seen[key]) for key in ("retrieval_drop", "precision_drop")]
         rows.append([*row, rung["retrieves"], rung["imprecise"]])
     return ["", "other ratios of target to trained length:", *aligned(rows), *farthest_lines(record)]
+
+
+def _prediction(record: Mapping[str, Any]) -> list[str]:
+    predicted = record["prediction"]
+    if predicted is None:
+        return []
+    others = ", ".join(f"{name} {in_words(value)}" for name, value in predicted["by_probe"].items() if value)
+    lines = ["", f"predicted from foreshortened haystacks of the trained length: {predicted['text']}"]
+    lines += [f"rank correlation across cells by probe: {others}"] if others else []
+    if predicted["blame"]:
+        rows = [["precision lost, predicted, to", "the scheme itself", "longer distances", "more filler"]]
+        for one in predicted["blame"]:
+            rows.append([cell_name(one), *(in_words(one[part]) for part in ("scheme", "distance", "filler"))])
+        lines += aligned(rows)
+    return lines
 
 
 def farthest_lines(record: Mapping[str, Any]) -> list[str]:

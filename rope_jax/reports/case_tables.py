@@ -181,8 +181,18 @@ def _judged(answer: str, lost: Mapping[str, str] | None = None) -> str:
     return _shaded(text, tone, 0.7, kind="answer")
 
 
+def blame(predicted: Record) -> str:
+    """Returns which part of every retrofit is predicted to cost how much precision."""
+    names = ["scaling + bias", "the scheme itself", "longer distances", "more filler"]
+    rows = []
+    for one in predicted["blame"]:
+        row = [_short_name(one), *(with_interval(one[part]) for part in ("scheme", "distance", "filler"))]
+        rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>")
+    return table(rows, head=f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in names)}</tr>")
+
+
 def predictions(predicted: Record) -> str:
-    """Returns what the two heads that carry `bind` are predicted to do in every cell, folded away."""
+    """Returns errors of `bind` and what its two heads are left with in every cell, folded away."""
     rows = [
         {
             "scaling + bias": cell_name(cell),
@@ -197,7 +207,7 @@ def predictions(predicted: Record) -> str:
         }
         for cell in predicted["cells"]
     ]
-    return f"<details><summary>What the heads are predicted to do in every cell</summary>{anything(rows)}</details>"
+    return f"<details><summary>What is predicted of every cell</summary>{anything(rows)}</details>"
 
 
 def provenance(record: Record, command: str) -> str:

@@ -152,7 +152,7 @@ def test_positions_in_bfloat16_put_neighbours_in_one_place():
 
 @pytest.mark.parametrize("name", ["alibi", "t5"])
 def test_a_cache_that_is_not_stale_is_no_fault(name):
-    wrong = fault("stale_cache", length=LENGTH, trained=EVERY[name], cached=30)
+    wrong = fault("stale_cache", length=LENGTH, trained=EVERY[name], fresh=LENGTH - 30)
     np.testing.assert_allclose(hidden(EVERY[name], wrong.attention), hidden(EVERY[name]), atol=2e-5)
 
 
@@ -166,7 +166,7 @@ def test_a_stale_cache_is_what_a_rotated_cache_gives_under_another_scheme():
         after, _ = decoder.advance(cache, TOKENS[:, cut:], retrofit, positions=PLACES[:, cut:])
         return jnp.concatenate([before, after], axis=1)
 
-    wrong = fault("stale_cache", length=LENGTH, trained=scheme(), cached=cut)
+    wrong = fault("stale_cache", length=LENGTH, trained=scheme(), fresh=LENGTH - cut)
     for name, retrofit in EVERY.items():
         got = hidden(wrong.scheme(retrofit), wrong.attention, layers=2)
         np.testing.assert_allclose(got, really(scheme(), retrofit), atol=5e-5, err_msg=name)
@@ -174,7 +174,7 @@ def test_a_stale_cache_is_what_a_rotated_cache_gives_under_another_scheme():
 
 
 def test_a_cache_with_everything_in_it_hides_the_retrofit():
-    wrong = fault("stale_cache", length=LENGTH, trained=scheme(), cached=LENGTH)
+    wrong = fault("stale_cache", length=LENGTH, trained=scheme(), fresh=0)
     np.testing.assert_allclose(hidden(RETROFIT, wrong.attention), hidden(scheme()), atol=2e-5)
 
 
@@ -227,7 +227,7 @@ def test_exempting_keeps_documents_apart():
 
 def test_faults_have_names_and_what_cannot_be_is_refused():
     for name in FAULTS:
-        made = fault(name, length=LENGTH, trained=scheme(), cached=3)
+        made = fault(name, length=LENGTH, trained=scheme(), fresh=LENGTH - 3)
         assert made.name == name
         assert made.description
     with pytest.raises(InputError, match="unknown fault 'rust'; there are: bf16_bias"):

@@ -235,6 +235,18 @@ def test_optional_parts_are_shown_where_present(record):
     record["prediction"] = {
         "spearman": estimate(0.8),
         "groups": 8,
+        "halves": 0.9,
+        "by_probe": {"ret": estimate(0.6)},
+        "blame": [
+            {
+                "scaling": "ntk",
+                "bias": "t5",
+                "temperature": False,
+                "scheme": estimate(0.25),
+                "distance": estimate(1.5),
+                "filler": estimate(0.5),
+            }
+        ],
         "text": "coherence ranks them",
         "cells": [
             {
@@ -267,6 +279,7 @@ def test_optional_parts_are_shown_where_present(record):
         "rank correlation +0.80 [+0.70, +0.90]",
         "milliseconds",
         "After adaptation",
+        "longer distances",
         "slow pairs",
     ):
         assert part in shown

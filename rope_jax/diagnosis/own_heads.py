@@ -1,13 +1,13 @@
-r"""What a scheme does to `bind`, predicted from the model's own queries and keys without running the scheme.
+r"""What a scheme does to the heads that carry `bind`, from their own queries and keys, without running the scheme.
 
 Two heads carry the relation: one by which an item finds its marker (local), one by which the question finds the item
 (far). Both are chosen, and their queries and keys taken, at the trained length under the trained scheme; a scheme then
 only changes angles, logits and bias:
 
-.. math:: \ell_k = \tau\,\mathrm{Re} \sum_i q_i \bar k_i e^{i \Delta_k \theta'_i} + b(\Delta_k), \qquad
-    m = \frac{e^{\ell_*}}{\sum_k n_k e^{\ell_k}}, \qquad \text{error} = 1 - m_{local}\, m_{far}
+.. math:: \ell(\Delta) = c\,\mathrm{Re} \sum_i h_i e^{i \Delta \theta'_i} + b(\Delta), \qquad
+    h_i = \sigma\,\langle q_i \bar k_i \rangle
 
-For the far relation the haystack is spread over `s` times the distance and every filler key counts `n = s` times.
+These are figures of two heads, not of the model: what it answers is predicted by `foreshortened`.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from rope_jax.decoder import Decoder
 from rope_jax.diagnosis import relations, resolution
 from rope_jax.diagnosis.relations import Heads
 from rope_jax.scheme import Scheme
-from rope_jax.subjects.haystacks import FILLER, GROUP, PROBES, Haystacks
+from rope_jax.subjects.haystacks import GROUP, PROBES, Haystacks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,19 +57,17 @@ class OwnHeads:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a scheme is predicted to do.
+class HeadFigures:
+    """What a scheme is predicted to do to the two heads.
 
     Attributes:
-      error: of `bind` at each asked offset 1 ... 8, from 0 to 1.
-      coherence: sharpness left at each offset itself, `C(D -> D)`, with the local head's own weights.
+      coherence: sharpness left at each asked offset 1 ... 8 itself, `C(D -> D)`, with the local head's own weights.
       g50: blur of the local head at each offset, tokens.
       just_noticeable: offset difference that the local head can tell, tokens.
       horizon: tokens beyond which the far head's bias outweighs its amplitude; infinite without a line.
       step: largest step of the far head's bias from one offset to the next, beyond the trained length, nats.
     """
 
-    error: Float64[np.ndarray, " offsets"]
     coherence: Float64[np.ndarray, " offsets"]
     g50: tuple[int, ...]
     just_noticeable: float
@@ -133,70 +131,39 @@ def _attention(row: Heads, theta: np.ndarray, scheme: Scheme) -> np.ndarray:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def predict(own: OwnHeads, scheme: Scheme, *, factor: float, target_length: int) -> Prediction:
-    """Returns what `scheme` does to `bind` at `factor` times the trained length.
+def head_figures(own: OwnHeads, scheme: Scheme, *, target_length: int) -> HeadFigures:
+    """Returns what `scheme` does to the two heads.
 
     Args:
       own: what was taken out of the model.
       scheme: any; its frequencies, factors and bias are used.
-      factor: `s`, target over trained length.
       target_length: `L'`, tokens.
     """
     theta = _frequencies(scheme)
     sharper = float(scheme.cos_sin_factor) ** 2 * float(scheme.logit_scale)
-    errors: list[list[float]] = [[] for _ in range(GROUP)]
-    tuned = np.zeros((GROUP, len(theta)), np.complex128)
+    head = own.local
+    sums, counts = np.zeros((GROUP, len(theta)), np.complex128), np.zeros(GROUP)
     for number, row in enumerate(own.rows):
-        tokens = own.items.tokens[number]
-        asked_from = int(own.items.position[number].min()) - 3
-        far_places = np.where(
-            np.arange(len(tokens)) < asked_from,
-            np.arange(len(tokens)) * factor,
-            target_length - len(tokens) + np.arange(len(tokens)),
-        ).round()
-        copies = np.where(np.isin(tokens, FILLER), factor, 1.0)
-        for marker, item, asker in _bind_places(own.items, number):
-            near = _mass(
-                row, own.local, item, marker, np.arange(len(tokens)), np.ones(len(tokens)), theta, scheme, sharper
-            )
-            away = _mass(row, own.far, asker, item, far_places, copies, theta, scheme, sharper)
-            errors[item - marker - 1].append(1 - near * away)
-            head = own.local
-            tuned[item - marker - 1] += (
-                row.scale * row.q[head.layer, item, head.head] * row.k[head.layer, marker, head.head].conj()
-            )
-    counts = np.asarray([len(values) for values in errors])
-    tuned /= np.maximum(counts, 1)[:, None]
-    return _described(own, scheme, theta, sharper, tuned, errors, target_length)
-
-
-def _mass(row: Heads, relation: Relation, query: int, key: int, places, copies, theta, scheme: Scheme, sharper: float):
-    """Returns the attention that one query pays to one key, all tokens standing at `places`."""
-    layer, head = relation.layer, relation.head
-    offsets = (places[query] - places[: query + 1]).astype(np.int64)
-    product = row.q[layer, query, head] * row.k[layer, : query + 1, head].conj()
-    logits = sharper * row.scale * (product * np.exp(1j * offsets[:, None] * theta)).sum(axis=-1).real
-    logits += _bias(scheme, head, offsets)
-    weights = copies[: query + 1] * np.exp(logits - logits.max())
-    return float(weights[key] / weights.sum())
-
-
-def _described(own: OwnHeads, scheme: Scheme, theta, sharper, tuned, errors, target_length: int) -> Prediction:
+        for marker, item, _ in _bind_places(own.items, number):
+            product = row.q[head.layer, item, head.head] * row.k[head.layer, marker, head.head].conj()
+            sums[item - marker - 1] += row.scale * product
+            counts[item - marker - 1] += 1
+    tuned = sums / np.maximum(counts, 1)[:, None]
     amplitude = np.abs(tuned).sum(axis=1) * sharper
     offsets = np.arange(1, GROUP + 1)
     # The relation as the head was trained on it, turned by what the scheme makes of the same offset.
     held = (tuned * np.exp(1j * offsets[:, None] * theta)).sum(axis=1).real
     trained = (tuned * np.exp(1j * offsets[:, None] * own.trained)).sum(axis=1).real
-    reach = min(target_length, 4 * len(own.items.tokens[0]))
+    length = len(own.items.tokens[0])
+    reach = min(target_length, 4 * length)
     line = _bias(scheme, own.local.head, np.arange(reach))
     curves = resolution.phase_sum(theta, sharper * tuned, reach) + line
     weights = np.abs(tuned).mean(axis=0)
     slope = float(scheme.slopes[own.local.head])
     known = resolution.information(theta, weights, amplitude=float(amplitude.mean()), bias_slope=slope)
     far_slope = float(scheme.slopes[own.far.head])
-    beyond = _bias(scheme, own.far.head, np.arange(len(own.items.tokens[0]), target_length))
-    return Prediction(
-        error=np.asarray([np.mean(values) if values else np.nan for values in errors]),
+    beyond = _bias(scheme, own.far.head, np.arange(length, target_length))
+    return HeadFigures(
         coherence=held / np.maximum(np.abs(trained), 1e-12),
         g50=tuple(resolution.g50(curve, int(offset)) for curve, offset in zip(curves, offsets, strict=True)),
         just_noticeable=resolution.just_noticeable_difference(known),

@@ -1,0 +1,117 @@
+r"""What a scheme does at a long length, predicted from haystacks of the trained one.
+
+A haystack is foreshortened: every filler token before its questions stands for `w` tokens of the long haystack, so that
+facts keep their own distances inside, lie as far apart as there, and are looked for among as much filler:
+
+.. math:: o_i = \frac{\sum_j w_j e^{l_{ij}} v_j}{\sum_j w_j e^{l_{ij}}}, \qquad l_{ij} = c\,\sigma\,(R_{p_i} q_i) \cdot
+    (R_{p_j} k_j) + b(p_i - p_j), \qquad p_j = \sum_{k<j} w_k
+
+No row of the target length is run: the cost is that of the trained one. What is left out is that filler differs from
+place to place, and what several fillers together say to the layers above. Since distance and filler are two numbers
+here, what each of them breaks can be asked alone, which no long row can answer.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int32
+
+from rope_jax.attention.api import attend
+from rope_jax.attention.call import Settings
+from rope_jax.decoder import Attend, Decoder
+from rope_jax.diagnosis.probes import ChoiceLogits, choice_logits
+from rope_jax.errors import InputError
+from rope_jax.scheme import Scheme
+from rope_jax.subjects.haystacks import FILLER, Haystacks
+
+Part = Literal["scheme", "distance", "filler"]
+PARTS: tuple[Part, ...] = ("scheme", "distance", "filler")
+"""What comes between the trained length and the target, in the order in which it is added: the scheme at the trained
+positions, the longer distances, and the filler that has to be looked through."""
+
+
+class Foreshortened(NamedTuple):
+    """Where the tokens of short haystacks stand in long ones, and how many tokens each stands for.
+
+    Attributes:
+      positions: `p`, `[rows, length]`.
+      counts: `w`, `[rows, length]`.
+    """
+
+    positions: Int32[np.ndarray, "rows length"]
+    counts: Float32[np.ndarray, "rows length"]
+
+
+def foreshortened(items: Haystacks, target_length: int, *, upto: Part = "filler") -> Foreshortened:
+    """Returns what haystacks look like that stand for ones of `target_length` tokens.
+
+    Args:
+      items: haystacks of the trained length.
+      target_length: `L'`, tokens.
+      upto: the last of `PARTS` that is taken in.
+
+    Raises:
+      InputError: if the haystacks are longer than that, or hold no filler.
+    """
+    rows, length = items.tokens.shape
+    if length > target_length:
+        raise InputError(f"haystacks of {length} tokens cannot stand for ones of {target_length}")
+    before = np.arange(length) < items.position.min(axis=1, keepdims=True) - 3  # a question has four tokens at most
+    filler = np.isin(items.tokens, FILLER) & before
+    if not filler.any(axis=1).all():
+        raise InputError("a haystack without filler stands for no longer one")
+    counts = np.where(filler, 1 + (target_length - length) / filler.sum(axis=1, keepdims=True), 1.0)
+    positions = np.broadcast_to(np.arange(length), (rows, length))
+    if upto != "scheme":
+        positions = (np.cumsum(counts, axis=1) - counts).round()
+    if upto != "filler":
+        counts = np.ones_like(counts)
+    return Foreshortened(positions.astype(np.int32), counts.astype(np.float32))
+
+
+def counting(counts: Float[Array, " keys"]) -> Attend:
+    """Returns attention in which every key counts as often as is said, for rows whose keys are all tokens."""
+
+    def attention(q, k, v, scheme: Scheme, sinks, queries, keys, settings: Settings, implementation=None):
+        if settings.soft_cap is not None:
+            raise InputError("a haystack is foreshortened for models without a soft cap only")
+        # One more dimension, which no rotation reaches, carries the logarithm into the logits.
+        more = jnp.log(counts) / (settings.scale * scheme.logit_scale)
+        more = jnp.broadcast_to(more[None, :, None, None], (*k.shape[:-1], 1)).astype(k.dtype)
+        wide_q = jnp.concatenate([q, jnp.ones_like(q[..., :1])], axis=-1)
+        wide_k = jnp.concatenate([k, more], axis=-1)
+        return attend(wide_q, wide_k, v, scheme, sinks, queries, keys, settings, implementation)
+
+    return attention
+
+
+class ForeshortenedProgram:
+    """The compiled answers of one decoder to foreshortened haystacks; schemes are arguments.
+
+    Args:
+      decoder: the model.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        graph, self._state = nnx.split(decoder)
+
+        @jax.jit
+        def run(state, scheme: Scheme, rows):
+            model = nnx.merge(graph, state)
+
+            def of_row(row):
+                tokens, position, choices, positions, counts = row
+                hidden = model.hidden(tokens[None], scheme, positions=positions[None], attention=counting(counts))
+                return choice_logits(model, hidden, position, choices)
+
+            return jax.lax.map(of_row, rows)
+
+        self._run = run
+
+    def __call__(self, scheme: Scheme, items: Haystacks, seen: Foreshortened) -> ChoiceLogits:
+        """Returns the logit of every choice of every question."""
+        asked = (jnp.asarray(value, jnp.int32) for value in (items.tokens, items.position, items.choices))
+        return np.asarray(self._run(self._state, scheme, (*asked, *map(jnp.asarray, seen))))

@@ -1,0 +1,97 @@
+"""Predictions from short haystacks, beside what the long ones gave."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from cases import TARGET, save_standin, tiny_subject, used
+
+from rope_jax.diagnosis import own_heads, probes
+from rope_jax.diagnosis.agreement import agreement
+from rope_jax.diagnosis.case_setup import Settings, fitted_schemes, needed_cells
+from rope_jax.diagnosis.cell_runs import CellRuns
+from rope_jax.diagnosis.cells import UNCHANGED, Cell
+from rope_jax.diagnosis.foreshortened import PARTS, ForeshortenedProgram, foreshortened
+from rope_jax.subjects.subject import standin_subject, standins
+
+QUO = Cell("ntk", "alibi")
+SETTINGS = Settings(status_quos=(QUO,), transforms=("llama3",))
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    return tiny_subject(save_standin(tmp_path_factory.mktemp("standin")), rows=4)
+
+
+@pytest.fixture(scope="module")
+def maker(subject):
+    return fitted_schemes(subject, SETTINGS, needed_cells(SETTINGS))[1]
+
+
+@pytest.fixture(scope="module")
+def found(subject, maker):
+    run = CellRuns(subject)
+    cells = {cell: [run(maker(cell))] for cell in needed_cells(SETTINGS)}
+    return agreement([subject], [maker], cells, used(), [QUO])
+
+
+def test_every_cell_is_predicted_and_measured(found):
+    assert set(found.predicted) == set(found.measured) == set(found.figures) == set(needed_cells(SETTINGS))
+    for errors in (*found.predicted.values(), *found.measured.values()):
+        assert errors.shape == (8,)
+        assert ((errors >= 0) & (errors <= 1)).all()
+    assert set(found.by_probe) == {"ret", "bind", "ord"}
+
+
+def test_blame_adds_up_to_the_whole_predicted_loss(found, subject, maker):
+    assert list(found.blame) == [QUO, Cell("ntk", "none"), UNCHANGED]
+    items = type(subject.fit_items)(*(column[:24] for column in subject.fit_items))
+    program = ForeshortenedProgram(subject.checkpoint.model)
+
+    def precision(cell, upto):
+        seen = foreshortened(items, TARGET, upto=upto)
+        given = probes.answers(program(maker(cell), items, seen), items)
+        return np.mean([probes.by_row(given.log_odds, items, name).mean() for name in ("bind", "ord")])
+
+    for cell, parts in found.blame.items():
+        assert list(parts) == list(PARTS)
+        whole = precision(UNCHANGED, "scheme") - precision(cell, "filler")
+        np.testing.assert_allclose(sum(loss.mean for loss in parts.values()), whole, atol=1e-6)
+    assert found.blame[UNCHANGED]["scheme"].mean == 0
+
+
+def test_a_scheme_that_changes_nothing_leaves_the_heads_as_they_were(found, subject):
+    (unchanged,), (biased,) = found.figures[UNCHANGED], found.figures[QUO]
+    np.testing.assert_allclose(np.abs(unchanged.coherence), 1, atol=1e-6)  # negative where a head looks away
+    assert unchanged.horizon == float("inf")
+    assert unchanged.step == 0
+    assert 0 < biased.horizon < float("inf")
+    local, far = found.heads[0].local, found.heads[0].far
+    assert {local.layer, far.layer} == {0}
+    assert 0 < local.mass <= 1
+
+
+def test_twice_the_slope_halves_the_horizon(subject, maker):
+    own = own_heads.own_heads(subject.checkpoint.model, maker(UNCHANGED), subject.fit_items)
+    once = maker(QUO)
+    twice = dataclasses.replace(once, slopes=2 * once.slopes)
+    one, two = (own_heads.head_figures(own, scheme, target_length=TARGET) for scheme in (once, twice))
+    np.testing.assert_allclose(two.horizon, one.horizon / 2, rtol=1e-5)
+
+
+def test_models_without_haystacks_are_not_predicted(subject, maker):
+    bare = dataclasses.replace(subject, fit_items=None)
+    assert agreement([bare], [maker], {}, used(), []) is None
+
+
+@pytest.mark.slow
+def test_short_haystacks_foretell_what_the_shipped_model_does_at_twice_its_length():
+    subject = standin_subject(standins()[0], rows=12, target_length=512, text_rows=1)
+    settings = Settings(status_quos=(Cell("ntk", "alibi"),), slopes=0.3)
+    maker = fitted_schemes(subject, settings, needed_cells(settings))[1]
+    run = CellRuns(subject)
+    cells = {cell: [run(maker(cell))] for cell in needed_cells(settings)}
+    found = agreement([subject], [maker], cells, used(), [Cell("ntk", "alibi")])
+    assert found.ranks.correlation.mean >= 0.8
+    far = np.abs(np.stack([found.predicted[cell].mean() - found.measured[cell].mean() for cell in cells]))
+    assert far.max() < 0.15
