@@ -91,7 +91,7 @@ def _train(subject: Subject, schemes: Schemes, steps: int, learning_rate: float,
     rng = np.random.default_rng([_STREAM, seed])
     length, gap = subject.target_length, subject.trained_length // 2
     for number in range(steps):
-        asked = haystacks.haystacks(rng, rows=_ROWS, length=length, largest_gap=gap)
+        asked = haystacks.haystacks(rng, rows=_ROWS, length=length, largest_gap=gap, counts=subject.counts)
         text = haystacks.repeated_text(rng, rows=1, length=length, farthest=gap)
         tokens = np.concatenate([asked.tokens, text.tokens])
         # Copied tokens are many and easy: together they count as much as one row of answers.

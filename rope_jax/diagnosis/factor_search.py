@@ -5,6 +5,7 @@ and one that was not agree to the bit. Source: LongRoPE, Ding et al., arXiv 2402
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -58,9 +59,8 @@ def items_of(subject: Subject, *, rows: int, seed: int) -> tuple[Asked, Asked]:
 
     def drawn(stream: int, count: int) -> Asked:
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
-        return Asked(
-            *(haystacks.haystacks(rng, rows=count, length=n, largest_gap=length // 2) for n in (length, target))
-        )
+        made = functools.partial(haystacks.haystacks, rng, rows=count, largest_gap=length // 2, counts=subject.counts)
+        return Asked(made(length=length), made(length=target))
 
     return drawn(_SEARCHED, rows), drawn(_FRESH, FRESH * rows)
 

@@ -37,7 +37,7 @@ SYMBOLS = np.arange(48, VOCAB_SIZE)
 
 GROUP = 8  # items after a marker
 DISTANCES = (4, 12, 36, 108)  # tokens; a class holds a fifth more or less than its number
-SMALLEST_GAP = 8  # tokens between two events that are asked about
+SMALLEST_GAP = 16  # tokens between two events that are asked about; closer ones a small model hardly tells apart
 _CHOICES = 8
 
 

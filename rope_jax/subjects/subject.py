@@ -13,7 +13,7 @@ from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.errors import InputError
 from rope_jax.subjects import haystacks
-from rope_jax.subjects.haystacks import TRAINING, Haystacks
+from rope_jax.subjects.haystacks import TRAINING, Counts, Haystacks
 from rope_jax.subjects.text import Rows
 
 Reach = Literal["short", "long"]
@@ -58,6 +58,7 @@ class Subject:
       fit_counted: weights of their next tokens.
       fit_items: haystacks of the trained length among them, or None.
       language: where the probes come from, in words.
+      counts: facts and questions of its haystacks, for whoever makes more of them.
     """
 
     checkpoint: Checkpoint
@@ -68,6 +69,7 @@ class Subject:
     fit_counted: Float64[np.ndarray, "rows next"]
     fit_items: Haystacks | None
     language: str
+    counts: Counts = dataclasses.field(default_factory=Counts)
 
     @property
     def factor(self) -> float:
@@ -121,18 +123,19 @@ def standin_subject(
         fit_counted=np.concatenate([answer_weights(answers), copies.predictable]),
         fit_items=answers,
         language="haystacks in the stand-in's own vocabulary; text of repeated segments, copied tokens counted",
+        counts=counts,
     )
 
 
-def _known(record: Path) -> haystacks.Counts:
+def _known(record: Path) -> Counts:
     """Returns the facts and questions that a stand-in was trained on, as `experiments/train.py` wrote them down."""
     if not record.is_file():
-        return haystacks.Counts()
+        return Counts()
     written = strict_json.read(record).get("counts", {})
-    known = {field.name for field in dataclasses.fields(haystacks.Counts)}
+    known = {field.name for field in dataclasses.fields(Counts)}
     if not isinstance(written, dict) or not set(written) <= known or not all(type(n) is int for n in written.values()):
         raise InputError(f"{record}: counts must give whole numbers for some of {', '.join(sorted(known))}")
-    return haystacks.Counts(**written)
+    return Counts(**written)
 
 
 def answer_weights(items: Haystacks) -> Float64[np.ndarray, "rows next"]:

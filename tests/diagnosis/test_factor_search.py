@@ -1,5 +1,6 @@
 """The search for factors: what a candidate may be, what it is scored by, and that chance comes from the seed alone."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -126,6 +127,13 @@ def test_named_factors(runs):
     np.testing.assert_allclose(runs.named["ntk"][[0, -1]], [1, 2])
     np.testing.assert_allclose(runs.named["ntk4"][-1], 2 * 4 ** (6 / 8))
     assert all(factors.max() <= runs.largest for factors in runs.named.values())
+
+
+def test_it_searches_on_what_the_model_was_trained_to_answer(subject):
+    known = haystacks.Counts(markers=1, distances=0, repeats=0, ith_questions=0, counted=0)
+    searched, fresh = factor_search.items_of(dataclasses.replace(subject, counts=known), rows=2, seed=0)
+    for items in (*searched, *fresh):
+        assert {haystacks.PROBES[probe] for probe in np.unique(items.probe)} == {"ret", "bind", "ord"}
 
 
 def test_factors_answer_as_their_rule_and_compile_once_a_length(subject, runs):
