@@ -9,6 +9,7 @@ from jaxtyping import Float64
 
 from rope_jax.diagnosis import attribution, own_heads, probes
 from rope_jax.diagnosis.attribution import Table, Used
+from rope_jax.diagnosis.bands import Bands, far_bands
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes
 from rope_jax.diagnosis.foreshortened import PARTS, ForeshortenedProgram, Part, foreshortened
 from rope_jax.diagnosis.own_heads import HeadFigures, OwnHeads
@@ -40,6 +41,7 @@ class Agreement:
         bias, and the unchanged model.
       figures: what each cell does to the heads that carry `bind`, one a model.
       heads: those heads of each model.
+      bands: logits of the far one of the first model, band by band, by the retrofits of `blame`.
     """
 
     ranks: RankAgreement
@@ -50,6 +52,7 @@ class Agreement:
     blame: Mapping[Cell, Mapping[Part, Estimate]]
     figures: Mapping[Cell, Sequence[HeadFigures]]
     heads: Sequence[OwnHeads]
+    bands: Mapping[Cell, Bands]
 
     @property
     def text(self) -> str:
@@ -118,6 +121,10 @@ def agreement(
             for cell in cells
         },
         heads=heads,
+        bands={
+            cell: far_bands(heads[0], _single(makers[0], cell), target_length=subjects[0].target_length)
+            for cell in _blamed(status_quos)
+        },
     )
 
 

@@ -13,7 +13,7 @@ These are figures of two heads, not of the model: what it answers is predicted b
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Complex128, Float64, Int
 
 from rope_jax.decoder import Decoder
 from rope_jax.diagnosis import relations, resolution
@@ -84,7 +84,7 @@ def own_heads(decoder: Decoder, trained: Scheme, items: Haystacks) -> OwnHeads:
       items: haystacks of the trained length that are not evaluated.
     """
     rows = relations.heads_of(decoder, trained, items.tokens)
-    theta = _frequencies(trained)
+    theta = frequencies_of(trained)
     local = np.zeros((rows[0].q.shape[0], rows[0].q.shape[2]))
     far = np.zeros_like(local)
     for number, row in enumerate(rows):
@@ -108,11 +108,13 @@ def _bind_places(items: Haystacks, row: int) -> list[tuple[int, int, int]]:
     return [(int(p - d), int(p - d + o), int(p)) for p, d, o in zip(position, distance, offset, strict=True)]
 
 
-def _frequencies(scheme: Scheme) -> np.ndarray:
+def frequencies_of(scheme: Scheme) -> Float64[np.ndarray, " pairs"]:
+    """Returns the inverse frequencies of a scheme, both halves together, radians per token."""
     return np.asarray(scheme.inverse_frequencies, np.float64) + np.asarray(scheme.remainder, np.float64)
 
 
-def _bias(scheme: Scheme, head: int, offsets: np.ndarray) -> np.ndarray:
+def bias_of(scheme: Scheme, head: int, offsets: Int[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:
+    """Returns the bias of one head at `offsets`, nats."""
     strip = np.asarray(scheme.offset_bias, np.float64)[head]
     index = np.clip(offsets, -scheme.max_offset, scheme.max_offset) + scheme.max_offset
     return -float(scheme.slopes[head]) * np.abs(offsets) + strip[index]
@@ -125,10 +127,21 @@ def _attention(row: Heads, theta: np.ndarray, scheme: Scheme) -> np.ndarray:
     logits = row.scale * np.einsum("LTHP,LSHP->LHTS", row.q * turns, (row.k * turns).conj()).real
     offsets = np.arange(tokens)[:, None] - np.arange(tokens)[None]
     for head in range(logits.shape[1]):
-        logits[:, head] += _bias(scheme, head, offsets)
+        logits[:, head] += bias_of(scheme, head, offsets)
     logits = np.where(offsets >= 0, logits, -np.inf)
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def far_products(own: OwnHeads) -> Complex128[np.ndarray, " pairs"]:
+    """Returns `h` of the head by which questions find the item, before any turning."""
+    layer, head, _ = dataclasses.astuple(own.far)
+    total, count = np.zeros(len(own.trained), np.complex128), 0
+    for number, row in enumerate(own.rows):
+        for _, item, asker in _bind_places(own.items, number):
+            total += row.scale * row.q[layer, asker, head] * row.k[layer, item, head].conj()
+            count += 1
+    return total / max(count, 1)
 
 
 def head_figures(own: OwnHeads, scheme: Scheme, *, target_length: int) -> HeadFigures:
@@ -139,7 +152,7 @@ def head_figures(own: OwnHeads, scheme: Scheme, *, target_length: int) -> HeadFi
       scheme: any; its frequencies, factors and bias are used.
       target_length: `L'`, tokens.
     """
-    theta = _frequencies(scheme)
+    theta = frequencies_of(scheme)
     sharper = float(scheme.cos_sin_factor) ** 2 * float(scheme.logit_scale)
     head = own.local
     sums, counts = np.zeros((GROUP, len(theta)), np.complex128), np.zeros(GROUP)
@@ -156,13 +169,13 @@ def head_figures(own: OwnHeads, scheme: Scheme, *, target_length: int) -> HeadFi
     trained = (tuned * np.exp(1j * offsets[:, None] * own.trained)).sum(axis=1).real
     length = len(own.items.tokens[0])
     reach = min(target_length, 4 * length)
-    line = _bias(scheme, own.local.head, np.arange(reach))
+    line = bias_of(scheme, own.local.head, np.arange(reach))
     curves = resolution.phase_sum(theta, sharper * tuned, reach) + line
     weights = np.abs(tuned).mean(axis=0)
     slope = float(scheme.slopes[own.local.head])
     known = resolution.information(theta, weights, amplitude=float(amplitude.mean()), bias_slope=slope)
     far_slope = float(scheme.slopes[own.far.head])
-    beyond = _bias(scheme, own.far.head, np.arange(length, target_length))
+    beyond = bias_of(scheme, own.far.head, np.arange(length, target_length))
     return HeadFigures(
         coherence=held / np.maximum(np.abs(trained), 1e-12),
         g50=tuple(resolution.g50(curve, int(offset)) for curve, offset in zip(curves, offsets, strict=True)),

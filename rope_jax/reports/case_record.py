@@ -14,7 +14,8 @@ Keys, outermost first; an estimate is `{"mean", "low", "high"}` with a 95 % inte
 - `adapted`: the same after a few steps of training in every arm.
 - `prediction`: from foreshortened haystacks: rank correlation, within offsets and by probe; what each part of a
   retrofit is to blame for; and for every cell predicted and measured errors of `bind` by asked offset 1 ... 8, and what
-  its heads are left with: coherence, g50, just noticeable difference, bias horizon, bias step. Null where not made.
+  its heads are left with: coherence, g50, just noticeable difference, bias horizon, bias step; `bands`: logits of the
+  far one by distance, bands of pairs divided at `turns` within the trained length. Null where not made.
 - `ratios`: every status quo, and its scaling without the bias, at every other ratio asked for: symptom, whether
   retrieval is kept and precision lost; `farthest`: the largest ratio up to which each keeps retrieval, null for none.
 - `interval_method`, `omitted`, `versions`.
@@ -33,6 +34,7 @@ from rope_jax.diagnosis import attribution, probes
 from rope_jax.diagnosis.agreement import Agreement
 from rope_jax.diagnosis.arms import declared_rotary
 from rope_jax.diagnosis.attribution import Symptom
+from rope_jax.diagnosis.bands import TURNS
 from rope_jax.diagnosis.case import Case, Judgement
 from rope_jax.diagnosis.case_setup import FittedBiases, rules_of
 from rope_jax.diagnosis.cell_runs import Scores
@@ -276,6 +278,11 @@ def _prediction(prediction: Agreement | None) -> dict[str, Any] | None:
             {**_named(cell), **{part: _estimate(loss) for part, loss in parts.items()}}
             for cell, parts in prediction.blame.items()
         ],
+        "bands": [
+            {**_named(cell), **{name: value.tolist() for name, value in found._asdict().items()}}
+            for cell, found in prediction.bands.items()
+        ],
+        "turns": list(TURNS),
         "cells": cells,
     }
 

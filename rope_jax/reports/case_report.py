@@ -36,7 +36,6 @@ _PROBES = {
 }
 _OPTIONAL = {
     "costs": ("What each option costs to run", "Time to read one row of the target length, and temporary memory."),
-    "band_decomposition": ("Which band of rotary pairs carries what", ""),
 }
 
 
@@ -298,6 +297,11 @@ def _prediction(record: Record) -> Iterator[str]:
             )
             yield blame(predicted)
         yield predictions(predicted)
+        yield figure(
+            scheme_plots.bands(record),
+            "The head by which questions find the item, as trained: what pairs that turn so often within the trained "
+            "length add to its logit, mean over stretches of distance.",
+        )
     for key, (title, note) in _OPTIONAL.items():
         if record.get(key):
             yield f"<h2>{html.escape(title)}</h2>"

@@ -1,6 +1,7 @@
 """The schemes of a case drawn from its record: biases by offset, wavelengths, and what a trained relation becomes."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ from matplotlib.figure import Figure
 from rope_jax.biases import bucket_starts
 from rope_jax.diagnosis import resolution
 from rope_jax.reports.case_plots import promising
+from rope_jax.reports.case_table import cell_name
 from rope_jax.reports.svg import COLOURS, INK, styled, written
 
 BIASES = {"alibi": "A: a line (ALiBi)", "alibi_star": "A*: the largest harmless line", "t5": "B: buckets (T5)"}
 _FLOOR = -20.0  # nats: a key this far down is not seen, whatever its content
 _OTHER = "#8a8f96"
+_BANDS = ("#d55e00", "#e08a00", "#009e73", "#3b8fd1")  # from the slowest pairs to the fastest
 
 
 def bias_curves(record: Mapping[str, Any]) -> str:
@@ -60,6 +63,45 @@ def _bias(axis: Axes, bias: Mapping[str, Any], end: int, max_distance: int) -> N
     axis.set_xlim(1, end)
     if curves.min() < _FLOOR:
         axis.set_ylim(_FLOOR, 0.5)
+
+
+def bands(record: Mapping[str, Any]) -> str:
+    """Returns a panel a retrofit: the far head's logit by distance, a line a band, and the bias; "" without a head."""
+    predicted = record.get("prediction") or {}
+    shown = predicted.get("bands")
+    if not shown:
+        return ""
+    names = _band_names(predicted["turns"])
+    columns = min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    with styled():
+        figure = Figure(figsize=(3.7 * columns, 2.6 * rows + 0.6), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for axis in axes[len(shown) :]:
+            axis.set_visible(False)
+        for axis, one in zip(axes, shown, strict=False):
+            edges = np.asarray(one["edges"])
+            middles = np.sqrt(edges[:-1] * edges[1:])
+            for name, colour, curve in zip(names, _BANDS, one["logits"], strict=True):
+                axis.plot(middles, curve, color=colour, linewidth=1.3, label=name)
+            bias = np.maximum(one["bias_nats"], _FLOOR)
+            axis.plot(middles, bias, color=INK, linewidth=1.2, linestyle="--", label="bias")
+            whole = np.maximum(np.sum(one["logits"], axis=0) + one["bias_nats"], _FLOOR)
+            axis.plot(middles, whole, color=INK, linewidth=2, label="together")
+            axis.axvline(record["lengths"]["trained"], color=INK, linewidth=0.8, linestyle=":")
+            axis.set_title(cell_name(one), fontsize=10)
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
+        figure.supxlabel("distance (tokens, log scale; dotted: trained length)", fontsize=10)
+        figure.supylabel("logit (nats)", fontsize=10)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
+        return written(figure, "What each band of rotary pairs adds")
+
+
+def _band_names(turns: Sequence[float]) -> list[str]:
+    between = [f"{low:g} to {high:g} turns" for low, high in itertools.pairwise(turns)]
+    return [f"less than {turns[0]:g} turn in training", *between, f"{turns[-1]:g} turns and more"]
 
 
 def wavelengths(record: Mapping[str, Any]) -> str:

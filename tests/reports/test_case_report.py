@@ -247,6 +247,17 @@ def test_optional_parts_are_shown_where_present(record):
                 "filler": estimate(0.5),
             }
         ],
+        "bands": [
+            {
+                "scaling": "ntk",
+                "bias": "t5",
+                "temperature": False,
+                "edges": [1.0, 8.0, 64.0],
+                "logits": [[1.0, 0.5], [0.5, 0.1], [0.2, 0.0], [0.1, 0.0]],
+                "bias_nats": [0.0, -0.5],
+            }
+        ],
+        "turns": [1.0, 4.0, 32.0],
         "text": "coherence ranks them",
         "cells": [
             {
@@ -265,7 +276,6 @@ def test_optional_parts_are_shown_where_present(record):
     }
     record["costs"] = [{"scaling": "ntk", "bias": "t5", "temperature": False, "milliseconds": 12.5, "mib": 48.0}]
     record["adapted"] = [judged]
-    record["band_decomposition"] = [{"band": "slow pairs", "effect": estimate(-1)}]
     page = html_page(record, command="x")
     Page(page)
     shown = visible(page)
@@ -280,7 +290,7 @@ def test_optional_parts_are_shown_where_present(record):
         "milliseconds",
         "After adaptation",
         "longer distances",
-        "slow pairs",
+        "4 to 32 turns",
     ):
         assert part in shown
         assert part not in plain
