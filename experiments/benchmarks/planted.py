@@ -34,7 +34,7 @@ from rope_jax.subjects import haystacks
 _MODELS = flags.DEFINE_list("models", [], "Directories of models that train.py has written.")
 _CASES = flags.DEFINE_integer("cases", 200, "Cases, in turn of every family, and of every model.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of all cases.")
-_HAYSTACKS = flags.DEFINE_integer("haystacks", 64, "At each length, that the tool sees.")
+_HAYSTACKS = flags.DEFINE_integer("haystacks", 48, "At each length, that the tool sees.")
 _TEXT_ROWS = flags.DEFINE_integer("text_rows", 24, "Rows of text that the tool sees.")
 _RATIO = flags.DEFINE_float("ratio", 2.0, "Target over trained length.")
 _LONG_RATIO = flags.DEFINE_float("long_ratio", 8.0, "The ratio at which nothing is expected to hold; a few cases.")

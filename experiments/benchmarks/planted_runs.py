@@ -52,7 +52,7 @@ class Settings:
       margins: of the verdict and the truth.
     """
 
-    haystacks: int = 64
+    haystacks: int = 48
     truth: int = 10
     text_rows: int = 24
     margins: Margins = dataclasses.field(default_factory=Margins)

@@ -188,6 +188,10 @@ def _gate(case, flags: absl_flags.FlagValues) -> int:
     from rope_jax.diagnosis import gates
     from rope_jax.diagnosis.case import gate_measures
 
+    if not case.judgements:
+        if not flags.json:
+            print("undecided: no status quo was run")
+        return gates.UNDECIDED
     measures = gate_measures(case, case.judgements[0])
     missing = [condition.name for condition in gates.parse(flags.fail_if) if condition.name not in measures]
     if missing:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from rope_jax import __version__
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Schemes
@@ -50,8 +51,7 @@ def adapted(
       store: directory of finished weights, so that a run that was cut off goes on; None for none.
       on_step: called after each step.
     """
-    settings = f"{subject.checkpoint.sha256} {name} {subject.target_length} {steps} {learning_rate} {seed}"
-    key = hashlib.sha256(settings.encode()).hexdigest()
+    key = _key(subject, schemes, f"{name} {steps} {learning_rate} {seed}")
     directory = None if store is None else store / f"adapted-{key[:24]}"
     if directory is None or not (directory / "config.json").is_file():
         model = _train(subject, schemes, steps, learning_rate, seed, on_step)
@@ -64,6 +64,14 @@ def adapted(
         save_llama(directory, model, llama_config(model, base=rotary.base, trained_length=subject.trained_length))
     checkpoint = dataclasses.replace(subject.checkpoint, model=model, sha256=key)
     return dataclasses.replace(subject, checkpoint=checkpoint)
+
+
+def _key(subject: Subject, schemes: Schemes, settings: str) -> str:
+    told = [subject.checkpoint.sha256, subject.target_length, subject.counts, __version__, jax.__version__, settings]
+    digest = hashlib.sha256(repr(told).encode())
+    for leaf in map(np.asarray, jax.tree.leaves(schemes)):
+        digest.update(f"{leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
+    return digest.hexdigest()
 
 
 def _train(subject: Subject, schemes: Schemes, steps: int, learning_rate: float, seed: int, on_step):
@@ -91,7 +99,7 @@ def _train(subject: Subject, schemes: Schemes, steps: int, learning_rate: float,
     rng = np.random.default_rng([_STREAM, seed])
     length, gap = subject.target_length, subject.trained_length // 2
     for number in range(steps):
-        asked = haystacks.haystacks(rng, rows=_ROWS, length=length, largest_gap=gap, counts=subject.counts)
+        asked = subject.more_haystacks(rng, rows=_ROWS, length=length)
         text = haystacks.repeated_text(rng, rows=1, length=length, farthest=gap)
         tokens = np.concatenate([asked.tokens, text.tokens])
         # Copied tokens are many and easy: together they count as much as one row of answers.

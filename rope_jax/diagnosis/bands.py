@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from rope_jax.diagnosis import resolution
-from rope_jax.diagnosis.own_heads import OwnHeads, bias_of, far_products, frequencies_of
+from rope_jax.diagnosis.own_heads import OwnHeads, bias_of, far_products, frequencies_of, sharpness
 from rope_jax.scheme import Scheme
 
 TURNS = (1.0, 4.0, 32.0)
@@ -49,7 +49,7 @@ def far_bands(own: OwnHeads, scheme: Scheme, *, target_length: int) -> Bands:
     """
     turns = len(own.items.tokens[0]) * own.trained / (2 * np.pi)
     band = np.digitize(turns, TURNS)
-    products = far_products(own) * float(scheme.cos_sin_factor) ** 2 * float(scheme.logit_scale)
+    products = sharpness(own, scheme) * far_products(own)
     theta = frequencies_of(scheme)
     of_band = np.where(band == np.arange(len(TURNS) + 1)[:, None], products, 0)
     curves = resolution.phase_sum(theta, of_band, target_length)

@@ -53,11 +53,12 @@ def judge_adapted(
             result.append(CellRuns(arm, store=store)(maker(cell)))
         return result
 
+    kept, _ = makers[0].arms.meaningful()
     before = scores(status_quo)
     changed: dict[Option, Sequence[Scores]] = {
         option: scores(option.cell)
         for option in options(status_quo, transforms=settings.transforms)
-        if option.number != "0"
+        if option.number != "0" and option.cell.scaling in kept
     }
     learned = bool(used.precision) and used.retrieval
     seen = attribution.symptom(before, unchanged, used) if learned else None

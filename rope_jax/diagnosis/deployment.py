@@ -15,6 +15,7 @@ from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes
 from rope_jax.diagnosis.faults import fault
 from rope_jax.errors import InputError
 from rope_jax.statistics.intervals import Estimate
+from rope_jax.subjects.haystacks import first_asked
 from rope_jax.subjects.subject import REACHES, Subject
 
 EXACT = "exact"
@@ -71,7 +72,7 @@ class FaultRuns:
 def fresh_tokens(subject: Subject) -> int:
     """Returns how many tokens of any row came from its first question on: a stale cache holds the rest."""
     long = subject.items.long
-    return subject.target_length - (subject.trained_length if long is None else int(long.position.min()) - 3)
+    return subject.target_length - (subject.trained_length if long is None else int(first_asked(long).min()))
 
 
 def costs_of(

@@ -5,7 +5,6 @@ and one that was not agree to the bit. Source: LongRoPE, Ding et al., arXiv 2402
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -23,7 +22,6 @@ from rope_jax.diagnosis.case_setup import rules_of
 from rope_jax.diagnosis.cell_runs import Scores, outcomes
 from rope_jax.diagnosis.probes import ProbeProgram
 from rope_jax.errors import CheckpointError, InputError
-from rope_jax.subjects import haystacks
 from rope_jax.subjects.haystacks import Haystacks
 from rope_jax.subjects.subject import REACHES, Subject
 
@@ -59,8 +57,7 @@ def items_of(subject: Subject, *, rows: int, seed: int) -> tuple[Asked, Asked]:
 
     def drawn(stream: int, count: int) -> Asked:
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
-        made = functools.partial(haystacks.haystacks, rng, rows=count, largest_gap=length // 2, counts=subject.counts)
-        return Asked(made(length=length), made(length=target))
+        return Asked(*(subject.more_haystacks(rng, rows=count, length=n) for n in (length, target)))
 
     return drawn(_SEARCHED, rows), drawn(_FRESH, FRESH * rows)
 

@@ -1,7 +1,8 @@
 r"""What a scheme does at a long length, predicted from haystacks of the trained one.
 
 A haystack is foreshortened: every filler token before its questions stands for `w` tokens of the long haystack, so that
-facts keep their own distances inside, lie as far apart as there, and are looked for among as much filler:
+facts lie as far apart as there and are looked for among as much filler. Filler inside a fact, between two events whose
+order is asked for, stands for itself: a longer haystack does not pull them apart.
 
 .. math:: o_i = \frac{\sum_j w_j e^{l_{ij}} v_j}{\sum_j w_j e^{l_{ij}}}, \qquad l_{ij} = c\,\sigma\,(R_{p_i} q_i) \cdot
     (R_{p_j} k_j) + b(p_i - p_j), \qquad p_j = \sum_{k<j} w_k
@@ -25,7 +26,7 @@ from rope_jax.decoder import Attend, Decoder
 from rope_jax.diagnosis.probes import ChoiceLogits, choice_logits
 from rope_jax.errors import InputError
 from rope_jax.scheme import Scheme
-from rope_jax.subjects.haystacks import FILLER, Haystacks
+from rope_jax.subjects.haystacks import FILLER, Haystacks, first_asked
 
 Part = Literal["scheme", "distance", "filler"]
 PARTS: tuple[Part, ...] = ("scheme", "distance", "filler")
@@ -54,21 +55,25 @@ def foreshortened(items: Haystacks, target_length: int, *, upto: Part = "filler"
       upto: the last of `PARTS` that is taken in.
 
     Raises:
-      InputError: if the haystacks are longer than that, or hold no filler.
+      InputError: if the haystacks are longer than that, or one holds no filler outside its facts.
     """
     rows, length = items.tokens.shape
     if length > target_length:
         raise InputError(f"haystacks of {length} tokens cannot stand for ones of {target_length}")
-    before = np.arange(length) < items.position.min(axis=1, keepdims=True) - 3  # a question has four tokens at most
-    filler = np.isin(items.tokens, FILLER) & before
-    if not filler.any(axis=1).all():
-        raise InputError("a haystack without filler stands for no longer one")
-    counts = np.where(filler, 1 + (target_length - length) / filler.sum(axis=1, keepdims=True), 1.0)
+    filler = np.isin(items.tokens, FILLER) & (np.arange(length) < first_asked(items)[:, None])
+    for row, question in zip(*np.nonzero(items.gap), strict=True):
+        second = items.position[row, question] - items.distance[row, question]
+        filler[row, second - items.gap[row, question] : second] = False
+    stretched = filler.sum(axis=1, keepdims=True)
+    if not stretched.all():
+        raise InputError("a haystack without filler outside its facts stands for no longer one")
     positions = np.broadcast_to(np.arange(length), (rows, length))
     if upto != "scheme":
-        positions = (np.cumsum(counts, axis=1) - counts).round()
-    if upto != "filler":
-        counts = np.ones_like(counts)
+        passed = np.cumsum(filler, axis=1, dtype=np.int64) - filler
+        positions = positions + (passed * (target_length - length) + stretched // 2) // stretched
+    counts = np.ones((rows, length))
+    if upto == "filler":
+        counts = np.where(filler, 1 + (target_length - length) / stretched, 1.0)
     return Foreshortened(positions.astype(np.int32), counts.astype(np.float32))
 
 

@@ -86,7 +86,7 @@ def readiness(
         items=Items(short, long, text, np.ones((len(text), text.shape[1] - 1))),
         fit_text=fit_text,
         fit_counted=np.ones((len(fit_text), fit_text.shape[1] - 1)),
-        fit_items=None,
+        unseen_items=None,
         language=f"{opening}; text as given",
     )
     return Readiness(subject, f"{opening}: accuracy at {trained_length} tokens: {shown}")

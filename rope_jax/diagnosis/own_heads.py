@@ -47,6 +47,7 @@ class OwnHeads:
       local: the head by which items find their marker.
       far: the head by which questions find the item.
       trained: `theta`, radians per token, `[pairs]`.
+      factor: of the trained scheme on all logits, contained in the products.
     """
 
     rows: list[Heads]
@@ -54,6 +55,7 @@ class OwnHeads:
     local: Relation
     far: Relation
     trained: Float64[np.ndarray, " pairs"]
+    factor: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,7 +95,16 @@ def own_heads(decoder: Decoder, trained: Scheme, items: Haystacks) -> OwnHeads:
             local += attention[:, :, item, marker]
             far += attention[:, :, asker, item]
     count = sum(len(_bind_places(items, number)) for number in range(len(rows)))
-    return OwnHeads(rows, items, _best(local / count), _best(far / count), theta)
+    return OwnHeads(rows, items, _best(local / count), _best(far / count), theta, _factor(trained))
+
+
+def _factor(scheme: Scheme) -> float:
+    return float(scheme.cos_sin_factor) ** 2 * float(scheme.logit_scale)
+
+
+def sharpness(own: OwnHeads, scheme: Scheme) -> float:
+    """Returns what a scheme multiplies all logits by, over what the trained one does."""
+    return _factor(scheme) / own.factor
 
 
 def _best(mass: np.ndarray) -> Relation:
@@ -153,7 +164,7 @@ def head_figures(own: OwnHeads, scheme: Scheme, *, target_length: int) -> HeadFi
       target_length: `L'`, tokens.
     """
     theta = frequencies_of(scheme)
-    sharper = float(scheme.cos_sin_factor) ** 2 * float(scheme.logit_scale)
+    sharper = sharpness(own, scheme)
     head = own.local
     sums, counts = np.zeros((GROUP, len(theta)), np.complex128), np.zeros(GROUP)
     for number, row in enumerate(own.rows):
@@ -180,6 +191,6 @@ def head_figures(own: OwnHeads, scheme: Scheme, *, target_length: int) -> HeadFi
         coherence=held / np.maximum(np.abs(trained), 1e-12),
         g50=tuple(resolution.g50(curve, int(offset)) for curve, offset in zip(curves, offsets, strict=True)),
         just_noticeable=resolution.just_noticeable_difference(known),
-        horizon=float(amplitude.mean() / far_slope) if far_slope > 0 else float("inf"),
+        horizon=float(sharper * np.abs(far_products(own)).sum() / far_slope) if far_slope > 0 else float("inf"),
         step=float(np.abs(np.diff(beyond)).max()) if len(beyond) > 1 else 0.0,
     )

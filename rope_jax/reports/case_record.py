@@ -12,10 +12,11 @@ Keys, outermost first; an estimate is `{"mean", "low", "high"}` with a 95 % inte
 - `judgements`: of every status quo: symptom, verdict, options with effects, division of the loss,
   signature, cost of each fault, distance of runs with faults to observed answers, the three links.
 - `adapted`: the same after a few steps of training in every arm.
-- `prediction`: from foreshortened haystacks: rank correlation, within offsets and by probe; what each part of a
-  retrofit is to blame for; and for every cell predicted and measured errors of `bind` by asked offset 1 ... 8, and what
-  its heads are left with: coherence, g50, just noticeable difference, bias horizon, bias step; `bands`: logits of the
-  far one by distance, bands of pairs divided at `turns` within the trained length. Null where not made.
+- `prediction`: from foreshortened haystacks: `spearman` within offsets of bind over `groups` of them, its `ceiling`,
+  the same `by_probe`, in words as `text`; what each part of a retrofit is to `blame` for; and for every cell predicted
+  and measured errors of `bind` by asked offset 1 ... 8, and what its `heads` are left with: coherence, g50, just
+  noticeable difference, bias horizon, bias step; `bands`: logits of the far one of the first model by distance, bands
+  of pairs divided at `turns` within the trained length. Null where nothing is predicted.
 - `ratios`: every status quo, and its scaling without the bias, at every other ratio asked for: symptom, whether
   retrieval is kept and precision lost; `farthest`: the largest ratio up to which each keeps retrieval, null for none.
 - `interval_method`, `omitted`, `versions`.
@@ -267,7 +268,7 @@ def _prediction(prediction: Agreement | None) -> dict[str, Any] | None:
     return {
         "spearman": _estimate(prediction.ranks.correlation),
         "groups": prediction.ranks.groups,
-        "halves": prediction.halves,
+        "ceiling": prediction.ceiling,
         "by_probe": {name: _estimate(found.correlation) for name, found in prediction.by_probe.items()},
         "text": prediction.text,
         "heads": [

@@ -282,8 +282,8 @@ def _prediction(record: Record) -> Iterator[str]:
         yield "<h2>Predicted from short haystacks, and measured</h2>"
         yield (
             "<p class=note>Predicted from haystacks of the trained length, foreshortened: their tokens stand at the "
-            "positions of long ones, and each filler token counts as many times as there. None of them is evaluated."
-            "</p>"
+            "positions of long ones, and each filler token counts for as many as the long ones hold. Nothing is fitted "
+            "to these haystacks nor judged by them.</p>"
         )
         yield f"<p>{html.escape(_capital(predicted['text']))}.</p>"
         yield figure(
@@ -300,7 +300,7 @@ def _prediction(record: Record) -> Iterator[str]:
         yield figure(
             scheme_plots.bands(record),
             "The head by which questions find the item, as trained: what pairs that turn so often within the trained "
-            "length add to its logit, mean over stretches of distance.",
+            "length add to its logit, mean over stretches of distance; of the first model, cut off at -20 nats.",
         )
     for key, (title, note) in _OPTIONAL.items():
         if record.get(key):

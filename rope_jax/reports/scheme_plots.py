@@ -90,6 +90,7 @@ def bands(record: Mapping[str, Any]) -> str:
             axis.plot(middles, whole, color=INK, linewidth=2, label="together")
             axis.axvline(record["lengths"]["trained"], color=INK, linewidth=0.8, linestyle=":")
             axis.set_title(cell_name(one), fontsize=10)
+            axis.tick_params(labelbottom=True)
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_formatter("{x:g}")
         figure.supxlabel("distance (tokens, log scale; dotted: trained length)", fontsize=10)

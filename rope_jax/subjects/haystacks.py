@@ -122,7 +122,8 @@ def haystacks(
       rng: the only source of randomness.
       rows: how many.
       length: tokens of each, questions and answers included.
-      largest_gap: most tokens between two events of `ord`; the same short and long, so that only distance grows.
+      largest_gap: most tokens between two events of `ord`, at most `widest_gap`; to be the same short and long, so that
+        only distance grows.
       counts: facts and questions; the defaults fit from 192 tokens on.
 
     Raises:
@@ -132,6 +133,28 @@ def haystacks(
     _check(counts)
     made = [_row(rng, length, largest_gap, counts) for _ in range(rows)]
     return Haystacks(*(np.stack(column) for column in zip(*made, strict=True)))
+
+
+def widest_gap(length: int, counts: Counts) -> int:
+    """Returns the most tokens between two events in a haystack of `length`: half of what precedes its questions."""
+    return (length - _asked_tokens(counts)) // 2
+
+
+def first_asked(items: Haystacks) -> Int32[np.ndarray, " rows"]:
+    """Returns where the questions of every row begin, or one token before where the first asks for a key."""
+    return items.position.min(axis=1) - 2
+
+
+def _asked_tokens(counts: Counts) -> int:
+    """Returns the tokens of all questions and their answers."""
+    return (
+        3 * counts.pairs
+        + 4 * counts.bind_questions
+        + 4 * counts.order_pairs
+        + 3 * counts.distances
+        + 4 * counts.ith_questions
+        + 3 * counts.counted
+    )
 
 
 def _check(counts: Counts) -> None:
@@ -197,19 +220,11 @@ class _Room:
 def _attempt(rng: np.random.Generator, length: int, largest_gap: int, counts: Counts) -> tuple[np.ndarray, ...]:
     symbols = iter(rng.permutation(SYMBOLS))
     take: Callable[[int], list[int]] = lambda count: [int(next(symbols)) for _ in range(count)]  # noqa: E731
-    asked = (
-        3 * counts.pairs
-        + 4 * counts.bind_questions
-        + 4 * counts.order_pairs
-        + 3 * counts.distances
-        + 4 * counts.ith_questions
-        + 3 * counts.counted
-    )
-    room = _Room(rng, length - asked)
+    room = _Room(rng, length - _asked_tokens(counts))
     questions = [
         *_bind(rng, room, take, counts),
         *_dist(rng, room, take, counts),
-        *_ord(rng, room, take, counts, min(largest_gap, (length - asked) // 2)),
+        *_ord(rng, room, take, counts, min(largest_gap, widest_gap(length, counts))),
         *_ret(room, take, counts),
         *_ith(rng, room, take, counts),
         *_count(rng, room, take, counts),

@@ -1,6 +1,7 @@
 """What is diagnosed: a model, and the items it is asked, all made from one seed and the same in every cell."""
 
 import dataclasses
+import functools
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,8 @@ Reach = Literal["short", "long"]
 REACHES: tuple[Reach, ...] = ("short", "long")
 
 _FIT_ROWS = 32
+_UNSEEN_ROWS = 24
+_UNSEEN = 5  # a stream of the seed; 0 and 1 are what is judged and fitted on, 2 to 4 belong to the search for factors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +59,7 @@ class Subject:
       items: what is evaluated.
       fit_text: rows of at most `L` tokens for fitting a bias, disjoint from the items.
       fit_counted: weights of their next tokens.
-      fit_items: haystacks of the trained length among them, or None.
+      unseen_items: haystacks of the trained length that nothing is fitted to nor judged by, or None.
       language: where the probes come from, in words.
       counts: facts and questions of its haystacks, for whoever makes more of them.
     """
@@ -67,7 +70,7 @@ class Subject:
     items: Items
     fit_text: Rows
     fit_counted: Float64[np.ndarray, "rows next"]
-    fit_items: Haystacks | None
+    unseen_items: Haystacks | None
     language: str
     counts: Counts = dataclasses.field(default_factory=Counts)
 
@@ -75,6 +78,10 @@ class Subject:
     def factor(self) -> float:
         """`s = L'/L`."""
         return self.target_length / self.trained_length
+
+    def more_haystacks(self, rng: np.random.Generator, *, rows: int, length: int) -> Haystacks:
+        """Returns other haystacks like its own: as many facts, and events no farther apart than in training."""
+        return _made(rng, rows=rows, length=length, trained_length=self.trained_length, counts=self.counts)
 
 
 def standins() -> tuple[Path, ...]:
@@ -109,10 +116,11 @@ def standin_subject(
     if target <= length:
         raise InputError(f"target length {target} must be above the trained length {length}")
     judged, fitted = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
-    short = haystacks.haystacks(judged, rows=rows, length=length, largest_gap=length // 2, counts=counts)
-    long = haystacks.haystacks(judged, rows=rows, length=target, largest_gap=length // 2, counts=counts)
+    unseen = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_UNSEEN,)))
+    made = functools.partial(_made, trained_length=length, counts=counts)
+    short, long = (made(judged, rows=rows, length=each) for each in (length, target))
     text = haystacks.repeated_text(judged, rows=text_rows, length=target, farthest=length // 2)
-    answers = haystacks.haystacks(fitted, rows=_FIT_ROWS, length=length, largest_gap=length // 2, counts=counts)
+    answers = made(fitted, rows=_FIT_ROWS, length=length)
     copies = haystacks.repeated_text(fitted, rows=_FIT_ROWS // 4, length=length, farthest=length // 2)
     return Subject(
         checkpoint=checkpoint,
@@ -121,10 +129,15 @@ def standin_subject(
         items=Items(short, long, text.tokens, text.predictable),
         fit_text=np.concatenate([answers.tokens, copies.tokens]),
         fit_counted=np.concatenate([answer_weights(answers), copies.predictable]),
-        fit_items=answers,
+        unseen_items=made(unseen, rows=_UNSEEN_ROWS, length=length),
         language="haystacks in the stand-in's own vocabulary; text of repeated segments, copied tokens counted",
         counts=counts,
     )
+
+
+def _made(rng: np.random.Generator, *, rows: int, length: int, trained_length: int, counts: Counts) -> Haystacks:
+    gap = min(trained_length // 2, haystacks.widest_gap(trained_length, counts))
+    return haystacks.haystacks(rng, rows=rows, length=length, largest_gap=gap, counts=counts)
 
 
 def _known(record: Path) -> Counts:

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 from cases import TARGET, save_standin, tiny_subject, used
 
+from rope_jax.diagnosis import agreement as agreement_module
 from rope_jax.diagnosis import own_heads, probes
 from rope_jax.diagnosis.agreement import agreement
 from rope_jax.diagnosis.case_setup import Settings, fitted_schemes, needed_cells
 from rope_jax.diagnosis.cell_runs import CellRuns
 from rope_jax.diagnosis.cells import UNCHANGED, Cell
 from rope_jax.diagnosis.foreshortened import PARTS, ForeshortenedProgram, foreshortened
+from rope_jax.statistics.intervals import Estimate
+from rope_jax.statistics.ranks import RankAgreement, within_group_spearman
+from rope_jax.subjects.haystacks import PROBES
 from rope_jax.subjects.subject import standin_subject, standins
 
 QUO = Cell("ntk", "alibi")
@@ -45,7 +49,7 @@ def test_every_cell_is_predicted_and_measured(found):
 
 def test_blame_adds_up_to_the_whole_predicted_loss(found, subject, maker):
     assert list(found.blame) == [QUO, Cell("ntk", "none"), UNCHANGED]
-    items = type(subject.fit_items)(*(column[:24] for column in subject.fit_items))
+    items = subject.unseen_items
     program = ForeshortenedProgram(subject.checkpoint.model)
 
     def precision(cell, upto):
@@ -66,13 +70,11 @@ def test_a_scheme_that_changes_nothing_leaves_the_heads_as_they_were(found, subj
     assert unchanged.horizon == float("inf")
     assert unchanged.step == 0
     assert 0 < biased.horizon < float("inf")
-    local, far = found.heads[0].local, found.heads[0].far
-    assert {local.layer, far.layer} == {0}
-    assert 0 < local.mass <= 1
+    assert 0 < found.heads[0].local.mass <= 1
 
 
 def test_twice_the_slope_halves_the_horizon(subject, maker):
-    own = own_heads.own_heads(subject.checkpoint.model, maker(UNCHANGED), subject.fit_items)
+    own = own_heads.own_heads(subject.checkpoint.model, maker(UNCHANGED), subject.unseen_items)
     once = maker(QUO)
     twice = dataclasses.replace(once, slopes=2 * once.slopes)
     one, two = (own_heads.head_figures(own, scheme, target_length=TARGET) for scheme in (once, twice))
@@ -80,7 +82,7 @@ def test_twice_the_slope_halves_the_horizon(subject, maker):
 
 
 def test_models_without_haystacks_are_not_predicted(subject, maker):
-    bare = dataclasses.replace(subject, fit_items=None)
+    bare = dataclasses.replace(subject, unseen_items=None)
     assert agreement([bare], [maker], {}, used(), []) is None
 
 
@@ -95,3 +97,33 @@ def test_short_haystacks_foretell_what_the_shipped_model_does_at_twice_its_lengt
     assert found.ranks.correlation.mean >= 0.8
     far = np.abs(np.stack([found.predicted[cell].mean() - found.measured[cell].mean() for cell in cells]))
     assert far.max() < 0.15
+
+
+def test_it_is_read_by_its_interval(found):
+    def said(low, mean, high, ceiling=None):
+        ranks = RankAgreement(Estimate(mean, low, high), 8, 0)
+        return dataclasses.replace(found, ranks=ranks, ceiling=ceiling).text
+
+    assert said(0.85, 0.9, 0.95).endswith("the prediction may be read")
+    assert said(0.1, 0.2, 0.3).endswith("cannot be trusted for this model")
+    assert said(0.7, 0.85, 0.9).endswith("is open")
+    assert "about 0.93 is the most" in said(0.85, 0.9, 0.95, ceiling=0.93)
+    assert "nothing is known" in dataclasses.replace(found, ranks=RankAgreement(None, 0, 8)).text
+
+
+def test_the_ceiling_is_that_of_the_noise():
+    rng = np.random.default_rng(0)
+    cells = rng.uniform(0, 1, (12, 8))
+    noisy = cells + 0.5 * rng.standard_normal((40, 12, 8))
+    assert agreement_module._ceiling(np.repeat(cells[None], 6, axis=0)) == pytest.approx(1)
+    reached = within_group_spearman(cells, noisy).correlation.mean
+    assert agreement_module._ceiling(noisy) == pytest.approx(reached, abs=0.05)
+    assert agreement_module._ceiling(noisy[:3]) is None
+
+
+def test_an_offset_that_few_haystacks_ask_counts_as_often_as_it_is_asked(subject):
+    items = subject.items.long
+    asked = (items.probe == PROBES.index("bind")) & (items.asked == 1)
+    fewer = items._replace(asked=np.where(asked & (np.arange(len(asked)) > 1)[:, None], 2, items.asked))
+    wrong = probes.Answers(*(np.zeros(items.probe.shape, kind) for kind in (float, bool, np.int32)))
+    np.testing.assert_allclose(agreement_module._errors([wrong], fewer).mean(axis=0), 1)

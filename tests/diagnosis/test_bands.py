@@ -26,15 +26,14 @@ def maker(subject):
 
 @pytest.fixture(scope="module")
 def own(subject, maker):
-    return own_heads.own_heads(subject.checkpoint.model, maker(UNCHANGED), subject.fit_items)
+    return own_heads.own_heads(subject.checkpoint.model, maker(UNCHANGED), subject.unseen_items)
 
 
 def test_bands_add_up_to_the_logit_at_every_stretch(own, maker):
     for cell in needed_cells(SETTINGS):
         scheme = maker(cell)
         found = far_bands(own, scheme, target_length=TARGET)
-        sharper = float(scheme.cos_sin_factor) ** 2 * float(scheme.logit_scale)
-        products = sharper * own_heads.far_products(own)
+        products = own_heads.sharpness(own, scheme) * own_heads.far_products(own)
         (whole,) = resolution.phase_sum(own_heads.frequencies_of(scheme), products[None], TARGET)
         assert found.logits.shape == (len(TURNS) + 1, len(found.edges) - 1)
         for low, high, together in zip(found.edges[:-1], found.edges[1:], found.logits.sum(axis=0), strict=True):

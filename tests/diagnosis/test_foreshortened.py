@@ -47,13 +47,15 @@ def test_tokens_stand_where_those_of_a_long_haystack_do(factor):
     assert (seen.positions[:, 0] == 0).all()
     # Questions are as close together as ever, and the last token is the last of the long haystack.
     assert (seen.positions[:, -1] == target - 1).all()
-    first = int(ITEMS.position.min()) - 3
-    np.testing.assert_array_equal(np.diff(seen.positions[:, first:], axis=1), 1)
-    # So are a marker and the items behind it, but for rounding.
-    for row in range(len(ITEMS.tokens)):
+    for row, first in enumerate(hay.first_asked(ITEMS)):
+        np.testing.assert_array_equal(np.diff(seen.positions[row, first:]), 1)
+        # So are a marker and the items behind it, and two events keep their distance.
         (marker,) = np.flatnonzero(np.isin(ITEMS.tokens[row, :first], hay.MARKERS))
-        inside = np.diff(seen.positions[row, marker : marker + hay.GROUP + 1])
-        assert (inside == 1).all()
+        np.testing.assert_array_equal(np.diff(seen.positions[row, marker : marker + hay.GROUP + 1]), 1)
+        for question in np.flatnonzero(ITEMS.gap[row]):
+            second = ITEMS.position[row, question] - ITEMS.distance[row, question]
+            apart = seen.positions[row, second] - seen.positions[row, second - ITEMS.gap[row, question]]
+            assert apart == ITEMS.gap[row, question]
 
 
 def test_parts_are_added_one_after_the_other():
@@ -89,7 +91,7 @@ def test_what_cannot_be_foreshortened_is_refused():
     with pytest.raises(InputError, match="192 tokens cannot stand for ones of 100"):
         foreshortened(ITEMS, 100)
     bare = ITEMS._replace(tokens=np.full_like(ITEMS.tokens, hay.SYMBOLS[0]))
-    with pytest.raises(InputError, match="without filler"):
+    with pytest.raises(InputError, match="without filler outside its facts"):
         foreshortened(bare, 2 * TRAINED)
     with pytest.raises(InputError, match="soft cap"):
         counting(jnp.ones(3))(None, None, None, scheme(), None, None, None, Settings(1.0, soft_cap=5.0))

@@ -235,7 +235,7 @@ def test_optional_parts_are_shown_where_present(record):
     record["prediction"] = {
         "spearman": estimate(0.8),
         "groups": 8,
-        "halves": 0.9,
+        "ceiling": 0.9,
         "by_probe": {"ret": estimate(0.6)},
         "blame": [
             {

@@ -181,7 +181,7 @@ def test_only_filler_grows_with_the_length():
         assert long.distance[long.probe == kind].mean() > 5 * short.distance[short.probe == kind].mean() > at
 
 
-@pytest.mark.parametrize("largest", [8, 20, 128])
+@pytest.mark.parametrize("largest", [16, 24, 128])
 def test_gaps_of_events_stay_within_their_bounds(largest):
     items = made(rows=40, length=2048, largest_gap=largest)
     gaps = items.gap[items.probe == PROBES.index("ord")]
