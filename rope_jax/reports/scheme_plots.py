@@ -17,7 +17,7 @@ from rope_jax.reports.svg import COLOURS, INK, styled, written
 BIASES = {"alibi": "A: a line (ALiBi)", "alibi_star": "A*: the largest harmless line", "t5": "B: buckets (T5)"}
 _FLOOR = -20.0  # nats: a key this far down is not seen, whatever its content
 _OTHER = "#8a8f96"
-_BANDS = ("#d55e00", "#e08a00", "#009e73", "#3b8fd1")  # from the slowest pairs to the fastest
+_BANDS = ("#d55e00", "#cc79a7", "#009e73", "#3b8fd1")  # from the slowest pairs to the fastest
 
 
 def bias_curves(record: Mapping[str, Any]) -> str:
@@ -96,7 +96,7 @@ def bands(record: Mapping[str, Any]) -> str:
         figure.supxlabel("distance (tokens, log scale; dotted: trained length)", fontsize=10)
         figure.supylabel("logit (nats)", fontsize=10)
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
+        figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=9)
         return written(figure, "What each band of rotary pairs adds")
 
 
