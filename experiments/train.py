@@ -48,6 +48,7 @@ _KINDS = ("nothing", *hay.PROBES, "copy")  # what a next token is scored as
 _WARM_UP = 50
 _SHOW_EVERY = 50
 _SAVE_EVERY = 500
+_SHORTEST = 112  # tokens of a row of haystacks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def curriculum(length: int, steps: int, asked: hay.Counts) -> list[Phase]:
     """Returns the phases: copying, then retrieval and binding, then order, first in short haystacks.
 
     What is learned in 128 tokens is known in 256 within a few steps, at the base of that length, and costs half.
-    Order comes last and slowest: every other step asks for twice as many pairs of events, and less of the rest.
+    Order comes last and slowest: half of the steps ask for twice as many pairs of events, and for less of the rest.
     """
     first = min(length, 128)
     one = asked_of(1, extras=False)
@@ -94,11 +95,13 @@ def curriculum(length: int, steps: int, asked: hay.Counts) -> list[Phase]:
     phases = [
         Phase((32,), 4096, first, 1.0, 1500, until=0.75),
         Phase((64,), 4096, first, 1.0, 1500, until=0.93),
-        Phase((112,), 5376, first, 0.2, 2000, until=0.9, judged=("bind",), counts=(one,)),
+        Phase((_SHORTEST,), 5376, first, 0.2, 2000, until=0.9, judged=("bind",), counts=(one,)),
     ]
     if length > first:
-        phases.append(Phase((112, 128), 5376, first, 0.15, 4000, until=0.9, judged=("ord",), counts=(one, ordered)))
-    lengths = tuple(max(112, length * eighths // 8) for eighths in (6, 7, 8))
+        phases.append(
+            Phase((_SHORTEST, 128), 5376, first, 0.15, 4000, until=0.9, judged=("ord",), counts=(one, ordered))
+        )
+    lengths = tuple(max(_SHORTEST, length * eighths // 8) for eighths in (6, 7, 8))
     return [*phases, Phase(lengths, 5376, length, 0.15, steps, counts=(asked, ordered))]
 
 
@@ -236,6 +239,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         sys.exit(f"train.py takes no arguments, got {argv[1:]}")
+    if _LENGTH.value < _SHORTEST:
+        sys.exit(f"--length must be at least {_SHORTEST}, the rows that retrieval and binding are learned in")
     dim, heads, before = _WIDTH.value // _HEADS.value, _HEADS.value, None
     config = DecoderConfig(
         hay.VOCAB_SIZE, _WIDTH.value, 2 * _WIDTH.value, _LAYERS.value, heads, heads, dim, 1e-5, tie_embeddings=True
