@@ -188,15 +188,17 @@ def _gate(case, flags: absl_flags.FlagValues) -> int:
     from rope_jax.diagnosis import gates
     from rope_jax.diagnosis.case import gate_measures
 
-    if not case.judgements:
+    asked = case.settings.status_quos[0]
+    judgement = next((one for one in case.judgements if one.status_quo == asked), None)
+    if judgement is None:
         if not flags.json:
-            print("undecided: no status quo was run")
+            print(f"undecided: {asked} was not run: {case.omitted[asked.scaling]}")
         return gates.UNDECIDED
-    measures = gate_measures(case, case.judgements[0])
+    measures = gate_measures(case, judgement)
     missing = [condition.name for condition in gates.parse(flags.fail_if) if condition.name not in measures]
     if missing:
         if not flags.json:
-            print(f"undecided: {', '.join(missing)} not measured: {case.judgements[0].verdict.reason}")
+            print(f"undecided: {', '.join(missing)} not measured: {judgement.verdict.reason}")
         return gates.UNDECIDED
     result = gates.check(flags.fail_if, measures)
     if not flags.json:

@@ -3,6 +3,7 @@
 import html
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rope_jax.commands import probe_case
 from rope_jax.diagnosis import agreement, costs
 from rope_jax.diagnosis import case as cases_module
 from rope_jax.diagnosis.attribution import Used
+from rope_jax.diagnosis.cells import Cell
 from rope_jax.statistics.intervals import Estimate
 from rope_jax.subjects import subject
 
@@ -209,3 +211,11 @@ def test_an_estimate_without_an_interval_is_shown_as_its_mean():
 
     assert verdict._interval(Estimate(0.5, None, None)) == "0.50"
     assert case_table.in_words({"mean": 0.5, "low": None, "high": None}) == "+0.50"
+
+
+def test_a_gate_is_open_where_its_status_quo_was_not_run(capsys):
+    other = SimpleNamespace(status_quo=Cell("llama3", "alibi"))
+    settings = SimpleNamespace(status_quos=(Cell("ntk", "alibi"), other.status_quo))
+    case = SimpleNamespace(settings=settings, judgements=[other], omitted={"ntk": "does not compose"})
+    assert probe_case._gate(case, SimpleNamespace(fail_if="short_cost>0.02", json=False)) == 4
+    assert capsys.readouterr().out == "undecided: ntk + alibi was not run: does not compose\n"
