@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from absl import flags as absl_flags
 from cases import TARGET, TRAINED, save_standin
 
 from rope_jax.cli import main
@@ -217,5 +218,9 @@ def test_a_gate_is_open_where_its_status_quo_was_not_run(capsys):
     other = SimpleNamespace(status_quo=Cell("llama3", "alibi"))
     settings = SimpleNamespace(status_quos=(Cell("ntk", "alibi"), other.status_quo))
     case = SimpleNamespace(settings=settings, judgements=[other], omitted={"ntk": "does not compose"})
-    assert probe_case._gate(case, SimpleNamespace(fail_if="short_cost>0.02", json=False)) == 4
+    flags = absl_flags.FlagValues()
+    absl_flags.DEFINE_string("fail_if", "short_cost>0.02", "", flag_values=flags)
+    absl_flags.DEFINE_boolean("json", False, "", flag_values=flags)
+    flags.mark_as_parsed()
+    assert probe_case._gate(case, flags) == 4
     assert capsys.readouterr().out == "undecided: ntk + alibi was not run: does not compose\n"
