@@ -15,6 +15,7 @@ from rope_jax.diagnosis.foreshortened import PARTS, ForeshortenedProgram, Part, 
 from rope_jax.diagnosis.own_heads import HeadFigures, OwnHeads
 from rope_jax.diagnosis.probes import Answers
 from rope_jax.diagnosis.verdict import above
+from rope_jax.errors import InputError
 from rope_jax.scheme import Scheme
 from rope_jax.statistics import intervals, ranks
 from rope_jax.statistics.intervals import Estimate
@@ -95,15 +96,14 @@ class _Foretold:
 
 
 def _predictable(subject: Subject, maker: CellSchemes) -> bool:
-    items = subject.unseen_items
-    scheme = maker(UNCHANGED)
-    return (
-        subject.items.long is not None
-        and items is not None
-        and isinstance(scheme, Scheme)
-        and scheme.rotary_dim > 0
-        and "bind" in probes.asked_probes(items)
-    )
+    items, scheme = subject.unseen_items, maker(UNCHANGED)
+    if subject.items.long is None or items is None or not isinstance(scheme, Scheme) or not scheme.rotary_dim:
+        return False
+    try:
+        foreshortened(items, subject.target_length)
+    except InputError:  # a haystack full of facts
+        return False
+    return "bind" in probes.asked_probes(items)
 
 
 def agreement(
@@ -115,8 +115,8 @@ def agreement(
 ) -> Agreement | None:
     """Returns how predictions agree with what was measured.
 
-    None where nothing is predicted: a model without haystacks, without rotation, with several schemes, or not asked
-    `bind`.
+    None where nothing is predicted: a model without haystacks, without rotation, with several schemes, not asked
+    `bind`, or whose haystacks hold no filler.
 
     Args:
       subjects: the models.

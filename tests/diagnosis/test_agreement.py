@@ -15,7 +15,7 @@ from rope_jax.diagnosis.cells import UNCHANGED, Cell
 from rope_jax.diagnosis.foreshortened import PARTS, ForeshortenedProgram, foreshortened
 from rope_jax.statistics.intervals import Estimate
 from rope_jax.statistics.ranks import RankAgreement, within_group_spearman
-from rope_jax.subjects.haystacks import PROBES
+from rope_jax.subjects.haystacks import PROBES, SYMBOLS
 from rope_jax.subjects.subject import standin_subject, standins
 
 QUO = Cell("ntk", "alibi")
@@ -82,8 +82,10 @@ def test_twice_the_slope_halves_the_horizon(subject, maker):
 
 
 def test_models_without_haystacks_are_not_predicted(subject, maker):
-    bare = dataclasses.replace(subject, unseen_items=None)
-    assert agreement([bare], [maker], {}, used(), []) is None
+    full = subject.unseen_items._replace(tokens=np.full_like(subject.unseen_items.tokens, SYMBOLS[0]))
+    for items in (None, full):
+        bare = dataclasses.replace(subject, unseen_items=items)
+        assert agreement([bare], [maker], {}, used(), []) is None
 
 
 @pytest.mark.slow
