@@ -4,7 +4,6 @@ Hot-swapping and adapting are different questions: what a scheme breaks at once,
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from rope_jax import __version__
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Schemes
+from rope_jax.diagnosis.cell_runs import digest
 from rope_jax.diagnosis.losses import next_token_losses
 from rope_jax.subjects import haystacks
 from rope_jax.subjects.subject import Subject, answer_weights
@@ -68,10 +68,7 @@ def adapted(
 
 def _key(subject: Subject, schemes: Schemes, settings: str) -> str:
     told = [subject.checkpoint.sha256, subject.target_length, subject.counts, __version__, jax.__version__, settings]
-    digest = hashlib.sha256(repr(told).encode())
-    for leaf in map(np.asarray, jax.tree.leaves(schemes)):
-        digest.update(f"{leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
-    return digest.hexdigest()
+    return digest(repr(told), jax.tree.leaves(schemes))
 
 
 def _train(subject: Subject, schemes: Schemes, steps: int, learning_rate: float, seed: int, on_step):

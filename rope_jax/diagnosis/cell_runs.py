@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,14 @@ def outcomes(logits: Mapping[str, np.ndarray], asked: Mapping[Reach, Haystacks])
         result.log_odds[reach] = {name: probes.by_row(given.log_odds, items, name) for name in names}
         result.accuracy[reach] = {name: probes.by_row(given.right, items, name) for name in names}
     return result
+
+
+def digest(told: str, arrays: Iterable[Any]) -> str:
+    """Returns a hash of a description and of arrays, their dtypes and shapes: what finished work is known by."""
+    found = hashlib.sha256(told.encode())
+    for array in map(np.asarray, arrays):
+        found.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return found.hexdigest()
 
 
 class CellRuns:
@@ -151,7 +159,6 @@ class CellRuns:
 
     def _key(self, scheme: Schemes, note: str) -> str:
         items = self.subject.items
-        digest = hashlib.sha256()
         described: dict[str, Any] = {
             "weights": self.subject.checkpoint.sha256,
             "config": repr(self.subject.checkpoint.config),
@@ -160,11 +167,8 @@ class CellRuns:
             "structure": str(jax.tree_util.tree_structure((scheme, items.short, items.long))),
             "note": note,
         }
-        digest.update(json.dumps(described, sort_keys=True).encode())
-        asked = jax.tree.leaves((items.short, items.long))
-        for leaf in map(np.asarray, (*jax.tree.leaves(scheme), *asked, items.text, items.counted)):
-            digest.update(f"{leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
-        return digest.hexdigest()[:32]
+        arrays = jax.tree.leaves((scheme, items.short, items.long, items.text, items.counted))
+        return digest(json.dumps(described, sort_keys=True), arrays)[:32]
 
     def _load(self, key: str) -> dict[str, np.ndarray] | None:
         if self._store is None or not (self._store / f"{key}.npz").is_file():

@@ -144,13 +144,16 @@ def _attention(row: Heads, theta: np.ndarray, scheme: Scheme) -> np.ndarray:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
+def _product(row: Heads, relation: Relation, query: int, key: int) -> Complex128[np.ndarray, " pairs"]:
+    return relations.products(row, np.array([query]), np.array([key]))[relation.layer, relation.head]
+
+
 def far_products(own: OwnHeads) -> Complex128[np.ndarray, " pairs"]:
     """Returns `h` of the head by which questions find the item, before any turning."""
-    layer, head, _ = dataclasses.astuple(own.far)
     total, count = np.zeros(len(own.trained), np.complex128), 0
     for number, row in enumerate(own.rows):
         for _, item, asker in _bind_places(own.items, number):
-            total += row.scale * row.q[layer, asker, head] * row.k[layer, item, head].conj()
+            total += _product(row, own.far, asker, item)
             count += 1
     return total / max(count, 1)
 
@@ -165,12 +168,10 @@ def head_figures(own: OwnHeads, scheme: Scheme, *, target_length: int) -> HeadFi
     """
     theta = frequencies_of(scheme)
     sharper = sharpness(own, scheme)
-    head = own.local
     sums, counts = np.zeros((GROUP, len(theta)), np.complex128), np.zeros(GROUP)
     for number, row in enumerate(own.rows):
         for marker, item, _ in _bind_places(own.items, number):
-            product = row.q[head.layer, item, head.head] * row.k[head.layer, marker, head.head].conj()
-            sums[item - marker - 1] += row.scale * product
+            sums[item - marker - 1] += _product(row, own.local, item, marker)
             counts[item - marker - 1] += 1
     tuned = sums / np.maximum(counts, 1)[:, None]
     amplitude = np.abs(tuned).sum(axis=1) * sharper

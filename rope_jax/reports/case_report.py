@@ -34,9 +34,6 @@ _PROBES = {
     "dist": "how far apart two stood",
     "ith": "what followed the i-th of several alike",
 }
-_OPTIONAL = {
-    "costs": ("What each option costs to run", "Time to read one row of the target length, and temporary memory."),
-}
 
 
 def html_page(record: Record, *, command: str) -> str:
@@ -70,6 +67,7 @@ def html_page(record: Record, *, command: str) -> str:
         *_more(record, judgements),
         *_adapted(record),
         *_prediction(record),
+        *_costs(record),
         *_schemes(record),
         "<h2>Where the numbers come from</h2>",
         provenance(record, command),
@@ -302,11 +300,13 @@ def _prediction(record: Record) -> Iterator[str]:
             "The head by which questions find the item, as trained: what pairs that turn so often within the trained "
             "length add to its logit, mean over stretches of distance; of the first model, cut off at -20 nats.",
         )
-    for key, (title, note) in _OPTIONAL.items():
-        if record.get(key):
-            yield f"<h2>{html.escape(title)}</h2>"
-            yield f"<p class=note>{html.escape(note)}</p>" if note else ""
-            yield anything(record[key])
+
+
+def _costs(record: Record) -> Iterator[str]:
+    if record.get("costs"):
+        yield "<h2>What each option costs to run</h2>"
+        yield "<p class=note>Time to read one row of the target length, and temporary memory.</p>"
+        yield anything(record["costs"])
 
 
 def _schemes(record: Record) -> Iterator[str]:

@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+PARTS = {"scheme": "the scheme itself", "distance": "longer distances", "filler": "more filler"}
+"""What a predicted loss is divided between, in words."""
+
 
 def table_text(record: Mapping[str, Any]) -> str:
     """Returns the text of a record from `case_record.json_record`."""
@@ -107,9 +110,8 @@ def _prediction(record: Mapping[str, Any]) -> list[str]:
     lines = ["", f"predicted from foreshortened haystacks of the trained length: {predicted['text']}"]
     lines += [f"rank correlation across cells by probe: {others}"] if others else []
     if predicted["blame"]:
-        rows = [["precision lost, predicted, to", "the scheme itself", "longer distances", "more filler"]]
-        for one in predicted["blame"]:
-            rows.append([cell_name(one), *(in_words(one[part]) for part in ("scheme", "distance", "filler"))])
+        rows = [["precision lost, predicted, to", *PARTS.values()]]
+        rows += [[cell_name(one), *(in_words(one[part]) for part in PARTS)] for one in predicted["blame"]]
         lines += aligned(rows)
     return lines
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rope_jax.reports.case_table import cell_name, in_words
+from rope_jax.reports.case_table import PARTS, cell_name, in_words
 from rope_jax.reports.page import anything, negated, table, with_interval
 
 Record = Mapping[str, Any]
@@ -183,10 +183,10 @@ def _judged(answer: str, lost: Mapping[str, str] | None = None) -> str:
 
 def blame(predicted: Record) -> str:
     """Returns which part of every retrofit is predicted to cost how much precision."""
-    names = ["scaling + bias", "the scheme itself", "longer distances", "more filler"]
+    names = ["scaling + bias", *PARTS.values()]
     rows = []
     for one in predicted["blame"]:
-        row = [_short_name(one), *(with_interval(one[part]) for part in ("scheme", "distance", "filler"))]
+        row = [_short_name(one), *(with_interval(one[part]) for part in PARTS)]
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>")
     return table(rows, head=f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in names)}</tr>")
 

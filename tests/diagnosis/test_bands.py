@@ -58,3 +58,15 @@ def test_the_bias_stands_beside_them(own, maker):
     doubled = far_bands(own, hotter, target_length=TARGET)
     np.testing.assert_allclose(doubled.logits, 2 * found.logits, rtol=1e-6)
     np.testing.assert_array_equal(doubled.bias_nats, found.bias_nats)
+
+
+def test_a_factor_the_model_was_trained_under_counts_once(subject, maker):
+    plain = maker(UNCHANGED)
+    trained = dataclasses.replace(plain, logit_scale=2 * plain.logit_scale)
+    own = own_heads.own_heads(subject.checkpoint.model, trained, subject.unseen_items)
+    assert own_heads.sharpness(own, trained) == 1
+    assert own_heads.sharpness(own, plain) == 0.5
+    (whole,) = resolution.phase_sum(own_heads.frequencies_of(trained), own_heads.far_products(own)[None], TARGET)
+    found = far_bands(own, trained, target_length=TARGET)
+    last = slice(int(found.edges[-2]), int(found.edges[-1]))
+    np.testing.assert_allclose(found.logits[:, -1].sum(), whole[last].mean(), atol=1e-9)
