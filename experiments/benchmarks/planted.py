@@ -5,8 +5,9 @@
 
 A case is a trained model and a status quo with a planted cause of continuous strength, on no arm of the factorial (see
 `planted_causes.py`). The tool sees weights, declared scheme and the deployment's answers to `--haystacks` haystacks at
-each length. What is true is decided by the same rule from effects without intervals on `--truth` times as many others
-(see `planted_truth.py`). The baseline names the option with the largest mean gain on the tool's own items.
+each length, and asks on, in doublings, where they leave its verdict open. What is true is decided by the same rule from
+effects without intervals on `--truth` times as many others as the tool saw (see `planted_truth.py`). The baseline names
+the option with the largest mean gain on the tool's first items.
 
 Goals: right in 90 % of the cases in which something wins back the margin, wrong in 3 % at most, and a false alarm in at
 most 5 % of those in which nothing does. Every finished case is a line of `--out`; running again goes on.
@@ -34,10 +35,11 @@ from rope_jax.subjects import haystacks
 _MODELS = flags.DEFINE_list("models", [], "Directories of models that train.py has written.")
 _CASES = flags.DEFINE_integer("cases", 200, "Cases, in turn of every family, and of every model.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of all cases.")
-_HAYSTACKS = flags.DEFINE_integer("haystacks", 48, "At each length, that the tool sees.")
-_TEXT_ROWS = flags.DEFINE_integer("text_rows", 24, "Rows of text that the tool sees.")
+_HAYSTACKS = flags.DEFINE_integer("haystacks", 48, "At each length, that the tool sees first.")
+_LOOKS = flags.DEFINE_integer("looks", 4, "That the tool may take; each further one doubles what it sees.")
+_TEXT_ROWS = flags.DEFINE_integer("text_rows", 48, "Rows of text that the tool sees first.")
 _RATIO = flags.DEFINE_float("ratio", 2.0, "Target over trained length.")
-_LONG_RATIO = flags.DEFINE_float("long_ratio", 8.0, "The ratio at which nothing is expected to hold; a few cases.")
+_LONG_RATIO = flags.DEFINE_float("long_ratio", 4.0, "The ratio at which nothing is expected to hold; a few cases.")
 _TRUTH = flags.DEFINE_integer("truth", 10, "How many times as many haystacks the truth is measured on.")
 _FAMILIES = flags.DEFINE_list("families", list(planted_causes.FAMILIES), "Only these; a case's seed stays the same.")
 _MINUTES = flags.DEFINE_float("minutes", float("inf"), "Stops after the case in which these are over.")
@@ -51,8 +53,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         sys.exit(f"planted.py takes no arguments, got {argv[1:]}")
-    if min(_CASES.value, _TRUTH.value) < 1 or min(_HAYSTACKS.value, _TEXT_ROWS.value) < 2:
-        sys.exit("--cases and --truth must be at least 1, --haystacks and --text_rows at least 2")
+    if min(_CASES.value, _TRUTH.value, _LOOKS.value) < 1 or min(_HAYSTACKS.value, _TEXT_ROWS.value) < 2:
+        sys.exit("--cases, --truth and --looks must be at least 1, --haystacks and --text_rows at least 2")
     if min(_RATIO.value, _LONG_RATIO.value) <= 1:
         sys.exit("--ratio and --long_ratio must be above 1")
     if unknown := set(_FAMILIES.value) - set(planted_causes.FAMILIES):
@@ -62,13 +64,13 @@ def main(argv: list[str]) -> None:
         with tempfile.TemporaryDirectory() as directory:
             tiny_model(Path(directory))
             # It has learned nothing, so every probe counts.
-            settings = Settings(2, 2, 2, Margins(gate=0.0))
+            settings = Settings(2, 2, 2, 2, Margins(gate=0.0))
             run([Path(directory)], settings, out, cases=2, families=["both", "implementation"])
     elif not _REPORT.value:
         if not _MODELS.value:
             sys.exit("planted.py needs --models, or --report, or --quick")
         models = [Path(directory) for directory in _MODELS.value]
-        settings = Settings(_HAYSTACKS.value, _TRUTH.value, _TEXT_ROWS.value)
+        settings = Settings(_HAYSTACKS.value, _LOOKS.value, _TRUTH.value, _TEXT_ROWS.value)
         run(models, settings, out, cases=_CASES.value, families=_FAMILIES.value)
     print(planted_record.report(planted_record.read(out)))
 

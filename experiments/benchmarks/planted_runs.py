@@ -7,7 +7,7 @@ truth is measured on other items, the same for all cases of a model.
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,23 @@ from planted_truth import Rows, Truth
 
 from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.decoder import Decoder
-from rope_jax.diagnosis import attribution, deployment, verdict
+from rope_jax.diagnosis import attribution, deployment
 from rope_jax.diagnosis.arms import Arms
 from rope_jax.diagnosis.attribution import Used
 from rope_jax.diagnosis.case_setup import rules_of
 from rope_jax.diagnosis.cell_runs import CellRuns, Scores
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes, Option, options
+from rope_jax.diagnosis.looks import Answered, decided
 from rope_jax.diagnosis.losses import next_token_losses
 from rope_jax.diagnosis.probes import ProbeProgram
 from rope_jax.diagnosis.scalings import TRANSFORMS
 from rope_jax.diagnosis.verdict import IMPLEMENTATION, Margins
 from rope_jax.scheme import Scheme
-from rope_jax.subjects.haystacks import Haystacks
-from rope_jax.subjects.subject import Items, Subject, standin_subject
+from rope_jax.subjects.subject import Subject, standin_subject
 
 PLANTED = Cell("planted", "planted")
 STRIP = FARTHEST_BUCKET  # offsets told apart: one shape for every plant, whatever its bias
+_TRUTH_SEED = 2**31 + 7
 FIRST_LOOK = 2  # parts of the truth's items on which every option is run; then only what is still open
 
 
@@ -46,15 +47,17 @@ class Settings:
     """What a result depends on beside the model and the case's seed.
 
     Attributes:
-      haystacks: at each length, that the tool sees.
-      truth: how many times as many the truth is measured on.
-      text_rows: rows of text that the tool sees; the truth as many times as many.
+      haystacks: at each length, that the tool sees first.
+      looks: that it may take; each further one doubles what it sees.
+      truth: how many times as many the truth is measured on as the tool saw in a case.
+      text_rows: rows of text that the tool sees first, with the same doublings; the truth as many times as many.
       margins: of the verdict and the truth.
     """
 
     haystacks: int = 48
+    looks: int = 4
     truth: int = 10
-    text_rows: int = 24
+    text_rows: int = 48
     margins: Margins = dataclasses.field(default_factory=Margins)
 
 
@@ -113,7 +116,7 @@ class Bench:
             programs[self.checkpoint.config] = Programs(self.checkpoint.model)
         self._programs = programs[self.checkpoint.config]
         self._state = nnx.state(self.checkpoint.model)
-        self._known: dict[float, tuple[list[Subject], list[Scores], Used]] = {}
+        self._known: dict[tuple[float, int], tuple[Subject, Scores]] = {}
 
     def judge(self, plant: Plant, seed: int) -> dict[str, Any]:
         """Returns what the tool says about a plant and what is true of it, for the record.
@@ -124,14 +127,14 @@ class Bench:
         """
         started = time.perf_counter()
         deployed = self._deploy(plant, seed)
-        subject = self._subject(plant.ratio, self._settings.haystacks, self._settings.text_rows, seed)
-        said = self._tool(deployed, subject)
+        said = self._tool(deployed, seed)
         between = time.perf_counter()
-        true = self._truth(deployed, said["used"])
+        parts = self._settings.truth * said["haystacks"] // self._settings.haystacks
+        true = self._truth(deployed, said["used"], parts)
         ended = time.perf_counter()
         return {
             **said,
-            "learned": list(self._truth_items(plant.ratio)[2].names),
+            "learned": list(self._learned(plant.ratio).names),
             "right": sorted(true.right),
             "null": true.null,
             "edge": true.edge,
@@ -140,9 +143,16 @@ class Bench:
             "seconds": {"tool": round(between - started, 2), "truth": round(ended - between, 2)},
         }
 
-    def _subject(self, ratio: float, rows: int, text_rows: int, seed: int) -> Subject:
-        length = round(ratio * self.checkpoint.positions.original_length)
-        return standin_subject(self._directory, rows=rows, target_length=length, text_rows=text_rows, seed=seed)
+    def _subject(self, ratio: float, seed: int, part: int) -> Subject:
+        settings, length = self._settings, round(ratio * self.checkpoint.positions.original_length)
+        return standin_subject(
+            self._directory,
+            rows=settings.haystacks,
+            target_length=length,
+            text_rows=settings.text_rows,
+            seed=seed,
+            part=part,
+        )
 
     # What is deployed.
 
@@ -183,7 +193,7 @@ class Bench:
         cached = None
         if wrong.cached_base is not None:
             cached = built(divisors * base_divisors(rotary.dim, wrong.cached_base))
-        fresh = deployment.fresh_tokens(self._truth_items(plant.ratio)[0][0])
+        fresh = deployment.fresh_tokens(self._truth_subject(plant.ratio, 0)[0])
         return faulty(scheme, grid=wrong.grid or 0.5, cached=cached, fresh=fresh)
 
     def _noisy(self, noise: float, seed: int) -> Any:
@@ -203,7 +213,10 @@ class Bench:
         assert items.short is not None
         assert items.long is not None
         raw = {reach: self._programs.exact(scheme, getattr(items, reach), state) for reach in ("short", "long")}
-        raw["losses"] = np.asarray(self._programs.losses(state, scheme, jnp.asarray(items.text, jnp.int32)))
+        # A verdict reads the loss of text up to the trained length only: what comes after stands as zero.
+        cut = subject.trained_length
+        short = self._programs.losses(state, scheme, jnp.asarray(items.text[:, :cut], jnp.int32))
+        raw["losses"] = np.pad(np.asarray(short), ((0, 0), (0, items.text.shape[1] - cut)))
         return CellRuns(subject, program=self._programs.exact).scores(raw)
 
     def _observed(self, deployed: Deployed, subject: Subject, exact: Scores) -> Scores:
@@ -219,46 +232,53 @@ class Bench:
 
     # What the tool says of it.
 
-    def _tool(self, deployed: Deployed, subject: Subject) -> dict[str, Any]:
-        def run(cell: Cell) -> Scores:
-            return self._scores(deployed.scheme(cell), subject, deployed.state)
-
-        unchanged, exact = run(UNCHANGED), run(PLANTED)
-        observed = self._observed(deployed, subject, exact)
-        changed: dict[Option, Sequence[Scores]] = {
-            option: [unchanged if option.cell == UNCHANGED else run(option.cell)]
-            for option in options(PLANTED, transforms=TRANSFORMS)
-        }
+    def _tool(self, deployed: Deployed, seed: int) -> dict[str, Any]:
         # Whether the deployment has a fault is not known: it is always compared with the exact run.
-        changed[Option(IMPLEMENTATION, "run the same scheme exactly", PLANTED)] = [exact]
-        margins = self._settings.margins
-        used = attribution.gated([unchanged], gate=margins.gate)
-        learned = bool(used.precision) and used.retrieval
-        symptom = attribution.symptom([observed], [unchanged], used) if learned else None
-        decided = verdict.decide([observed], changed, symptom, used, margins=margins)
-        gains = {_label(one.option): one.gain.mean for one in decided.judged if one.option.number != "0"}
+        exactly = Option(IMPLEMENTATION, "run the same scheme exactly", PLANTED)
+        asked = (*options(PLANTED, transforms=TRANSFORMS), exactly)
+
+        def answered(part: int, asked: Collection[Option]) -> Answered:
+            subject = self._subject(deployed.plant.ratio, seed, part)
+
+            @functools.cache
+            def run(cell: Cell) -> list[Scores]:
+                return [self._scores(deployed.scheme(cell), subject, deployed.state)]
+
+            observed = self._observed(deployed, subject, run(PLANTED)[0])
+            return Answered([observed], run(UNCHANGED), {option: run(option.cell) for option in asked})
+
+        first, margins = answered(0, asked), self._settings.margins
+        used = attribution.gated(first.unchanged, gate=margins.gate)
+        found = decided(first, answered, used, margins=margins, looks=self._settings.looks)
+        verdict = found.verdict
+        gains = {
+            _label(option): float(attribution.precision_gain(scores, first.status_quo, used).mean())
+            for option, scores in first.changed.items()
+            if option.number != "0" and found.symptom is not None
+        }
         return {
             "used": list(used.names),
-            "verdict": decided.kind if decided.chosen is None else _label(decided.chosen),
-            "reason": decided.reason,
+            "verdict": verdict.kind if verdict.chosen is None else _label(verdict.chosen),
+            "reason": verdict.reason,
+            "settled": verdict.settled,
+            "haystacks": found.parts * self._settings.haystacks,
             "baseline": planted_truth.best_arm(gains) if gains else planted_truth.UNDETERMINED,
             "gains": gains,
         }
 
     # What is true of it.
 
-    def _truth_items(self, ratio: float) -> tuple[list[Subject], list[Scores], Used]:
-        """Returns the truth's items in parts as large as the tool's, the unchanged model's scores, and its probes."""
-        if ratio not in self._known:
-            rows, parts = self._settings.haystacks, self._settings.truth
-            whole = self._subject(ratio, rows * parts, self._settings.text_rows * parts, seed=2**31 + 7)
-            subjects = [dataclasses.replace(whole, items=_part(whole.items, part, parts)) for part in range(parts)]
-            scheme = self._unchanged(ratio)
-            scores = [self._scores(scheme, subject, self._state) for subject in subjects]
-            # One mean over all parts, which hold as many haystacks each.
-            used = attribution.gated(scores, gate=self._settings.margins.gate)
-            self._known[ratio] = subjects, scores, used
-        return self._known[ratio]
+    def _truth_subject(self, ratio: float, part: int) -> tuple[Subject, Scores]:
+        """Returns a part of the truth's items, as large as the tool's first, and the unchanged model's scores."""
+        if (ratio, part) not in self._known:
+            subject = self._subject(ratio, _TRUTH_SEED, part)
+            self._known[ratio, part] = subject, self._scores(self._unchanged(ratio), subject, self._state)
+        return self._known[ratio, part]
+
+    def _learned(self, ratio: float) -> Used:
+        """Returns the probes that the unchanged model has learned, by a share of the truth's items."""
+        scores = [self._truth_subject(ratio, part)[1] for part in range(self._settings.truth)]
+        return attribution.gated(scores, gate=self._settings.margins.gate)
 
     def _unchanged(self, ratio: float) -> Scheme:
         length = self.checkpoint.positions.original_length
@@ -273,30 +293,29 @@ class Bench:
         assert isinstance(scheme, Scheme)
         return scheme
 
-    def _truth(self, deployed: Deployed, asked: Sequence[str]) -> Truth:
+    def _truth(self, deployed: Deployed, asked: Sequence[str], parts: int) -> Truth:
         """Returns the truth of the probes that passed the tool's gate, which its verdict speaks of, or of all learned.
 
         Args:
           deployed: the case.
           asked: names of those probes.
+          parts: of the truth's items, at most.
         """
-        subjects, unchanged, used = self._truth_items(deployed.plant.ratio)
+        ratio = deployed.plant.ratio
+        used = self._learned(ratio)
         if not used.precision or not used.retrieval:
             raise ValueError(f"{self._directory}: the model has not learned retrieval and a probe of precision")
         if "ret" in asked and len(asked) > 1:
             used = dataclasses.replace(used, precision=tuple(name for name in asked if name != "ret"))
-        if deployed.plant.noise:
-            scheme = deployed.scheme(UNCHANGED)
-            unchanged = [self._scores(scheme, subject, deployed.state) for subject in subjects]
         margins = self._settings.margins
         cells = {_label(option): option.cell for option in options(PLANTED) if option.number != "0"}
         before: list[Rows] = []
+        reference: list[np.ndarray] = []
         after: dict[str, list[Rows]] = {
             label: [] for label in [*cells, *([IMPLEMENTATION] if deployed.declared else [])]
         }
-        reference = [attribution.outcome([scores], "short", used.precision)[0] for scores in unchanged]
         labels: Sequence[str] = list(after)
-        for part, subject in enumerate(subjects):
+        for part in range(parts):
             if part >= FIRST_LOOK:
                 seen = {label: planted_truth.joined(after[label]) for label in labels}
                 known = np.concatenate(reference)
@@ -304,6 +323,10 @@ class Bench:
                 if standing.settled:
                     break
                 labels = standing.open
+            subject, unchanged = self._truth_subject(ratio, part)
+            if deployed.plant.noise:
+                unchanged = self._scores(deployed.scheme(UNCHANGED), subject, deployed.state)
+            reference.append(attribution.outcome([unchanged], "short", used.precision)[0])
             exact = self._scores(deployed.scheme(PLANTED), subject, deployed.state)
             before.append(planted_truth.rows_of(self._observed(deployed, subject, exact), used))
             for label in labels:
@@ -314,7 +337,7 @@ class Bench:
             label: planted_truth.effect(planted_truth.joined(rows), planted_truth.joined(before[: len(rows)]))
             for label, rows in after.items()
         }
-        drop = float(np.mean(reference) - planted_truth.joined(before).precision.mean())
+        drop = float(np.concatenate(reference).mean() - planted_truth.joined(before).precision.mean())
         return planted_truth.truth(effects, drop, margins)
 
 
@@ -322,16 +345,3 @@ def _label(option: Option) -> str:
     if option.number == IMPLEMENTATION:
         return IMPLEMENTATION
     return f"option 3: {option.cell.scaling}" if option.number == "3" else f"option {option.number}"
-
-
-def _part(items: Items, part: int, parts: int) -> Items:
-    assert items.short is not None
-    assert items.long is not None
-
-    def of_rows(x: np.ndarray) -> np.ndarray:
-        return np.split(x, parts)[part]
-
-    split = functools.partial(map, of_rows)
-    return Items(
-        Haystacks(*split(items.short)), Haystacks(*split(items.long)), of_rows(items.text), of_rows(items.counted)
-    )

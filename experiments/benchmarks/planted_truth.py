@@ -26,7 +26,7 @@ NO_FAULT = "no fault found"
 EDGE = 0.2
 """A case is at the edge if what decides it is this close to its margin, relative to it; it counts all the same."""
 
-SURE = 5.0
+SURE = 4.0
 """Standard errors from its margin at which a number counts as known, so that it needs no more of the haystacks."""
 
 

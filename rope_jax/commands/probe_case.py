@@ -16,7 +16,7 @@ from rope_jax.diagnosis import scalings
 from rope_jax.diagnosis.scalings import FAULTS
 from rope_jax.errors import InputError
 
-FLAGS = ("write_items", "observed", "ratios")
+FLAGS = ("write_items", "observed", "ratios", "most_haystacks")
 """Those that mean something on a stand-in only."""
 
 _MEASURES = ("short_cost", "long_cost", "short_loss", "precision_drop", "retrieval_drop")
@@ -39,6 +39,11 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
         "Retrofits to judge, each SCALING+BIAS, with +temperature where logits are sharpened.",
     )
     integer("haystacks", 20, "Haystacks at each length.")
+    integer(
+        "most_haystacks",
+        None,
+        "Where they leave a verdict open, ask on in doublings up to so many; intervals allow for every look.",
+    )
     absl_flags.DEFINE_boolean(
         "full", False, "Every scaling x bias x temperature, on every stand-in that ships.", flag_values=flag_values
     )
@@ -91,7 +96,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     if not flags.full:
         directories = directories[:1]
 
-    def subjects_at(length: int | None) -> list[Any]:
+    def subjects_at(length: int | None, part: int = 0) -> list[Any]:
         return [
             subject.standin_subject(
                 directory,
@@ -99,6 +104,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
                 target_length=length,
                 text_rows=flags.rows or _TEXT_ROWS,
                 seed=flags.seed,
+                part=part,
             )
             for directory in directories
         ]
@@ -106,7 +112,8 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     subjects = subjects_at(flags.target_length)
     if flags.write_items is not None:
         return _write_items(pathlib.Path(flags.write_items), subjects[0])
-    return conclude(subjects, flags, out, subjects_at=subjects_at)
+    further = functools.partial(subjects_at, flags.target_length)
+    return conclude(subjects, flags, out, subjects_at=subjects_at, further=further)
 
 
 def conclude(
@@ -115,6 +122,7 @@ def conclude(
     out: pathlib.Path,
     *,
     subjects_at: Callable[[int], Sequence[Any]] | None = None,
+    further: Callable[[int], Sequence[Any]] | None = None,
     silent: bool = False,
 ) -> int:
     """Runs the case of subjects that know probes, writes it and, unless silent, prints it; returns the status.
@@ -124,6 +132,7 @@ def conclude(
       flags: of the command.
       out: directory for the files.
       subjects_at: the same models with items of another target length, for `--ratios`.
+      further: the same models with further parts of their items, for `--most_haystacks`.
       silent: whether nothing is printed.
     """
     from rope_jax.diagnosis import agreement, costs, deployment, strategy
@@ -140,7 +149,7 @@ def conclude(
     lengths = target_lengths([_ratio(text) for text in flags.ratios], subjects[0].trained_length)
     store = out / "cells"
     with Progress() as progress:
-        case = run_case(subjects, settings, store=store, observed=observed, progress=progress)
+        case = run_case(subjects, settings, further=further, store=store, observed=observed, progress=progress)
         adapted = [
             judge_adapted(
                 judgement.status_quo,
@@ -219,6 +228,7 @@ def _write_items(file: pathlib.Path, subject) -> int:
 
 def _settings(flags: absl_flags.FlagValues, trained_length: int):
     from rope_jax.diagnosis.case_setup import Settings
+    from rope_jax.diagnosis.looks import number_of_looks
     from rope_jax.diagnosis.verdict import Margins
 
     return Settings(
@@ -230,6 +240,7 @@ def _settings(flags: absl_flags.FlagValues, trained_length: int):
         faults=FAULTS if flags.full else tuple(flags.faults),
         adapt_steps=(100 if flags.full else 0) if flags.adapt_steps is None else flags.adapt_steps,
         deployed=flags.deployed,
+        looks=number_of_looks(flags.haystacks, flags.most_haystacks or flags.haystacks),
         spared=(_SPARED if flags.full else 0) if flags.spare_first is None else flags.spare_first,
         margins=Margins(short_cost=flags.margin),
         num_buckets=flags.num_buckets,
@@ -264,6 +275,10 @@ def _checked(flags: absl_flags.FlagValues) -> pathlib.Path:
         raise InputError(f"--seed must be from 0 to {2**32 - 1}, got {flags.seed}")
     if flags.observed is not None and flags.full:
         raise InputError("--observed is of one model: --full runs all that ship")
+    if flags.observed is not None and flags.most_haystacks is not None:
+        raise InputError(
+            "--observed is of the haystacks that were written: there is no asking on up to --most_haystacks"
+        )
     return checked_out(pathlib.Path(flags.out or _DEFAULT_OUT), _FILES)
 
 
@@ -273,6 +288,11 @@ def check_request(flags: absl_flags.FlagValues) -> None:
         raise InputError("--status_quo names no retrofit")
     if not 1 <= flags.haystacks <= _LARGEST_ROWS:
         raise InputError(f"--haystacks must be from 1 to {_LARGEST_ROWS}, got {flags.haystacks}")
+    if flags.most_haystacks is not None and not flags.haystacks <= flags.most_haystacks <= _LARGEST_ROWS:
+        raise InputError(
+            f"--most_haystacks must be from the {flags.haystacks} of --haystacks to {_LARGEST_ROWS}, "
+            f"got {flags.most_haystacks}"
+        )
     for name, given, known in (
         ("transforms", flags.transforms, scalings.TRANSFORMS),
         ("faults", flags.faults, FAULTS),

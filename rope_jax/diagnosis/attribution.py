@@ -177,19 +177,31 @@ class Symptom:
     p_values: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def symptom(status_quo: Sequence[Scores], unchanged: Sequence[Scores], used: Used) -> Symptom:
+def symptom(
+    status_quo: Sequence[Scores],
+    unchanged: Sequence[Scores],
+    used: Used,
+    *,
+    confidence: float = intervals.CONFIDENCE,
+) -> Symptom:
     """Returns how far the status quo at the target length falls behind the unchanged model at the trained one.
 
     Short and long haystacks hold the same numbers of facts but are other draws, row by row independent.
+
+    Args:
+      status_quo: its scores, one a model.
+      unchanged: scores of the models as trained.
+      used: the probes to look at.
+      confidence: of the intervals of the three drops; others are of 95 %.
     """
 
     def drop(names: Sequence[str]) -> Values:
         return outcome(unchanged, "short", names) - outcome(status_quo, "long", names)
 
     return Symptom(
-        precision_drop=intervals.clustered(drop(used.precision)),
-        retrieval_drop=intervals.clustered(drop([probes.RETRIEVAL])),
-        specific=intervals.clustered(drop(used.precision) - drop([probes.RETRIEVAL])),
+        precision_drop=intervals.clustered(drop(used.precision), confidence=confidence),
+        retrieval_drop=intervals.clustered(drop([probes.RETRIEVAL]), confidence=confidence),
+        specific=intervals.clustered(drop(used.precision) - drop([probes.RETRIEVAL]), confidence=confidence),
         by_probe={name: intervals.clustered(drop([name])) for name in used.names},
         accuracy={
             reach: {name: intervals.clustered(outcome(status_quo, reach, [name], accuracy=True)) for name in used.names}

@@ -1,6 +1,7 @@
 """The case from model to verdict: fits the biases, runs the cells, and judges every retrofit that is asked about."""
 
 import dataclasses
+import functools
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,14 @@ import numpy as np
 from rope_jax import __version__
 from rope_jax.diagnosis import attribution, deployment
 from rope_jax.diagnosis.attribution import Symptom, Table, Used
+from rope_jax.diagnosis.case_runs import CaseRuns
 from rope_jax.diagnosis.case_setup import FittedBiases, Settings, check, fitted_schemes, needed_cells
-from rope_jax.diagnosis.cell_runs import CellRuns, Scores
-from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes, Option, corners, options
-from rope_jax.diagnosis.deployment import EXACT, FaultEffect, FaultRuns
-from rope_jax.diagnosis.faults import exempting
+from rope_jax.diagnosis.cell_runs import Scores
+from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes, corners
+from rope_jax.diagnosis.deployment import FaultEffect
+from rope_jax.diagnosis.looks import decided
 from rope_jax.diagnosis.signature import Signature, signature
-from rope_jax.diagnosis.verdict import IMPLEMENTATION, Verdict, decide
+from rope_jax.diagnosis.verdict import Verdict
 from rope_jax.statistics import intervals
 from rope_jax.statistics.intervals import Estimate
 from rope_jax.subjects.subject import Reach, Subject
@@ -32,10 +34,11 @@ class Judgement:
 
     Attributes:
       status_quo: what is deployed.
-      scores: of it, one a model.
+      scores: of it as it is deployed, one a model.
       symptom: what is wrong with it.
       verdict: what to do.
       shapley: how the lost precision divides between scaling and bias, or None where one of them is missing.
+      haystacks: that the status quo was asked at each length for the verdict and the symptom; all else is of the first.
       signature: which way its wrong answers lean, or None where no probe was learned.
       faults: what each fault would cost it.
       nearest: how far runs with each fault, and the exact one, lie from observed answers, nearest first.
@@ -46,6 +49,7 @@ class Judgement:
     symptom: Symptom | None
     verdict: Verdict
     shapley: Mapping[str, Estimate] | None
+    haystacks: int
     signature: Signature | None = None
     faults: tuple[FaultEffect, ...] = ()
     nearest: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -86,6 +90,7 @@ def run_case(
     subjects: Sequence[Subject],
     settings: Settings,
     *,
+    further: Callable[[int], Sequence[Subject]] | None = None,
     store: Path | None = None,
     observed: Mapping[str, np.ndarray] | None = None,
     progress: Progress = lambda stage, done, total: None,
@@ -95,43 +100,45 @@ def run_case(
     Args:
       subjects: models that differ in their weights only.
       settings: see `Settings`.
+      further: the same models with further parts of the items, from 1; needed for more than one look.
       store: directory of finished cells, so that a run that was cut off goes on; None for none.
       observed: logits that a deployment of the status quo gave to the items (`deployment.read_observed`).
       progress: called as work proceeds.
 
     Raises:
       InputError: if a status quo names a scaling or bias that there is not, or the lengths contradict each other.
+      ValueError: if there are to be several looks at one part of the items.
     """
     check(subjects, settings)
+    if settings.looks > 1 and further is None:
+        raise ValueError(f"{settings.looks} looks need further items")
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     needed = needed_cells(settings)
-    fitted, makers, runs = [], [], []
+    fitted, makers = [], []
     for number, subject in enumerate(subjects, 1):
         progress("fitting biases", number, len(subjects))
         biases, maker = fitted_schemes(subject, settings, needed)
         fitted.append(biases)
         makers.append(maker)
-        runs.append(CellRuns(subject, store=store))
     kept, omitted = makers[0].arms.meaningful()
     seconds["fitting"] = time.perf_counter() - started
     started = time.perf_counter()
-    needed = [cell for cell in needed if cell.scaling in kept]
+    runs = CaseRuns(subjects, makers, settings, store=store, observed=observed)
     cells: dict[Cell, list[Scores]] = {}
+    needed = [cell for cell in needed if cell.scaling in kept]
     for number, cell in enumerate(needed, 1):
         progress(str(cell), number, len(needed))
-        cells[cell] = [run(maker(cell)) for run, maker in zip(runs, makers, strict=True)]
+        cells[cell] = runs.cell(cell)
     used = attribution.gated(cells[UNCHANGED], gate=settings.margins.gate)
-    faulty = {
-        name: [FaultRuns(name, run, maker, store=store) for run, maker in zip(runs, makers, strict=True)]
-        for name in dict.fromkeys((*settings.faults, *({settings.deployed} - {EXACT})))
-    }
-    judged = [status_quo for status_quo in settings.status_quos if status_quo in cells]
-    spared = _spared(judged, subjects, makers, settings.spared, store)
-    judgements = [
-        judge(status_quo, cells, used, settings, subjects, faulty, observed, spared=spared.get(status_quo))
-        for status_quo in judged
-    ]
+
+    @functools.cache
+    def part(number: int) -> CaseRuns:
+        progress("asking on", number, 2 ** (settings.looks - 1) - 1)
+        assert further is not None
+        return runs.on(further(number))
+
+    judgements = [judge(one, cells, used, settings, runs, part) for one in settings.status_quos if one in cells]
     seconds["cells"] = time.perf_counter() - started
     return Case(
         subjects=subjects,
@@ -141,41 +148,15 @@ def run_case(
         cells=cells,
         judgements=judgements,
         omitted=omitted,
-        compilations=runs[0].compilations,
+        compilations=runs.exact[0].compilations,
         makers=makers,
         seconds=seconds,
         versions={"rope_jax": __version__, "jax": jax.__version__, "python": platform.python_version()},
     )
 
 
-def _spared(
-    status_quos: Sequence[Cell],
-    subjects: Sequence[Subject],
-    makers: Sequence[CellSchemes],
-    first: int,
-    store: Path | None,
-) -> dict[Cell, list[Scores]]:
-    """Returns the status quos that have a bias, run with their first keys spared it; none where `first` is 0."""
-    if not first:
-        return {}
-    runs = [CellRuns(one, store=store, attention=exempting(first), note=f"spares {first} keys") for one in subjects]
-    return {
-        cell: [run(maker(cell)) for run, maker in zip(runs, makers, strict=True)]
-        for cell in status_quos
-        if cell.bias != "none"
-    }
-
-
 def judge(
-    status_quo: Cell,
-    cells: Table,
-    used: Used,
-    settings: Settings,
-    subjects: Sequence[Subject],
-    faulty: Mapping[str, Sequence[FaultRuns]],
-    observed: Mapping[str, np.ndarray] | None = None,
-    *,
-    spared: Sequence[Scores] | None = None,
+    status_quo: Cell, cells: Table, used: Used, settings: Settings, runs: CaseRuns, part: Callable[[int], CaseRuns]
 ) -> Judgement:
     """Returns the judgement of one status quo.
 
@@ -183,45 +164,33 @@ def judge(
       status_quo: the scheme that is meant to run.
       cells: scores of it, of the unchanged model, and of its options and corners; options not run are left out.
       used: probes that passed their gate.
-      settings: margins, transforms, and the fault that the deployment has.
-      subjects: the models.
-      faulty: runs with every fault that is looked for, one a model.
-      observed: logits that the deployment itself gave to the items, for one model.
-      spared: scores of it with the bias taken off the first keys, one a model; None for no such arm.
+      settings: margins, number of looks, and how biases were made.
+      runs: on the items that all cells were asked.
+      part: the same on a further part of the items.
     """
-    exact = scores = cells[status_quo]
-    nearest: Mapping[str, float] = {}
-    if observed is not None:
-        scores = [deployment.observed_scores(observed, subjects[0], exact[0])]
-        nearest = deployment.nearest(
-            observed, {name: runs[0].raw(status_quo) for name, runs in faulty.items()}, subjects[0], exact[0]
-        )
-    elif settings.deployed != EXACT:
-        scores = [run.scores(status_quo) for run in faulty[settings.deployed]]
-    changed: dict[Option, Sequence[Scores]] = {
-        option: cells[option.cell]
-        for option in options(status_quo, transforms=settings.transforms)
-        if option.cell in cells
-    }
-    if spared is not None:
-        changed[Option("0", f"spare the first {settings.spared} tokens the bias", status_quo)] = spared
-    if scores is not exact:
-        changed[Option(IMPLEMENTATION, "run the same scheme exactly", status_quo)] = exact
-    learned = bool(used.precision) and used.retrieval
-    seen = attribution.symptom(scores, cells[UNCHANGED], used) if learned else None
-    decided = decide(scores, changed, seen, used, margins=settings.margins)
-    if not learned:
-        return Judgement(status_quo, scores, None, decided, None)
+    first = runs.answered(status_quo, runs.options(status_quo, cells))
+    found = decided(
+        first,
+        lambda number, asked: part(number).answered(status_quo, asked),
+        used,
+        margins=settings.margins,
+        looks=settings.looks,
+    )
+    asked = found.parts * _haystacks(runs.subjects)
+    scores = first.status_quo
+    if found.symptom is None:
+        return Judgement(status_quo, scores, None, found.verdict, None, asked)
     square = {parts: cells[cell] for parts, cell in corners(status_quo).items() if cell in cells}
     whole = len(set(corners(status_quo).values())) == len(square) == 4
-    items = subjects[0].items.long
+    items = runs.subjects[0].items.long
     assert items is not None
     return Judgement(
         status_quo,
         scores,
-        seen,
-        decided,
+        found.symptom,
+        found.verdict,
         attribution.shapley(square, used) if whole else None,
+        asked,
         signature(
             scores,
             items,
@@ -230,9 +199,14 @@ def judge(
             num_buckets=settings.num_buckets,
             max_distance=settings.max_distance,
         ),
-        deployment.costs_of(faulty, status_quo, exact, used),
-        nearest,
+        deployment.costs_of(runs.faulty, status_quo, cells[status_quo], used),
+        runs.nearest(status_quo),
     )
+
+
+def _haystacks(subjects: Sequence[Subject]) -> int:
+    asked = subjects[0].items.long
+    return 0 if asked is None else len(asked.tokens)
 
 
 def gate_measures(case: Case, judgement: Judgement) -> dict[str, Estimate]:

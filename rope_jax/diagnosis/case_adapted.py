@@ -3,14 +3,13 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rope_jax.diagnosis import attribution
 from rope_jax.diagnosis.adaptation import adapted
 from rope_jax.diagnosis.attribution import Used
 from rope_jax.diagnosis.case import Judgement
 from rope_jax.diagnosis.case_setup import Settings
 from rope_jax.diagnosis.cell_runs import CellRuns, Scores
 from rope_jax.diagnosis.cells import Cell, CellSchemes, Option, options
-from rope_jax.diagnosis.verdict import decide
+from rope_jax.diagnosis.looks import Answered, drawn
 from rope_jax.subjects.subject import Subject
 
 
@@ -60,6 +59,6 @@ def judge_adapted(
         for option in options(status_quo, transforms=settings.transforms)
         if option.number != "0" and option.cell.scaling in kept
     }
-    learned = bool(used.precision) and used.retrieval
-    seen = attribution.symptom(before, unchanged, used) if learned else None
-    return Judgement(status_quo, before, seen, decide(before, changed, seen, used, margins=settings.margins), None)
+    verdict, symptom = drawn(Answered(before, unchanged, changed), used, margins=settings.margins)
+    asked = subjects[0].items.long
+    return Judgement(status_quo, before, symptom, verdict, None, 0 if asked is None else len(asked.tokens))

@@ -1,10 +1,11 @@
 """Runs cells on one subject: the same weights and the same items in each, every finished cell kept on disk."""
 
+import copy
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,43 @@ class Scores:
     accuracy: Mapping[Reach, Mapping[str, Float64[np.ndarray, " haystacks"]]]
     loss: Mapping[Reach, Float64[np.ndarray, " rows"]]
     losses: np.ndarray
+
+    def first(self, other: "Scores") -> "Scores":
+        """Returns these scores on the first haystacks and rows of text, as many as the other scores are of."""
+        rows = {reach: len(x) for reach, of_probes in other.log_odds.items() for x in of_probes.values()}
+        texts = len(other.losses)
+
+        def cut(values: Mapping[Reach, Mapping[str, np.ndarray]]) -> dict[Reach, dict[str, np.ndarray]]:
+            return {
+                reach: {name: x[: rows[reach]] for name, x in of_probes.items()} for reach, of_probes in values.items()
+            }
+
+        return Scores(
+            {reach: probes.first_answers(given, rows[reach]) for reach, given in self.answers.items()},
+            cut(self.log_odds),
+            cut(self.accuracy),
+            {reach: values[:texts] for reach, values in self.loss.items()},
+            self.losses[:texts],
+        )
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """Returns the scores of one scheme on several parts of the items as those of all of them."""
+    one = parts[0]
+
+    def join(values: Sequence[Mapping[Reach, Mapping[str, np.ndarray]]]) -> dict[Reach, dict[str, np.ndarray]]:
+        return {
+            reach: {name: np.concatenate([of_part[reach][name] for of_part in values]) for name in of_probes}
+            for reach, of_probes in values[0].items()
+        }
+
+    return Scores(
+        {reach: probes.joined_answers([part.answers[reach] for part in parts]) for reach in one.answers},
+        join([part.log_odds for part in parts]),
+        join([part.accuracy for part in parts]),
+        {reach: np.concatenate([part.loss[reach] for part in parts]) for reach in one.loss},
+        np.concatenate([part.losses for part in parts]),
+    )
 
 
 class Outcomes(NamedTuple):
@@ -107,6 +145,12 @@ class CellRuns:
         self.program = program or ProbeProgram(subject.checkpoint.model, attention=attention)
         self._losses = LossProgram(subject.checkpoint.model, attention=attention)
         self._kept: dict[str, dict[str, np.ndarray]] = {}
+
+    def on(self, subject: Subject) -> "CellRuns":
+        """Returns runs of the same model and programs on other items, of which nothing is finished yet."""
+        other = copy.copy(self)
+        other.subject, other.ran, other.taken, other._kept = subject, 0, 0, {}
+        return other
 
     @property
     def compilations(self) -> int:

@@ -1,5 +1,6 @@
 """What really runs against what is meant to run: faults that are no scheme, declared, observed, or only feared."""
 
+import copy
 import dataclasses
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,12 @@ class FaultRuns:
             self._runs = exact
         else:
             self._runs = CellRuns(subject, store=store, attention=self.fault.attention)
+
+    def on(self, exact: CellRuns) -> "FaultRuns":
+        """Returns the same fault on the items of other runs."""
+        other = copy.copy(self)
+        other._runs = exact if self.fault.attention is attend else self._runs.on(exact.subject)
+        return other
 
     def raw(self, cell: Cell) -> Mapping[str, np.ndarray]:
         """Returns logits and losses of a cell, as `CellRuns.raw` does."""

@@ -125,6 +125,19 @@ def answers(logits: ChoiceLogits, items: Haystacks) -> Answers:
     return Answers(log_odds(logits, items.choices), index == 0, index)
 
 
+def first_answers(given: Answers, rows: int) -> Answers:
+    """Returns the answers to the first haystacks."""
+    return Answers(given.log_odds[:rows], given.right[:rows], given.picked[:rows])
+
+
+def joined_answers(parts: Sequence[Answers]) -> Answers:
+    """Returns the answers to several parts of the haystacks as those to all."""
+    log_odds, right, picked = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("log_odds", "right", "picked")
+    )
+    return Answers(log_odds, right, picked)
+
+
 def by_row(
     values: Float[np.ndarray, "rows Q"] | Bool[np.ndarray, "rows Q"], items: Haystacks, probe: str
 ) -> Float64[np.ndarray, " rows"]:

@@ -6,7 +6,7 @@ broke precision may be one that cannot be given up.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from rope_jax.diagnosis import attribution
@@ -15,7 +15,7 @@ from rope_jax.diagnosis.cell_runs import Scores
 from rope_jax.diagnosis.cells import Option
 from rope_jax.statistics import intervals
 from rope_jax.statistics.intervals import Estimate
-from rope_jax.statistics.multiplicity import simultaneous_confidence
+from rope_jax.statistics.multiplicity import joint_confidence
 
 Kind = Literal[
     "option 1", "option 2", "option 3", "implementation", "outside these options", "no fault found", "undetermined"
@@ -49,8 +49,9 @@ class Judged:
 
     Attributes:
       option: what is changed.
-      effect: at 95 %, each taken by itself.
+      effect: each interval taken by itself.
       gain: of long precision, with an interval that holds for all options together.
+      haystacks: it was judged on.
       helps: whether the gain is above the margin.
       qualifies: whether nothing is lost by more than its margin.
       lost: the measures that are, or may be, lost, with their answer.
@@ -59,6 +60,7 @@ class Judged:
     option: Option
     effect: Effect
     gain: Estimate
+    haystacks: int
     helps: Answer
     qualifies: Answer
     lost: Mapping[str, Answer]
@@ -78,6 +80,8 @@ class Verdict:
       judged: every option, in the order given.
       ties: options that also help and qualify and whose gain overlaps the chosen one's.
       would_change: what would change the verdict.
+      settled: whether more haystacks would only make its numbers sharper.
+      open: where it is not, the options that they would have to be asked under, beside the status quo itself.
     """
 
     kind: Kind
@@ -88,6 +92,8 @@ class Verdict:
     judged: tuple[Judged, ...]
     ties: tuple[Option, ...]
     would_change: tuple[str, ...]
+    settled: bool = True
+    open: tuple[Option, ...] = ()
 
 
 def above(value: Estimate, margin: float) -> Answer:
@@ -104,31 +110,51 @@ def decide(
     used: Used,
     *,
     margins: Margins,
+    confidence: float = intervals.CONFIDENCE,
 ) -> Verdict:
     """Returns the verdict.
 
     Args:
       status_quo: scores of what is deployed, one a model.
-      changed: scores after each option, on the same items. An option whose number is `IMPLEMENTATION` runs the status
-        quo's own scheme exactly, where the deployed one may have a fault.
+      changed: scores after each option, on the same items, or on the first of them where more would decide nothing. An
+        option whose number is `IMPLEMENTATION` runs the status quo's own scheme exactly, where the deployed one may
+        have a fault.
       symptom: what is wrong with the status quo; None where nothing can be decided.
       used: probes that passed their gate; with no precision probe or no retrieval nothing can be decided.
       margins: what is too little to matter.
+      confidence: of the intervals it is decided by; for gains, that all of them hold.
     """
     if symptom is None or not used.precision or not used.retrieval:
         missing = "retrieval" if used.precision else "any probe of precision"
         return Verdict("undetermined", None, f"the model has not learned {missing}", None, None, (), (), ())
+    before = {option: [one.first(after[0]) for one in status_quo] for option, after in changed.items()}
+    gains = {option: attribution.precision_gain(changed[option], before[option], used) for option in changed}
+    fewest = min((values.shape[1] for values in gains.values()), default=0)
+    together = confidence
+    if gains:
+        together = joint_confidence([values[:, :fewest] for values in gains.values()], confidence=confidence)
     judged = tuple(
-        _judge(option, scores, status_quo, used, margins, confidence=simultaneous_confidence(len(changed)))
-        for option, scores in changed.items()
+        _judge(
+            option,
+            attribution.effect(changed[option], before[option], used, confidence=confidence),
+            values,
+            intervals.clustered(values, confidence=together),
+            margins,
+        )
+        for option, values in gains.items()
     )
     cause, cause_gain = _cause(judged, margins)
-    return _verdict(judged, symptom, margins, cause, cause_gain)
+
+    def may_beat(one: Judged, best: Judged) -> bool:
+        """Returns whether one option may win back more than another by the margin."""
+        rows = min(one.haystacks, best.haystacks)
+        ahead = gains[one.option][:, :rows] - gains[best.option][:, :rows]
+        return above(intervals.clustered(ahead, confidence=confidence), margins.gain) != "no"
+
+    return _verdict(judged, symptom, margins, cause, cause_gain, may_beat)
 
 
-def _judge(option, scores, status_quo, used: Used, margins: Margins, *, confidence: float) -> Judged:
-    effect = attribution.effect(scores, status_quo, used, confidence=0.95)
-    gain = intervals.clustered(attribution.precision_gain(scores, status_quo, used), confidence=confidence)
+def _judge(option: Option, effect: Effect, gains, gain: Estimate, margins: Margins) -> Judged:
     helps = above(gain, margins.gain)
     if helps == "yes" and effect.precision_accuracy.mean < 0:
         helps = "unclear"  # log-odds and accuracy disagree
@@ -138,7 +164,8 @@ def _judge(option, scores, status_quo, used: Used, margins: Margins, *, confiden
         "short loss of text": above(effect.short_cost, margins.short_cost),
     }
     qualifies: Answer = "no" if "yes" in losses.values() else "unclear" if "unclear" in losses.values() else "yes"
-    return Judged(option, effect, gain, helps, qualifies, {k: v for k, v in losses.items() if v != "no"})
+    lost = {name: answer for name, answer in losses.items() if answer != "no"}
+    return Judged(option, effect, gain, gains.shape[1], helps, qualifies, lost)
 
 
 _PARTS = {"1": "bias", "2": "scaling", "3": "scaling", IMPLEMENTATION: "implementation"}
@@ -152,11 +179,20 @@ def _cause(judged: Sequence[Judged], margins: Margins) -> tuple[str | None, Esti
     return _PARTS[best.option.number], best.gain
 
 
-def _verdict(judged, symptom: Symptom, margins: Margins, cause, cause_gain) -> Verdict:
+def _verdict(
+    judged: Sequence[Judged],
+    symptom: Symptom,
+    margins: Margins,
+    cause: str | None,
+    cause_gain: Estimate | None,
+    may_beat: Callable[[Judged, Judged], bool],
+) -> Verdict:
     inside = [one for one in judged if one.option.number in _PARTS]
     outside = [one for one in judged if one.option.number not in _PARTS]
 
-    def verdict(kind: Kind, reason: str, chosen: Judged | None = None, ties=(), would_change=()) -> Verdict:
+    def verdict(
+        kind: Kind, reason: str, chosen: Judged | None = None, *, ties=(), would_change=(), settled=True, open=()
+    ) -> Verdict:
         return Verdict(
             kind,
             None if chosen is None else chosen.option,
@@ -166,9 +202,12 @@ def _verdict(judged, symptom: Symptom, margins: Margins, cause, cause_gain) -> V
             tuple(judged),
             tuple(ties),
             tuple(would_change),
+            settled,
+            tuple(one.option for one in open),
         )
 
     fixes = [one for one in inside if one.helps == "yes" and one.qualifies == "yes"]
+    open_cases = [one for one in inside if one.helps != "no" and one.qualifies != "no"]
     if fixes:
         # An exact implementation of the same scheme loses nothing; it is the answer wherever nothing is surely better.
         best = max(fixes, key=lambda one: one.gain.mean)
@@ -187,8 +226,16 @@ def _verdict(judged, symptom: Symptom, margins: Margins, cause, cause_gain) -> V
             f"{best.option.change}: wins back {_interval(best.gain)} nats of long-context precision and loses neither "
             "retrieval nor short context beyond the margins"
         )
-        return verdict(kind, reason, best, ties, [*doubt, *_ties_text(ties)])  # type: ignore[arg-type]
-    open_cases = [one for one in inside if one.helps != "no" and one.qualifies != "no"]
+        rivals = [one for one in open_cases if one not in fixes and may_beat(one, best)]
+        return verdict(
+            kind,  # type: ignore[arg-type]
+            reason,
+            best,
+            ties=ties,
+            would_change=[*doubt, *_ties_text(ties)],
+            settled=not rivals,
+            open=[best, *rivals] if rivals else [],
+        )
     if open_cases:
         best = max(open_cases, key=lambda one: one.gain.mean)
         what = (
@@ -200,13 +247,18 @@ def _verdict(judged, symptom: Symptom, margins: Margins, cause, cause_gain) -> V
             "undetermined",
             f"the most promising change is to {best.option.change}; open is {what}",
             would_change=[f"more haystacks: the interval of '{best.option.change}' is too wide to decide"],
+            settled=False,
+            open=open_cases,
         )
     broken = above(symptom.precision_drop, margins.gain)
     if broken == "no":
         return verdict("no fault found", "the status quo loses no precision beyond the margin")
     if broken == "unclear":
         return verdict(
-            "undetermined", "whether precision is lost at all is not resolved", would_change=["more haystacks"]
+            "undetermined",
+            "whether precision is lost at all is not resolved",
+            would_change=["more haystacks"],
+            settled=False,
         )
     refused = [one for one in inside if one.helps == "yes"]
     helpful = [one for one in outside if one.helps == "yes"]

@@ -9,8 +9,9 @@ Keys, outermost first; an estimate is `{"mean", "low", "high"}` with a 95 % inte
 - `frequencies`: inverse frequencies of every scaling that was run, radians a token; empty if nothing rotates.
 - `biases`: of every model: slopes, tables, what they were fitted to.
 - `cells`: of every retrofit run: accuracy, log-odds and loss, short and long; errors of `bind`; outcome by distance.
-- `judgements`: of every status quo: symptom, verdict, options with effects, division of the loss,
-  signature, cost of each fault, distance of runs with faults to observed answers, the three links.
+- `judgements`: of every status quo: symptom, verdict, options with effects and the haystacks they were judged on (these
+  intervals, and those of the symptom's drops, are of `decision_confidence`), division of the loss, signature, cost of
+  each fault, distance of runs with faults to observed answers, the three links.
 - `adapted`: the same after a few steps of training in every arm.
 - `prediction`: from foreshortened haystacks: `spearman` within offsets of bind over `groups` of them, its `ceiling`,
   the same `by_probe`, in words as `text`; what each part of a retrofit is to `blame` for; and for every cell predicted
@@ -45,6 +46,7 @@ from rope_jax.diagnosis.verdict import Judged, Verdict
 from rope_jax.reports import links
 from rope_jax.statistics import intervals
 from rope_jax.statistics.intervals import Estimate
+from rope_jax.statistics.multiplicity import simultaneous_confidence
 from rope_jax.subjects.subject import REACHES
 
 DISTANCE_EDGES = 7
@@ -78,6 +80,7 @@ def json_record(
             for subject in case.subjects
         ],
         "lengths": {"trained": first.trained_length, "target": first.target_length, "factor": first.factor},
+        "decision_confidence": simultaneous_confidence(case.settings.looks),
         "items": {
             "haystacks": 0 if items.long is None else len(items.long.tokens),
             "text_rows": len(items.text),
@@ -220,6 +223,7 @@ def _loss_by_position(case: Case, scores: Sequence[Scores]) -> dict[str, Any]:
 def _judgement(case: Case, judgement: Judgement) -> dict[str, Any]:
     return {
         "status_quo": _named(judgement.status_quo),
+        "haystacks": judgement.haystacks,
         "symptom": _symptom(judgement.symptom),
         "verdict": _verdict(judgement.verdict),
         "options": [_judged(one) for one in judgement.verdict.judged],
@@ -324,6 +328,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "cause_gain": _estimate(verdict.cause_gain),
         "ties": [_option(option) for option in verdict.ties],
         "would_change": list(verdict.would_change),
+        "settled": verdict.settled,
     }
 
 
@@ -333,6 +338,7 @@ def _judged(one: Judged) -> dict[str, Any]:
     }
     return {
         "option": _option(one.option),
+        "haystacks": one.haystacks,
         "helps": one.helps,
         "qualifies": one.qualifies,
         "lost": dict(one.lost),

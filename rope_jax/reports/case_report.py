@@ -6,7 +6,7 @@ from typing import Any
 
 from rope_jax.diagnosis.verdict import above
 from rope_jax.reports import case_plots, scheme_plots
-from rope_jax.reports.case_table import cell_name, farthest_lines, in_words
+from rope_jax.reports.case_table import asked_on, cell_name, farthest_lines, in_words
 from rope_jax.reports.case_tables import blame, factorial, log_odds, options, predictions, provenance, ratios
 from rope_jax.reports.page import anything, bullets, document, figure, negated
 from rope_jax.statistics.intervals import Estimate
@@ -51,6 +51,7 @@ def html_page(record: Record, *, command: str) -> str:
         f"<p class=note>{html.escape(name)}: trained at {lengths['trained']:,} tokens, asked at {lengths['target']:,} "
         f"(&times;{lengths['factor']:g}). The same weights and the same {record['items']['haystacks']} haystacks at "
         f"each length and {record['items']['text_rows']} rows of text in every cell; intervals are 95 %.</p>",
+        *_looks(record),
         f"<div class=cards>{''.join(_card(record, one) for one in judgements)}</div>",
         "<h2>The symptom</h2>",
         bullets(_symptom(record, one) for one in judgements),
@@ -73,6 +74,12 @@ def html_page(record: Record, *, command: str) -> str:
         provenance(record, command),
     ]
     return document(f"rope-jax verdict: {name}", parts)
+
+
+def _looks(record: Record) -> Iterator[str]:
+    lines = [(cell_name(one["status_quo"]), line) for one in record["judgements"] for line in asked_on(record, one)]
+    for name, line in lines:
+        yield f"<p class=note>{html.escape(name)}: {html.escape(line.strip())}.</p>"
 
 
 def _card(record: Record, judgement: Record) -> str:

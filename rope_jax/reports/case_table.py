@@ -21,7 +21,7 @@ def table_text(record: Mapping[str, Any]) -> str:
         "",
     ]
     for judgement in record["judgements"]:
-        lines += [*_judgement(judgement), ""]
+        lines += [*_judgement(judgement), *asked_on(record, judgement), ""]
     lines += _cells(record)
     lines += _ratios(record)
     lines += _prediction(record)
@@ -73,6 +73,18 @@ def _judgement(judgement: Mapping[str, Any]) -> list[str]:
         )
     lines += [f"  {line}" for line in aligned(rows)]
     return lines + [f"  would change it: {what}" for what in verdict["would_change"]]
+
+
+def asked_on(record: Mapping[str, Any], judgement: Mapping[str, Any]) -> list[str]:
+    """Returns on how many haystacks a verdict rests, where it might have been more than those of the cells."""
+    looks, first = record["settings"]["looks"], record["items"]["haystacks"]
+    if looks == 1 or judgement["symptom"] is None:
+        return []
+    taken = (judgement["haystacks"] // first).bit_length()
+    return [
+        f"  decided on {judgement['haystacks']} haystacks, look {taken} of {looks} at most; its intervals are of "
+        f"{record['decision_confidence']:.2%}, so that all looks together err in 5 %"
+    ]
 
 
 def _cells(record: Mapping[str, Any]) -> list[str]:

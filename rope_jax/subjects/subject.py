@@ -22,7 +22,9 @@ REACHES: tuple[Reach, ...] = ("short", "long")
 
 _FIT_ROWS = 32
 _UNSEEN_ROWS = 24
-_UNSEEN = 5  # a stream of the seed; 0 and 1 are what is judged and fitted on, 2 to 4 belong to the search for factors
+# Streams of the seed; 0 and 1 are what is judged and fitted on, 2 to 4 belong to the search for factors.
+_UNSEEN = 5
+_FURTHER = 6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +92,7 @@ def standins() -> tuple[Path, ...]:
 
 
 def standin_subject(
-    directory: Path, *, rows: int, target_length: int | None = None, text_rows: int = 8, seed: int = 0
+    directory: Path, *, rows: int, target_length: int | None = None, text_rows: int = 8, seed: int = 0, part: int = 0
 ) -> Subject:
     """Returns a stand-in with haystacks in its own language.
 
@@ -100,6 +102,7 @@ def standin_subject(
       target_length: `L'`, tokens; eight times the trained length where None.
       text_rows: rows of repeated text.
       seed: of all items; those to fit on come from another stream of it.
+      part: further parts of the items, 1 or more, are other draws of as many; what is fitted to stays.
 
     Raises:
       InputError: if the checkpoint does not know the haystacks' vocabulary.
@@ -116,6 +119,8 @@ def standin_subject(
     if target <= length:
         raise InputError(f"target length {target} must be above the trained length {length}")
     judged, fitted = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
+    if part:
+        judged = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_FURTHER, part)))
     unseen = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_UNSEEN,)))
     made = functools.partial(_made, trained_length=length, counts=counts)
     short, long = (made(judged, rows=rows, length=each) for each in (length, target))

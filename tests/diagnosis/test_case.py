@@ -172,6 +172,46 @@ def test_a_second_run_takes_what_the_first_has_finished(case, directory, small, 
     assert json.dumps(json_record(resumed)) == json.dumps(json_record(case))
 
 
+@pytest.mark.usefixtures("_fitted")
+def test_an_open_verdict_is_asked_on_with_other_items_and_goes_on_where_it_stopped(case, directory, small, tmp_path):
+    first = case.judgements[0].verdict.judged[0]
+    # At a margin that is the very gain of an option, three haystacks leave it open; nothing else can refuse it.
+    margins = Margins(gate=0.0, gain=first.gain.mean, retrieval=20.0, short_accuracy=1.0, short_cost=20.0)
+    settings = dataclasses.replace(SMALL, status_quos=(DEPLOYED,), faults=(), looks=3, margins=margins)
+    parts = []
+
+    def further(part):
+        parts.append(part)
+        return [subject.standin_subject(directory, rows=3, target_length=TARGET, text_rows=2, part=part)]
+
+    made = run_case([small], settings, further=further, store=tmp_path)
+    (judgement,) = made.judgements
+    assert parts == list(range(1, judgement.haystacks // 3))
+    assert judgement.haystacks in (6, 12)
+    assert max(one.haystacks for one in judgement.verdict.judged) == judgement.haystacks
+    assert made.compilations == 3  # further parts run through the same programs
+    record = json_record(made)
+    assert record["judgements"][0]["haystacks"] == judgement.haystacks
+    assert record["items"]["haystacks"] == 3
+    assert record["decision_confidence"] == pytest.approx(1 - 0.05 / 3)
+    assert f"decided on {judgement.haystacks} haystacks" in table_text(record)
+    for file in sorted(tmp_path.glob("*.npz"))[::3]:
+        file.unlink()
+    assert json.dumps(json_record(run_case([small], settings, further=further, store=tmp_path))) == json.dumps(record)
+    with pytest.raises(ValueError, match="3 looks need further items"):
+        run_case([small], settings)
+
+
+def test_further_parts_are_other_items_of_the_same_kind_and_fit_to_the_same(directory, small):
+    other = subject.standin_subject(directory, rows=3, target_length=TARGET, text_rows=2, part=1)
+    again = subject.standin_subject(directory, rows=3, target_length=TARGET, text_rows=2, part=2)
+    for one, two in ((small, other), (other, again)):
+        assert (one.items.long.tokens != two.items.long.tokens).any(axis=1).all()
+        assert (one.items.text != two.items.text).any(axis=1).all()
+        np.testing.assert_array_equal(one.fit_text, two.fit_text)
+        np.testing.assert_array_equal(one.items.short.probe.sum(), two.items.short.probe.sum())
+
+
 def test_gates_measure_costs_against_the_unchanged_model(case):
     measures = gate_measures(case, case.judgements[0])
     before, after = (json_record(case)["cells"][at]["loss"] for at in (0, 1))

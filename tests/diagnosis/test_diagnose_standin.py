@@ -115,6 +115,8 @@ def test_every_measure_of_a_gate_can_be_named():
         ((f"--target_length={TRAINED}",), f"target length {TRAINED} must be above"),
         (("--target_length=0",), "--target_length must be from 1"),
         (("--haystacks=0",), "--haystacks must be from 1"),
+        (("--haystacks=8", "--most_haystacks=7"), "--most_haystacks must be from the 8 of --haystacks"),
+        (("--most_haystacks=40", "--observed=x.npz"), "no asking on up to --most_haystacks"),
         (("--rows=-1",), "--rows must be from 1"),
         (("--ratios=1",), "--ratios: '1' is no number above 1"),
         (("--ratios=2,x",), "--ratios: 'x' is no number above 1"),
@@ -150,6 +152,7 @@ def test_flags_of_the_probes_are_not_ignored_on_text(directory, tmp_path, capsys
     for flag, what in (
         ("--write_items=x.npz", "--write_items is for a stand-in only"),
         ("--ratios=2", "--ratios is for a stand-in only"),
+        ("--most_haystacks=40", "--most_haystacks is for a stand-in only"),
         ("--fail_if=magic>1", "'magic' is no measure"),
         ("--faults=magic", "'magic' is none of"),
     ):

@@ -82,6 +82,7 @@ def judgement(kind: str) -> dict:
     chosen = judged[int(kind[-1]) - 1]["option"] if kind.startswith("option") else None
     return {
         "status_quo": {"scaling": "ntk", "bias": "alibi", "temperature": False},
+        "haystacks": 8,
         "symptom": {
             "precision_drop": estimate(2.5),
             "retrieval_drop": estimate(0.1),
@@ -119,8 +120,10 @@ def record() -> dict:
             "margins": {"gain": 0.3, "retrieval": 0.3, "short_accuracy": 0.02, "short_cost": 0.02, "gate": 0.9},
             "num_buckets": 8,
             "max_distance": 32,
+            "looks": 1,
             "seed": 7,
         },
+        "decision_confidence": 0.95,
         "probes": {
             "used": PROBES,
             "refused": {"count": "not learned"},
@@ -205,6 +208,14 @@ def test_every_verdict_is_on_the_page_above_all_else(record):
         assert f" {kind} " in top
         assert f"Why it is {kind}." in top
     assert "ntk + alibi + temperature" in top
+
+
+def test_how_far_a_verdict_was_asked_on_is_said(record):
+    assert "decided on" not in html_page(record, command="rope-jax diagnose")
+    record["settings"]["looks"], record["decision_confidence"] = 4, 0.9875
+    record["judgements"][0]["haystacks"] = 16
+    page = html_page(record, command="rope-jax diagnose")
+    assert "ntk + alibi: decided on 16 haystacks, look 2 of 4 at most; its intervals are of 98.75%" in page
 
 
 def test_hostile_names_are_escaped(record):

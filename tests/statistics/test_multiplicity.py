@@ -101,3 +101,42 @@ def test_simultaneous_intervals_hold_together():
 def test_no_intervals_are_not_simultaneous():
     with pytest.raises(ValueError, match="1 or more"):
         multiplicity.simultaneous_confidence(0)
+
+
+def test_what_errs_alike_needs_less_confidence_and_never_more_than_the_bound():
+    rng = np.random.default_rng(5)
+    shared, own = rng.standard_normal((1, 400)), [rng.standard_normal((1, 400)) for _ in range(6)]
+    bound = multiplicity.simultaneous_confidence(6)
+    found = [
+        multiplicity.joint_confidence([weight * shared + (1 - weight) * one for one in own])
+        for weight in (0.0, 0.5, 0.9, 1.0)
+    ]
+    assert found == sorted(found, reverse=True)
+    assert found[0] == pytest.approx(0.95 ** (1 / 6), abs=0.002)  # independent: Sidak's
+    assert found[0] <= bound
+    assert found[-1] == pytest.approx(0.95, abs=0.003)  # all the same
+
+
+def test_joint_intervals_of_correlated_values_hold_together():
+    rng, together, draws = np.random.default_rng(6), 0, 150
+    for _ in range(draws):
+        shared = rng.standard_normal(40)
+        values = [(shared + rng.standard_normal(40))[None] for _ in range(5)]
+        confidence = multiplicity.joint_confidence(values)
+        found = [intervals.clustered(one, confidence=confidence) for one in values]
+        together += all(value.low <= 0 <= value.high for value in found)
+    assert together / draws >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / draws)
+
+
+def test_what_does_not_vary_asks_for_nothing():
+    steady, other = np.full((1, 8), 2.0), np.random.default_rng(7).standard_normal((1, 8))
+    assert multiplicity.joint_confidence([steady, steady]) == 0.95
+    assert multiplicity.joint_confidence([steady, other]) == pytest.approx(0.95, abs=0.002)
+    assert multiplicity.joint_confidence([np.ones((1, 1))]) == 0.95
+
+
+def test_several_models_are_held_to_the_bound_for_any_dependence():
+    values = [np.ones((3, 8)), np.ones((3, 8))]
+    assert multiplicity.joint_confidence(values) == multiplicity.simultaneous_confidence(2)
+    with pytest.raises(ValueError, match="1 or more"):
+        multiplicity.joint_confidence([])

@@ -1,0 +1,109 @@
+"""Asking on until a verdict is settled: haystacks in doublings, the level divided over all looks at them.
+
+What is asked after each look depends on what was seen, so that each look may err only by its share of the level: with
+`K` looks intervals are of `1 - (1 - c)/K`, and a verdict drawn at whichever look is wrong no more often than one drawn
+at a single look of confidence `c`. An option that is surely out is not asked on; its interval stays what it was.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from rope_jax.diagnosis import attribution
+from rope_jax.diagnosis.attribution import Symptom, Used
+from rope_jax.diagnosis.cell_runs import Scores, joined
+from rope_jax.diagnosis.cells import Option
+from rope_jax.diagnosis.verdict import Margins, Verdict, decide
+from rope_jax.statistics import intervals
+from rope_jax.statistics.multiplicity import simultaneous_confidence
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answered:
+    """What a verdict is drawn from, each a list with one entry a model.
+
+    Attributes:
+      status_quo: scores of what is deployed.
+      unchanged: scores of the models as trained.
+      changed: scores after each option; of the first haystacks only where it was not asked on.
+    """
+
+    status_quo: Sequence[Scores]
+    unchanged: Sequence[Scores]
+    changed: Mapping[Option, Sequence[Scores]]
+
+
+More = Callable[[int, Collection[Option]], Answered]
+"""From the number of a part of the items, 1 or more, and the options still open, to what is answered to that part."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decided:
+    """A verdict and what it took.
+
+    Attributes:
+      verdict: at the last look.
+      symptom: of the status quo on all that it was asked; None where nothing was learned.
+      parts: of the items that the status quo was asked.
+    """
+
+    verdict: Verdict
+    symptom: Symptom | None
+    parts: int
+
+
+def number_of_looks(first: int, most: int) -> int:
+    """Returns how many looks there are when haystacks double from `first` up to `most`, which is no less.
+
+    >>> number_of_looks(20, 160), number_of_looks(20, 79)
+    (4, 2)
+    """
+    return (most // first).bit_length()
+
+
+def decided(first: Answered, more: More, used: Used, *, margins: Margins, looks: int = 1) -> Decided:
+    """Returns the verdict at the first look that settles it, or at the last.
+
+    Args:
+      first: what is answered to the first part of the items, by every option.
+      more: answers further parts, each as large as the first.
+      used: probes that passed their gate on the first part.
+      margins: what is too little to matter.
+      looks: 1 for the first part only; each further one doubles the parts.
+    """
+    confidence = simultaneous_confidence(looks)
+    seen, parts = first, 1
+    verdict, symptom = drawn(seen, used, margins=margins, confidence=confidence)
+    while not verdict.settled and 2 * parts <= 2 ** (looks - 1):
+        for part in range(parts, 2 * parts):
+            seen = _with(seen, more(part, verdict.open))
+        parts *= 2
+        verdict, symptom = drawn(seen, used, margins=margins, confidence=confidence)
+    return Decided(verdict, symptom, parts)
+
+
+def drawn(
+    seen: Answered, used: Used, *, margins: Margins, confidence: float = intervals.CONFIDENCE
+) -> tuple[Verdict, Symptom | None]:
+    """Returns the verdict of one look, and the symptom, None where nothing was learned.
+
+    Args:
+      seen: what was answered.
+      used: probes that passed their gate.
+      margins: what is too little to matter.
+      confidence: of the intervals.
+    """
+    learned = bool(used.precision) and used.retrieval
+    symptom = attribution.symptom(seen.status_quo, seen.unchanged, used, confidence=confidence) if learned else None
+    return decide(seen.status_quo, seen.changed, symptom, used, margins=margins, confidence=confidence), symptom
+
+
+def _with(seen: Answered, more: Answered) -> Answered:
+    """Returns what was answered so far together with what is answered to one more part."""
+
+    def both(before: Sequence[Scores], after: Sequence[Scores]) -> list[Scores]:
+        return [joined(pair) for pair in zip(before, after, strict=True)]
+
+    asked_on = {option: both(seen.changed[option], scores) for option, scores in more.changed.items()}
+    return Answered(
+        both(seen.status_quo, more.status_quo), both(seen.unchanged, more.unchanged), {**seen.changed, **asked_on}
+    )

@@ -1,0 +1,153 @@
+"""Asking on: the same verdicts from more haystacks, no more errors from more looks, and nothing asked in vain."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from cases import scores, used
+
+from rope_jax.diagnosis import looks
+from rope_jax.diagnosis.cell_runs import Scores, joined
+from rope_jax.diagnosis.cells import Cell, Option, options
+from rope_jax.diagnosis.looks import Answered, decided, drawn
+from rope_jax.diagnosis.verdict import IMPLEMENTATION, Margins
+
+DEPLOYED = Cell("ntk", "alibi")
+ONE, TWO, THREE, SHARPER, BACK = options(DEPLOYED, transforms=("llama3",))
+MARGINS = Margins()
+
+
+class World:
+    """Answers parts of haystacks whose gains are drawn around a truth, and remembers what it was asked."""
+
+    def __init__(self, gains, *, noise=1.0, rows=24, drop=3.0, seed=0, lost=None):
+        self.gains, self.noise, self.rows, self.drop, self.lost = gains, noise, rows, drop, lost or {}
+        self.rng, self.asked = np.random.default_rng(seed), []
+
+    def made(self, long, **others) -> Scores:
+        own = long + self.noise * self.rng.standard_normal(self.rows)
+        made = scores(rows=self.rows, noise=0.0, **others)
+        return dataclasses.replace(
+            made, log_odds=made.log_odds | {"long": {**made.log_odds["long"], "bind": own, "ord": own}}
+        )
+
+    def __call__(self, part, asked) -> Answered:
+        self.asked.append((part, list(asked)))
+        changed = {one: [self.made(1 + self.gains.get(one, 0.0), ret=4 - self.lost.get(one, 0.0))] for one in asked}
+        return Answered([scores(rows=self.rows, noise=0.0, long=1.0)], [self.unchanged()], changed)
+
+    def unchanged(self) -> Scores:
+        made = scores(rows=self.rows, noise=0.0)
+        own = 1.0 + self.drop + self.noise * self.rng.standard_normal(self.rows)
+        return dataclasses.replace(made, log_odds=made.log_odds | {"short": dict.fromkeys(("ret", "bind", "ord"), own)})
+
+    def decided(self, looks=4, over=(ONE, TWO, THREE)):
+        return decided(self(0, over), self, used(), margins=MARGINS, looks=looks)
+
+
+def test_joined_parts_begin_with_the_first():
+    parts = [scores(seed=seed, rows=rows) for seed, rows in ((1, 3), (2, 5))]
+    both = joined(parts)
+    assert len(both.log_odds["long"]["ret"]) == len(both.loss["short"]) == len(both.losses) == 8
+    again = both.first(parts[0])
+    np.testing.assert_array_equal(again.log_odds["long"]["bind"], parts[0].log_odds["long"]["bind"])
+    np.testing.assert_array_equal(again.accuracy["short"]["ord"], parts[0].accuracy["short"]["ord"])
+    np.testing.assert_array_equal(again.loss["long"], parts[0].loss["long"])
+
+
+def test_what_is_clear_at_once_is_not_asked_on():
+    world = World({ONE: 3.0, TWO: -2.0, THREE: -2.0})
+    found = world.decided()
+    assert (found.verdict.kind, found.parts, found.verdict.settled) == ("option 1", 1, True)
+    assert [part for part, _ in world.asked] == [0]
+
+
+def test_what_is_open_is_asked_on_until_it_is_settled_and_nothing_else_is():
+    world = World({ONE: 0.7, TWO: -3.0, THREE: -3.0})
+    found = world.decided(looks=6)
+    assert found.verdict.kind == "option 1"
+    assert found.parts > 1
+    assert [part for part, _ in world.asked] == list(range(found.parts))
+    assert all(asked == [ONE] for _, asked in world.asked[1:])  # the others were surely out at the first look
+    by_option = {one.option: one.haystacks for one in found.verdict.judged}
+    assert by_option == {ONE: found.parts * world.rows, TWO: world.rows, THREE: world.rows}
+
+
+def test_a_rival_that_may_win_back_more_is_asked_on_before_another_is_chosen():
+    # Both surely help; whether the better one keeps retrieval is not known at first.
+    world = World({ONE: 2.0, THREE: 4.0, TWO: -3.0})
+    first = world(0, (ONE, TWO, THREE))
+    (unsure,) = first.changed[THREE]
+    spread = 4.0 + np.linspace(-3, 3, world.rows)  # on average nothing is lost, but 24 haystacks do not tell
+    unsure = dataclasses.replace(unsure, log_odds=unsure.log_odds | {"long": unsure.log_odds["long"] | {"ret": spread}})
+    first = dataclasses.replace(first, changed={**first.changed, THREE: [unsure]})
+    verdict, _ = drawn(first, used(), margins=MARGINS)
+    assert (verdict.kind, verdict.settled, set(verdict.open)) == ("option 1", False, {ONE, THREE})
+    found = decided(first, world, used(), margins=MARGINS, looks=6)
+    assert (found.verdict.kind, found.verdict.settled) == ("option 3", True)
+
+
+def test_a_rival_that_is_surely_no_better_is_not_waited_for():
+    world = World({ONE: 4.0, THREE: 1.0, TWO: -3.0}, lost={THREE: 0.3})
+    found = world.decided()
+    assert (found.verdict.kind, found.verdict.settled, found.parts) == ("option 1", True, 1)
+
+
+def test_the_looks_end_and_what_is_still_open_stays_undetermined():
+    world = World({ONE: MARGINS.gain, TWO: -3.0, THREE: -3.0}, seed=3)
+    found = world.decided(looks=3)
+    assert (found.verdict.kind, found.verdict.settled, found.parts) == ("undetermined", False, 4)
+    assert "more haystacks" in found.verdict.would_change[0]
+
+
+def test_whether_anything_is_lost_is_asked_of_the_status_quo_alone():
+    world = World({}, drop=0.55, noise=1.0, seed=2)
+    world.gains = dict.fromkeys((ONE, TWO, THREE), -3.0)
+    found = world.decided(looks=6)
+    assert found.verdict.kind == "outside these options"
+    assert found.parts > 1
+    assert all(asked == [] for _, asked in world.asked[1:])
+
+
+def test_what_was_not_learned_is_never_asked_on():
+    world = World({ONE: 0.7})
+    found = decided(world(0, (ONE,)), world, used(retrieval=False), margins=MARGINS, looks=5)
+    assert (found.verdict.kind, found.symptom, found.parts, found.verdict.settled) == ("undetermined", None, 1, True)
+
+
+def test_one_look_is_as_it_was_and_more_looks_need_wider_intervals():
+    first = World({ONE: 0.7})(0, (ONE, TWO, THREE))
+    alone, _ = drawn(first, used(), margins=MARGINS)
+    assert decided(first, World({}), used(), margins=MARGINS).verdict.judged == alone.judged
+    wider, _ = drawn(first, used(), margins=MARGINS, confidence=0.9875)
+    for one, other in zip(alone.judged, wider.judged, strict=True):
+        assert one.gain.mean == other.gain.mean
+        assert other.gain.low < one.gain.low <= one.effect.precision.low
+
+
+@pytest.mark.parametrize(
+    ("first", "most", "count"), [(20, 20, 1), (20, 39, 1), (20, 40, 2), (20, 160, 4), (1, 1000, 10)]
+)
+def test_looks_double_up_to_the_most(first, most, count):
+    assert looks.number_of_looks(first, most) == count
+    assert first * 2 ** (count - 1) <= most < first * 2**count
+
+
+@pytest.mark.slow
+def test_looking_again_and_again_at_nothing_alarms_no_more_often_than_it_may():
+    """Three options that win back just the margin: to be sure of any is an error, at whichever look."""
+    alarms, trials = 0, 200
+    for seed in range(trials):
+        world = World(dict.fromkeys((ONE, TWO, THREE), MARGINS.gain), seed=seed, noise=1.0)
+        found = world.decided(looks=4)
+        alarms += any(one.helps == "yes" for one in found.verdict.judged)
+    assert alarms / trials <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
+    assert alarms > 0  # intervals so wide that they never err would decide nothing
+
+
+def test_an_exact_run_is_asked_on_like_any_other_change():
+    exact = Option(IMPLEMENTATION, "run the same scheme exactly", DEPLOYED)
+    world = World({exact: 0.7, ONE: -3.0})
+    found = world.decided(looks=6, over=(ONE, exact))
+    assert found.verdict.kind == "implementation"
+    assert all(asked == [exact] for _, asked in world.asked[1:])
