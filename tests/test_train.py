@@ -14,7 +14,7 @@ from flax import nnx
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.subjects import haystacks as hay
-from rope_jax.subjects.subject import standin_subject
+from rope_jax.subjects.subject import read_standin
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "experiments"))
 train = importlib.import_module("train")
@@ -79,7 +79,7 @@ def test_steps_lower_the_loss_and_the_model_is_a_subject(tmp_path):
     record = json.loads((tmp_path / hay.TRAINING).read_text())
     assert record["before"] == before
     assert record["counts"] == dataclasses.asdict(ASKED)
-    subject = standin_subject(tmp_path, rows=1, text_rows=1)
+    subject = read_standin(tmp_path).asked(rows=1, text_rows=1)
     assert (subject.trained_length, subject.target_length, subject.counts) == (128, 1024, ASKED)
     rotary = load_checkpoint(tmp_path).positions.main_group.rotary
     assert rotary.base == pytest.approx(train.matched_base(128))

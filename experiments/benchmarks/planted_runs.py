@@ -20,7 +20,6 @@ from planted_causes import FARTHEST_BUCKET, Plant, base_divisors, scaled_by
 from planted_faults import faulty, rounded_bias, rounded_significands, run_wrongly
 from planted_truth import Rows, Truth
 
-from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.decoder import Decoder
 from rope_jax.diagnosis import attribution, deployment
 from rope_jax.diagnosis.arms import Arms
@@ -34,7 +33,7 @@ from rope_jax.diagnosis.probes import ProbeProgram
 from rope_jax.diagnosis.scalings import TRANSFORMS
 from rope_jax.diagnosis.verdict import IMPLEMENTATION, Margins
 from rope_jax.scheme import Scheme
-from rope_jax.subjects.subject import Subject, standin_subject
+from rope_jax.subjects.subject import Subject, read_standin
 
 PLANTED = Cell("planted", "planted")
 STRIP = FARTHEST_BUCKET  # offsets told apart: one shape for every plant, whatever its bias
@@ -111,7 +110,8 @@ class Bench:
 
     def __init__(self, directory: Path, settings: Settings, programs: dict[Any, Programs]) -> None:
         self._directory, self._settings = directory, settings
-        self.checkpoint: Checkpoint = standin_subject(directory, rows=1, text_rows=1).checkpoint
+        self._standin = read_standin(directory)
+        self.checkpoint = self._standin.checkpoint
         if self.checkpoint.config not in programs:
             programs[self.checkpoint.config] = Programs(self.checkpoint.model)
         self._programs = programs[self.checkpoint.config]
@@ -145,13 +145,8 @@ class Bench:
 
     def _subject(self, ratio: float, seed: int, part: int) -> Subject:
         settings, length = self._settings, round(ratio * self.checkpoint.positions.original_length)
-        return standin_subject(
-            self._directory,
-            rows=settings.haystacks,
-            target_length=length,
-            text_rows=settings.text_rows,
-            seed=seed,
-            part=part,
+        return self._standin.asked(
+            rows=settings.haystacks, target_length=length, text_rows=settings.text_rows, seed=seed, part=part
         )
 
     # What is deployed.

@@ -96,18 +96,11 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     if not flags.full:
         directories = directories[:1]
 
+    known = [subject.read_standin(directory) for directory in directories]
+
     def subjects_at(length: int | None, part: int = 0) -> list[Any]:
-        return [
-            subject.standin_subject(
-                directory,
-                rows=flags.haystacks,
-                target_length=length,
-                text_rows=flags.rows or _TEXT_ROWS,
-                seed=flags.seed,
-                part=part,
-            )
-            for directory in directories
-        ]
+        sizes = {"rows": flags.haystacks, "text_rows": flags.rows or _TEXT_ROWS}
+        return [one.asked(target_length=length, seed=flags.seed, part=part, **sizes) for one in known]
 
     subjects = subjects_at(flags.target_length)
     if flags.write_items is not None:

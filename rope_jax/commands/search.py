@@ -12,6 +12,7 @@
 - `omitted`: named rules that do not compose with the config's own, and why; `interval_method`; `compilations`.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -72,13 +73,12 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     # JAX is imported only once the flags are known to be good.
     from rope_jax.diagnosis import attribution, factor_search
     from rope_jax.diagnosis.verdict import Margins
-    from rope_jax.subjects.subject import standin_subject
+    from rope_jax.subjects.subject import read_standin
 
     margins = Margins()
     # Of the diagnosis' items only the text that a bias is fitted on is used.
-    subject = standin_subject(
-        _directory(arguments), rows=1, target_length=flags.target_length, text_rows=1, seed=flags.seed
-    )
+    standin = read_standin(_directory(arguments))
+    subject = standin.asked(rows=1, target_length=flags.target_length, text_rows=1, seed=flags.seed)
     runs = factor_search.FactorRuns(subject, rows=flags.haystacks)
     items = factor_search.items_of(subject, rows=flags.haystacks, seed=flags.seed)
     unchanged = runs.unchanged(items[0])
@@ -232,8 +232,7 @@ def _outcomes(scores, fresh: "Judge") -> dict[str, Any]:
 def _estimate(rows) -> dict[str, float | None]:
     from rope_jax.statistics import intervals
 
-    value = intervals.clustered(rows[None])
-    return {"mean": value.mean, "low": value.low, "high": value.high}
+    return dataclasses.asdict(intervals.clustered(rows[None]))
 
 
 def _key(subject: "Subject", settings: Mapping[str, Any], searched: "Judge") -> str:

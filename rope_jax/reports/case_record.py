@@ -112,7 +112,7 @@ def json_record(
 
 
 def _estimate(value: Estimate | None) -> dict[str, float | None] | None:
-    return None if value is None else {"mean": value.mean, "low": value.low, "high": value.high}
+    return None if value is None else dataclasses.asdict(value)
 
 
 def _named(cell: Cell) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A measurement as plain records: one JSON object, one CSV row a cell and bin, one table for a terminal."""
 
 import csv
+import dataclasses
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -75,10 +76,11 @@ def json_record(measured: Measurement) -> dict[str, Any]:
         "cells": [_cell_record(measured, cell) for cell in measured.cells],
         "effects": {
             reach: {
-                "scaling": {name: _estimate(value) for name, value in effects.scaling.items()},
-                "bias": {name: _estimate(value) for name, value in effects.bias.items()},
+                "scaling": {name: dataclasses.asdict(value) for name, value in effects.scaling.items()},
+                "bias": {name: dataclasses.asdict(value) for name, value in effects.bias.items()},
                 "interaction": [
-                    {"scaling": s, "bias": b, **_estimate(value)} for (s, b), value in effects.interaction.items()
+                    {"scaling": s, "bias": b, **dataclasses.asdict(value)}
+                    for (s, b), value in effects.interaction.items()
                 ],
             }
             for reach, effects in measured.effects.items()
@@ -200,12 +202,12 @@ def _cell_record(measured: Measurement, cell: Cell) -> dict[str, Any]:
     return {
         "scaling": cell[0],
         "bias": cell[1],
-        "loss": [_estimate(value) for value in result.by_bin],
-        "curve": [_estimate(value) for value in measured.curves[cell]],
-        "short": _estimate(result.short),
-        "long": _estimate(result.long),
-        "short_cost": _estimate(result.short_cost),
-        "long_gain": _estimate(result.long_gain),
+        "loss": [dataclasses.asdict(value) for value in result.by_bin],
+        "curve": [dataclasses.asdict(value) for value in measured.curves[cell]],
+        "short": dataclasses.asdict(result.short),
+        "long": dataclasses.asdict(result.long),
+        "short_cost": dataclasses.asdict(result.short_cost),
+        "long_gain": dataclasses.asdict(result.long_gain),
     }
 
 
@@ -230,10 +232,6 @@ def _table(fold: Fold) -> dict[str, Any]:
         "loss_before": fold.table.before,
         "loss_after": fold.table.after,
     }
-
-
-def _estimate(value: Estimate) -> dict[str, float | None]:
-    return {"mean": value.mean, "low": value.low, "high": value.high}
 
 
 def _brief(value: Estimate) -> str:

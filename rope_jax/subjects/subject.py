@@ -91,21 +91,64 @@ def standins() -> tuple[Path, ...]:
     return tuple(sorted(Path(str(resources.files("rope_jax") / "standins")).glob("seed-*")))
 
 
-def standin_subject(
-    directory: Path, *, rows: int, target_length: int | None = None, text_rows: int = 8, seed: int = 0, part: int = 0
-) -> Subject:
-    """Returns a stand-in with haystacks in its own language.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Standin:
+    """A model that reads the haystacks' vocabulary.
 
-    Args:
-      directory: of a checkpoint that `experiments/train.py` has written.
-      rows: haystacks at each length.
-      target_length: `L'`, tokens; eight times the trained length where None.
-      text_rows: rows of repeated text.
-      seed: of all items; those to fit on come from another stream of it.
-      part: further parts of the items, 1 or more, are other draws of as many; what is fitted to stays.
+    Attributes:
+      checkpoint: the model.
+      counts: facts and questions of the haystacks that it was trained on.
+    """
+
+    checkpoint: Checkpoint
+    counts: Counts
+
+    def asked(
+        self, *, rows: int, target_length: int | None = None, text_rows: int = 8, seed: int = 0, part: int = 0
+    ) -> Subject:
+        """Returns the model with haystacks in its own language.
+
+        Args:
+          rows: haystacks at each length.
+          target_length: `L'`, tokens; eight times the trained length where None.
+          text_rows: rows of repeated text.
+          seed: of all items; those to fit on come from another stream of it.
+          part: further parts of the items, 1 or more, are other draws of as many; what is fitted to stays.
+
+        Raises:
+          InputError: if the target is no longer than what the model was trained on.
+        """
+        length = self.checkpoint.positions.original_length
+        target = 8 * length if target_length is None else target_length
+        if target <= length:
+            raise InputError(f"target length {target} must be above the trained length {length}")
+        judged, fitted = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
+        if part:
+            judged = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_FURTHER, part)))
+        unseen = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_UNSEEN,)))
+        made = functools.partial(_made, trained_length=length, counts=self.counts)
+        short, long = (made(judged, rows=rows, length=each) for each in (length, target))
+        text = haystacks.repeated_text(judged, rows=text_rows, length=target, farthest=length // 2)
+        answers = made(fitted, rows=_FIT_ROWS, length=length)
+        copies = haystacks.repeated_text(fitted, rows=_FIT_ROWS // 4, length=length, farthest=length // 2)
+        return Subject(
+            checkpoint=self.checkpoint,
+            trained_length=length,
+            target_length=target,
+            items=Items(short, long, text.tokens, text.predictable),
+            fit_text=np.concatenate([answers.tokens, copies.tokens]),
+            fit_counted=np.concatenate([answer_weights(answers), copies.predictable]),
+            unseen_items=made(unseen, rows=_UNSEEN_ROWS, length=length),
+            language="haystacks in the stand-in's own vocabulary; text of repeated segments, copied tokens counted",
+            counts=self.counts,
+        )
+
+
+def read_standin(directory: Path) -> Standin:
+    """Returns the stand-in that `experiments/train.py` has written to a directory.
 
     Raises:
-      InputError: if the checkpoint does not know the haystacks' vocabulary.
+      InputError: if the checkpoint does not know the haystacks' vocabulary, or its record names no such counts.
     """
     checkpoint = load_checkpoint(directory)
     if checkpoint.config.vocab_size != haystacks.VOCAB_SIZE:
@@ -113,31 +156,7 @@ def standin_subject(
             f"{directory}: a vocabulary of {checkpoint.config.vocab_size} tokens is not that of the haystacks, "
             f"{haystacks.VOCAB_SIZE}"
         )
-    counts = _known(directory / TRAINING)
-    length = checkpoint.positions.original_length
-    target = 8 * length if target_length is None else target_length
-    if target <= length:
-        raise InputError(f"target length {target} must be above the trained length {length}")
-    judged, fitted = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
-    if part:
-        judged = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_FURTHER, part)))
-    unseen = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_UNSEEN,)))
-    made = functools.partial(_made, trained_length=length, counts=counts)
-    short, long = (made(judged, rows=rows, length=each) for each in (length, target))
-    text = haystacks.repeated_text(judged, rows=text_rows, length=target, farthest=length // 2)
-    answers = made(fitted, rows=_FIT_ROWS, length=length)
-    copies = haystacks.repeated_text(fitted, rows=_FIT_ROWS // 4, length=length, farthest=length // 2)
-    return Subject(
-        checkpoint=checkpoint,
-        trained_length=length,
-        target_length=target,
-        items=Items(short, long, text.tokens, text.predictable),
-        fit_text=np.concatenate([answers.tokens, copies.tokens]),
-        fit_counted=np.concatenate([answer_weights(answers), copies.predictable]),
-        unseen_items=made(unseen, rows=_UNSEEN_ROWS, length=length),
-        language="haystacks in the stand-in's own vocabulary; text of repeated segments, copied tokens counted",
-        counts=counts,
-    )
+    return Standin(checkpoint, _known(directory / TRAINING))
 
 
 def _made(rng: np.random.Generator, *, rows: int, length: int, trained_length: int, counts: Counts) -> Haystacks:

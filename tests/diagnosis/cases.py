@@ -11,7 +11,7 @@ from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.diagnosis.attribution import Used
 from rope_jax.diagnosis.cell_runs import Scores
 from rope_jax.subjects import haystacks
-from rope_jax.subjects.subject import Subject, standin_subject
+from rope_jax.subjects.subject import Subject, read_standin
 
 TRAINED, TARGET, BASE = 192, 384, 170.0
 HEADS, DIM = 2, 8
@@ -36,7 +36,7 @@ def save_standin(directory: Path, seed: int = 0) -> Path:
 
 
 def tiny_subject(directory: Path, *, rows: int = 3, text_rows: int = 2, seed: int = 0) -> Subject:
-    return standin_subject(directory, rows=rows, target_length=TARGET, text_rows=text_rows, seed=seed)
+    return read_standin(directory).asked(rows=rows, target_length=TARGET, text_rows=text_rows, seed=seed)
 
 
 def used(*precision: str, retrieval: bool = True) -> Used:

@@ -16,7 +16,7 @@ from rope_jax.diagnosis.foreshortened import PARTS, ForeshortenedProgram, foresh
 from rope_jax.statistics.intervals import Estimate
 from rope_jax.statistics.ranks import RankAgreement, within_group_spearman
 from rope_jax.subjects.haystacks import PROBES, SYMBOLS
-from rope_jax.subjects.subject import standin_subject, standins
+from rope_jax.subjects.subject import read_standin, standins
 
 QUO = Cell("ntk", "alibi")
 SETTINGS = Settings(status_quos=(QUO,), transforms=("llama3",))
@@ -90,7 +90,7 @@ def test_models_without_haystacks_are_not_predicted(subject, maker):
 
 @pytest.mark.slow
 def test_short_haystacks_foretell_what_the_shipped_model_does_at_twice_its_length():
-    subject = standin_subject(standins()[0], rows=12, target_length=512, text_rows=1)
+    subject = read_standin(standins()[0]).asked(rows=12, target_length=512, text_rows=1)
     settings = Settings(status_quos=(Cell("ntk", "alibi"),), slopes=0.3)
     maker = fitted_schemes(subject, settings, needed_cells(settings))[1]
     run = CellRuns(subject)

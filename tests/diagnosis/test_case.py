@@ -182,7 +182,7 @@ def test_an_open_verdict_is_asked_on_with_other_items_and_goes_on_where_it_stopp
 
     def further(part):
         parts.append(part)
-        return [subject.standin_subject(directory, rows=3, target_length=TARGET, text_rows=2, part=part)]
+        return [subject.read_standin(directory).asked(rows=3, target_length=TARGET, text_rows=2, part=part)]
 
     made = run_case([small], settings, further=further, store=tmp_path)
     (judgement,) = made.judgements
@@ -203,8 +203,8 @@ def test_an_open_verdict_is_asked_on_with_other_items_and_goes_on_where_it_stopp
 
 
 def test_further_parts_are_other_items_of_the_same_kind_and_fit_to_the_same(directory, small):
-    other = subject.standin_subject(directory, rows=3, target_length=TARGET, text_rows=2, part=1)
-    again = subject.standin_subject(directory, rows=3, target_length=TARGET, text_rows=2, part=2)
+    other = subject.read_standin(directory).asked(rows=3, target_length=TARGET, text_rows=2, part=1)
+    again = subject.read_standin(directory).asked(rows=3, target_length=TARGET, text_rows=2, part=2)
     for one, two in ((small, other), (other, again)):
         assert (one.items.long.tokens != two.items.long.tokens).any(axis=1).all()
         assert (one.items.text != two.items.text).any(axis=1).all()
@@ -281,5 +281,5 @@ def test_stand_ins_that_ship_answer_what_they_were_trained_on():
     shipped = subject.standins()
     if not shipped:
         pytest.skip("no trained stand-in ships with the package")
-    made = subject.standin_subject(shipped[0], rows=2, text_rows=2)
+    made = subject.read_standin(shipped[0]).asked(rows=2, text_rows=2)
     assert made.target_length == 8 * made.trained_length

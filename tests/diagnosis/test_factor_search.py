@@ -15,7 +15,7 @@ from rope_jax.diagnosis.attribution import Used
 from rope_jax.diagnosis.cell_runs import Scores
 from rope_jax.diagnosis.factor_search import FactorRuns, Population, admissible, evolve, objective
 from rope_jax.subjects import haystacks
-from rope_jax.subjects.subject import standin_subject
+from rope_jax.subjects.subject import read_standin
 
 USED = Used(("bind",), True, {}, {})
 LARGEST = 32.0
@@ -112,7 +112,7 @@ def subject(tmp_path_factory):
     model = Decoder(config, rngs=nnx.Rngs(0))
     directory = tmp_path_factory.mktemp("tiny")
     save_llama(directory, model, llama_config(model, base=200.0, trained_length=192))
-    return standin_subject(directory, rows=1, target_length=384, text_rows=1)
+    return read_standin(directory).asked(rows=1, target_length=384, text_rows=1)
 
 
 @pytest.fixture(scope="module")

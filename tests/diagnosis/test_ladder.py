@@ -12,7 +12,7 @@ from rope_jax.diagnosis.cells import UNCHANGED, Cell
 from rope_jax.diagnosis.ladder import Rung, farthest, ladder, target_lengths
 from rope_jax.diagnosis.verdict import Margins
 from rope_jax.errors import InputError
-from rope_jax.subjects.subject import standin_subject
+from rope_jax.subjects.subject import read_standin
 
 DEPLOYED = Cell("ntk", "alibi")
 SETTINGS = Settings(status_quos=(DEPLOYED,), transforms=("llama3",), margins=Margins(gate=0.0))
@@ -23,7 +23,7 @@ def test_a_rung_is_what_the_case_says_at_its_length(tmp_path):
     case = run_case([tiny_subject(directory)], SETTINGS)
     lengths = target_lengths([1.5, 2], TRAINED)
     rungs = ladder(
-        lambda length: [standin_subject(directory, rows=3, target_length=length, text_rows=2, seed=0)],
+        lambda length: [read_standin(directory).asked(rows=3, target_length=length, text_rows=2, seed=0)],
         lengths,
         SETTINGS,
         case.used,
