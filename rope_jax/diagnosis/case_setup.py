@@ -1,5 +1,6 @@
 """What a case is made of before anything is run: settings, the cells they ask for, and biases with what was fitted."""
 
+import concurrent.futures
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
@@ -94,17 +95,21 @@ def fit_biases(subject: Subject, arms: Arms, settings: Settings, names: set[str]
     star = table = None
     if "alibi" in names:
         biases["alibi"] = alibi_paper(heads, multiplier=settings.slopes)
-    if "alibi_star" in names:
-        star = fitting.largest_multiplier(
-            LossProgram(subject.checkpoint.model),
+
+    program = LossProgram(subject.checkpoint.model)
+
+    def largest() -> fitting.Multiplier:
+        return fitting.largest_multiplier(
+            program,
             lambda value: arms.schemes("none", alibi_paper(heads, multiplier=value)),
             subject.fit_text,
             counted=subject.fit_counted,
             margin=settings.margins.short_cost,
         )
-        biases["alibi_star"] = alibi_paper(heads, multiplier=star.value)
-    if "t5" in names:
-        table = fitting.fit_t5_table(
+
+    def fitted() -> fitting.FittedTable:
+        return fitting.fit_t5_table(
+            program,
             subject.checkpoint.model,
             lambda bias: arms.schemes("ntk", bias),
             subject.fit_text,
@@ -115,6 +120,16 @@ def fit_biases(subject: Subject, arms: Arms, settings: Settings, names: set[str]
             steps=settings.fit_steps,
             seed=settings.seed,
         )
+
+    # Neither keeps two cores busy by itself.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        starring = pool.submit(largest) if "alibi_star" in names else None
+        tabling = pool.submit(fitted) if "t5" in names else None
+    if starring is not None:
+        star = starring.result()
+        biases["alibi_star"] = alibi_paper(heads, multiplier=star.value)
+    if tabling is not None:
+        table = tabling.result()
         biases["t5"] = table.bias(max_distance=settings.max_distance)
     return FittedBiases(biases, star, table)
 

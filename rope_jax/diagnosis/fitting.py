@@ -19,6 +19,9 @@ from rope_jax.subjects.text import Rows
 
 _CHUNKS_AT_ONCE = 8
 
+Losses = Callable[[Schemes, Rows], np.ndarray]
+"""Losses of the frozen decoder under a scheme; a `LossProgram`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Multiplier:
@@ -36,7 +39,7 @@ class Multiplier:
 
 
 def largest_multiplier(
-    program: Callable[[Schemes, Rows], np.ndarray],
+    program: Losses,
     schemes_at: Callable[[float], Schemes],
     chunks: Rows,
     *,
@@ -50,7 +53,7 @@ def largest_multiplier(
     the logarithm. A cost that is not monotone above the first power within the margin is not explored.
 
     Args:
-      program: losses of the frozen decoder; a `LossProgram`.
+      program: losses of the frozen decoder.
       schemes_at: the unscaled scheme with the paper's slopes times a multiplier.
       chunks: `[chunks, tokens]`, not evaluated text, no longer than the trained length.
       margin: nats a token.
@@ -59,12 +62,7 @@ def largest_multiplier(
     """
 
     def mean_loss(multiplier: float) -> float:
-        scheme = schemes_at(multiplier)
-        # One shape for all calls: the last, partial group of chunks is left out.
-        groups = len(chunks) // _CHUNKS_AT_ONCE or 1
-        parts = np.array_split(chunks[: groups * _CHUNKS_AT_ONCE], groups)
-        losses = np.concatenate([program(scheme, part) for part in parts]).astype(np.float64)
-        return float(np.average(losses, weights=None if counted is None else counted[: len(losses)]))
+        return _mean_loss(program, schemes_at(multiplier), chunks, counted)
 
     without = mean_loss(0.0)
     tried: list[tuple[float, float]] = []
@@ -85,6 +83,14 @@ def largest_multiplier(
         else:
             high = middle
     return Multiplier(best[0], best[1], tuple(tried))
+
+
+def _mean_loss(program: Losses, scheme: Schemes, chunks: Rows, counted: np.ndarray | None) -> float:
+    # One shape for all calls: the last, partial group of chunks is left out.
+    groups = len(chunks) // _CHUNKS_AT_ONCE or 1
+    parts = np.array_split(chunks[: groups * _CHUNKS_AT_ONCE], groups)
+    losses = np.concatenate([program(scheme, part) for part in parts]).astype(np.float64)
+    return float(np.average(losses, weights=None if counted is None else counted[: len(losses)]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +114,7 @@ class FittedTable:
 
 
 def fit_t5_table(
+    program: Losses,
     decoder: Decoder,
     schemes_with: Callable[[T5], Schemes],
     chunks: Rows,
@@ -124,6 +131,7 @@ def fit_t5_table(
     """Returns the T5 table that lowers the loss of frozen weights on `chunks` most, by Adam from zeros.
 
     Args:
+      program: losses of the frozen decoder, before and after.
       decoder: the model; its weights do not change.
       schemes_with: the scheme with a given T5 bias; traced.
       chunks: `[chunks, tokens]`, not evaluated text, no longer than the trained length.
@@ -143,16 +151,21 @@ def fit_t5_table(
 
     weights = np.ones((len(chunks), chunks.shape[1] - 1)) if counted is None else counted
 
-    def loss(table, state, tokens, weights):
-        tied = jnp.take(table, owner, axis=1)
-        schemes = schemes_with(T5(tied, max_distance))
-        return jnp.average(next_token_losses(nnx.merge(graph, state), schemes, tokens), weights=weights)
+    def tied(table) -> Schemes:
+        return schemes_with(T5(jnp.take(table, owner, axis=1), max_distance))
+
+    def loss(table, state, row, weights):
+        return (next_token_losses(nnx.merge(graph, state), tied(table), row[None])[0] * weights).sum()
 
     optimiser = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     @jax.jit
     def step(table, moments, state, tokens, weights):
-        gradient = jax.grad(loss)(table, state, tokens, weights)
+        # Gradients row by row: on a CPU those of a batch take longer.
+        def add(total, row):
+            return total + jax.grad(loss)(table, state, *row), None
+
+        gradient, _ = jax.lax.scan(add, jnp.zeros_like(table), (tokens, weights / weights.sum()))
         updates, moments = optimiser.update(gradient, moments)
         return optax.apply_updates(table, updates), moments
 
@@ -167,12 +180,5 @@ def fit_t5_table(
             table, moments, state, jnp.asarray(chunks[drawn]), jnp.asarray(weights[drawn], jnp.float32)
         )
         on_step()
-    value = jax.jit(loss)
-    groups = [slice(at, at + size) for at in range(0, len(chunks) - size + 1, size)]
-
-    def mean_loss(table) -> float:
-        parts = [(jnp.asarray(chunks[group]), jnp.asarray(weights[group], jnp.float32)) for group in groups]
-        return float(np.mean([value(table, state, *part) for part in parts]))
-
-    before, after = mean_loss(jnp.zeros_like(table)), mean_loss(table)
+    before, after = (_mean_loss(program, tied(one), chunks, counted) for one in (jnp.zeros_like(table), table))
     return FittedTable(np.asarray(jnp.take(table, owner, axis=1)), reached, before, after)

@@ -333,6 +333,7 @@ def _fit(
             progress("fitting T5", done, settings.fit_steps)
 
         table = fitting.fit_t5_table(
+            program,
             checkpoint.model,
             lambda bias: arms.schemes("none", bias),
             pieces,

@@ -83,8 +83,8 @@ def test_no_harmless_multiplier_gives_zero():
 
 def test_the_fit_lowers_the_loss_and_ties_buckets_never_reached(decoder, tokens):
     fitted = fit_t5_table(
-        decoder, schemes_with, tokens[:, :9], num_heads=2, num_buckets=8, max_distance=16, steps=30,
-        learning_rate=0.2,
+        LossProgram(decoder), decoder, schemes_with, tokens[:, :9], num_heads=2, num_buckets=8, max_distance=16,
+        steps=30, learning_rate=0.2,
     )  # fmt: skip
     assert fitted.after < fitted.before
     # Offsets up to 8 reach the buckets that start at 0, 1, 2, 3, 4, 6 and 8; the last one starts at 12.
@@ -96,8 +96,8 @@ def test_the_fit_lowers_the_loss_and_ties_buckets_never_reached(decoder, tokens)
 
 def test_the_fit_is_reproducible(decoder, tokens):
     arguments = {"num_heads": 2, "num_buckets": 8, "max_distance": 16, "steps": 3}
-    first = fit_t5_table(decoder, schemes_with, tokens, **arguments)
-    second = fit_t5_table(decoder, schemes_with, tokens, **arguments)
+    first = fit_t5_table(LossProgram(decoder), decoder, schemes_with, tokens, **arguments)
+    second = fit_t5_table(LossProgram(decoder), decoder, schemes_with, tokens, **arguments)
     np.testing.assert_array_equal(first.table, second.table)
 
 
