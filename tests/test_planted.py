@@ -158,6 +158,8 @@ def case(verdict, right, *, null=False, family="both", baseline="option 1", seed
         "edge": edge,
         "used": ["ret", "bind"],
         "learned": ["ret", "bind", "ord"] if edge else ["ret", "bind"],
+        "haystacks": 96 if verdict == "undetermined" else 48,
+        "settled": verdict != "undetermined",
         "seconds": {"tool": 1.0, "truth": 2.0},
     }
 
@@ -191,6 +193,7 @@ def test_the_report_says_what_went_wrong():
     assert printed.count("said option 2") == 2
     assert "1 cases hang on a number within 20 %" in printed
     assert "in 1 cases other probes passed the gate" in printed
+    assert "took: 48 in 5 cases, 96 in 1 cases; 1 verdicts were still open at the last look" in printed
     assert record.report([]) == "no finished cases"
 
 

@@ -6,7 +6,8 @@
 A case is a trained model and a status quo with a planted cause of continuous strength, on no arm of the factorial (see
 `planted_causes.py`). The tool sees weights, declared scheme and the deployment's answers to `--haystacks` haystacks at
 each length, and asks on, in doublings, where they leave its verdict open. What is true is decided by the same rule from
-effects without intervals on `--truth` times as many others as the tool saw (see `planted_truth.py`). The baseline names
+effects without intervals on `--truth` times as many others as the tool saw, or on fewer where these leave no doubt (see
+`planted_truth.py`). The baseline names
 the option with the largest mean gain on the tool's first items.
 
 Goals: right in 90 % of the cases in which something wins back the margin, wrong in 3 % at most, and a false alarm in at
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import planted_causes
 import planted_record
+import planted_truth
 from absl import app, flags, logging
 from flax import nnx
 from planted_runs import Bench, Programs, Settings
@@ -83,6 +85,7 @@ def run(models: list[Path], settings: Settings, out: Path, *, cases: int, famili
         "ratio": _RATIO.value,
         "long_ratio": _LONG_RATIO.value,
         "version": planted_causes.VERSION,
+        "sure": planted_truth.SURE,
     }
     settings_hash = planted_record.settings_hash(given)
     finished = {planted_record.key_of(record) for record in planted_record.read(out)}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ def _of_one(records: Sequence[Record]) -> list[str]:
     at_edge = counts(edges, "verdict")
     gates = sum(set(record["used"]) != set(record["learned"]) for record in records)
     seconds = [sum(record["seconds"].values()) for record in records]
+    took = Counter(record["haystacks"] for record in records)
     return [
         f"{len(records)} cases of {len({record['model_sha'] for record in records})} models; shares with "
         "Clopper-Pearson 95 % intervals",
@@ -148,6 +150,9 @@ def _of_one(records: Sequence[Record]) -> list[str]:
         f"{len(edges)} cases hang on a number within 20 % of its margin and count like all others; of them "
         + ", ".join(f"{at_edge[name][0]} {name}" for name in ("right", "wrong", UNDETERMINED, "false alarms")),
         f"in {gates} cases other probes passed the gate on the tool's haystacks than on the truth's",
+        "haystacks at each length that the tool took: "
+        + ", ".join(f"{haystacks} in {took[haystacks]} cases" for haystacks in sorted(took))
+        + f"; {sum(not record['settled'] for record in records)} verdicts were still open at the last look",
         f"{sum(seconds) / len(seconds):.1f} s a case, {max(seconds):.0f} s at most",
         *_mistakes(records),
     ]

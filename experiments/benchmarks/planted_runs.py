@@ -27,7 +27,7 @@ from rope_jax.diagnosis.attribution import Used
 from rope_jax.diagnosis.case_setup import rules_of
 from rope_jax.diagnosis.cell_runs import CellRuns, Scores
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes, Option, options
-from rope_jax.diagnosis.looks import Answered, decided
+from rope_jax.diagnosis.looks import Answered, ask_on
 from rope_jax.diagnosis.losses import next_token_losses
 from rope_jax.diagnosis.probes import ProbeProgram
 from rope_jax.diagnosis.scalings import TRANSFORMS
@@ -48,7 +48,7 @@ class Settings:
     Attributes:
       haystacks: at each length, that the tool sees first.
       looks: that it may take; each further one doubles what it sees.
-      truth: how many times as many the truth is measured on as the tool saw in a case.
+      truth: how many times as many the truth is measured on as the tool saw in a case, at most: fewer where they tell.
       text_rows: rows of text that the tool sees first, with the same doublings; the truth as many times as many.
       margins: of the verdict and the truth.
     """
@@ -244,7 +244,7 @@ class Bench:
 
         first, margins = answered(0, asked), self._settings.margins
         used = attribution.gated(first.unchanged, gate=margins.gate)
-        found = decided(first, answered, used, margins=margins, looks=self._settings.looks)
+        found = ask_on(first, answered, used, margins=margins, looks=self._settings.looks)
         verdict = found.verdict
         gains = {
             _label(option): float(attribution.precision_gain(scores, first.status_quo, used).mean())

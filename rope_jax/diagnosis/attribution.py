@@ -5,6 +5,7 @@ questions or tokens. With several models each is a row of its own axis.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -182,7 +183,7 @@ def symptom(
     unchanged: Sequence[Scores],
     used: Used,
     *,
-    confidence: float = intervals.CONFIDENCE,
+    looks: int = 1,
 ) -> Symptom:
     """Returns how far the status quo at the target length falls behind the unchanged model at the trained one.
 
@@ -192,20 +193,23 @@ def symptom(
       status_quo: its scores, one a model.
       unchanged: scores of the models as trained.
       used: the probes to look at.
-      confidence: of the intervals of the three drops; others are of 95 %.
+      looks: taken at the data in all, whether or not this is the last; intervals and p-values allow for them.
     """
+    estimate = functools.partial(intervals.clustered, confidence=multiplicity.simultaneous_confidence(looks))
 
     def drop(names: Sequence[str]) -> Values:
         return outcome(unchanged, "short", names) - outcome(status_quo, "long", names)
 
     return Symptom(
-        precision_drop=intervals.clustered(drop(used.precision), confidence=confidence),
-        retrieval_drop=intervals.clustered(drop([probes.RETRIEVAL]), confidence=confidence),
-        specific=intervals.clustered(drop(used.precision) - drop([probes.RETRIEVAL]), confidence=confidence),
-        by_probe={name: intervals.clustered(drop([name])) for name in used.names},
+        precision_drop=estimate(drop(used.precision)),
+        retrieval_drop=estimate(drop([probes.RETRIEVAL])),
+        specific=estimate(drop(used.precision) - drop([probes.RETRIEVAL])),
+        by_probe={name: estimate(drop([name])) for name in used.names},
         accuracy={
-            reach: {name: intervals.clustered(outcome(status_quo, reach, [name], accuracy=True)) for name in used.names}
+            reach: {name: estimate(outcome(status_quo, reach, [name], accuracy=True)) for name in used.names}
             for reach in ("short", "long")
         },
-        p_values=multiplicity.holm({name: multiplicity.mean_p_value(drop([name])) for name in used.names}),
+        p_values=multiplicity.holm(
+            {name: min(1.0, looks * multiplicity.mean_p_value(drop([name]))) for name in used.names}
+        ),
     )

@@ -18,7 +18,7 @@ from rope_jax.diagnosis.case_setup import FittedBiases, Settings, check, fitted_
 from rope_jax.diagnosis.cell_runs import Scores
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes, corners
 from rope_jax.diagnosis.deployment import FaultEffect
-from rope_jax.diagnosis.looks import decided
+from rope_jax.diagnosis.looks import ask_on
 from rope_jax.diagnosis.signature import Signature, signature
 from rope_jax.diagnosis.verdict import Verdict
 from rope_jax.statistics import intervals
@@ -107,11 +107,13 @@ def run_case(
 
     Raises:
       InputError: if a status quo names a scaling or bias that there is not, or the lengths contradict each other.
-      ValueError: if there are to be several looks at one part of the items.
+      ValueError: if there are to be several looks at one part of the items, or at what was observed.
     """
     check(subjects, settings)
     if settings.looks > 1 and further is None:
         raise ValueError(f"{settings.looks} looks need further items")
+    if settings.looks > 1 and observed is not None:
+        raise ValueError("what was observed cannot be asked on")
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     needed = needed_cells(settings)
@@ -169,14 +171,14 @@ def judge(
       part: the same on a further part of the items.
     """
     first = runs.answered(status_quo, runs.options(status_quo, cells))
-    found = decided(
+    found = ask_on(
         first,
         lambda number, asked: part(number).answered(status_quo, asked),
         used,
         margins=settings.margins,
         looks=settings.looks,
     )
-    asked = found.parts * _haystacks(runs.subjects)
+    asked = found.parts * runs.subjects[0].num_haystacks
     scores = first.status_quo
     if found.symptom is None:
         return Judgement(status_quo, scores, None, found.verdict, None, asked)
@@ -204,17 +206,13 @@ def judge(
     )
 
 
-def _haystacks(subjects: Sequence[Subject]) -> int:
-    asked = subjects[0].items.long
-    return 0 if asked is None else len(asked.tokens)
-
-
 def gate_measures(case: Case, judgement: Judgement) -> dict[str, Estimate]:
     """Returns what a gate may ask of a status quo: each a cost against the unchanged model, positive is worse.
 
     `short_cost` and `long_cost` are nats a token of text below and beyond the trained length; `short_loss` is accuracy
     at the trained length; `precision_drop` and `retrieval_drop` are nats of log-odds at the target length against the
-    unchanged model at the trained one.
+    unchanged model at the trained one, from all haystacks that were asked for the verdict; the others are from the
+    first of them, which every cell was asked.
     """
     if judgement.symptom is None:
         before, after = case.cells[UNCHANGED], judgement.scores

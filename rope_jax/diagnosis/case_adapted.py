@@ -9,7 +9,7 @@ from rope_jax.diagnosis.case import Judgement
 from rope_jax.diagnosis.case_setup import Settings
 from rope_jax.diagnosis.cell_runs import CellRuns, Scores
 from rope_jax.diagnosis.cells import Cell, CellSchemes, Option, options
-from rope_jax.diagnosis.looks import Answered, drawn
+from rope_jax.diagnosis.looks import Answered, one_look
 from rope_jax.subjects.subject import Subject
 
 
@@ -59,6 +59,5 @@ def judge_adapted(
         for option in options(status_quo, transforms=settings.transforms)
         if option.number != "0" and option.cell.scaling in kept
     }
-    verdict, symptom = drawn(Answered(before, unchanged, changed), used, margins=settings.margins)
-    asked = subjects[0].items.long
-    return Judgement(status_quo, before, symptom, verdict, None, 0 if asked is None else len(asked.tokens))
+    verdict, symptom = one_look(Answered(before, unchanged, changed), used, margins=settings.margins)
+    return Judgement(status_quo, before, symptom, verdict, None, subjects[0].num_haystacks)

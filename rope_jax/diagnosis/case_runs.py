@@ -47,8 +47,10 @@ class CaseRuns:
         both = list(zip(self.exact, makers, strict=True))
         names = dict.fromkeys((*settings.faults, *({settings.deployed} - {EXACT})))
         self.faulty = {name: [FaultRuns(name, run, maker, store=store) for run, maker in both] for name in names}
-        attention, note = exempting(settings.spared), f"spares {settings.spared} keys"
-        self._sparing = [CellRuns(one, store=store, attention=attention, note=note) for one in subjects]
+        self._sparing: list[CellRuns] = []
+        if settings.spared:
+            attention, note = exempting(settings.spared), f"spares {settings.spared} keys"
+            self._sparing = [CellRuns(one, store=store, attention=attention, note=note) for one in subjects]
         self._makers, self._settings, self._observed = makers, settings, observed
 
     def on(self, subjects: Sequence[Subject]) -> "CaseRuns":
@@ -56,7 +58,8 @@ class CaseRuns:
         other = copy.copy(self)
         other.subjects, other._observed = subjects, None
         other.exact = [run.on(subject) for run, subject in zip(self.exact, subjects, strict=True)]
-        other._sparing = [run.on(subject) for run, subject in zip(self._sparing, subjects, strict=True)]
+        if self._sparing:
+            other._sparing = [run.on(subject) for run, subject in zip(self._sparing, subjects, strict=True)]
         other.faulty = {
             name: [run.on(exact) for run, exact in zip(runs, other.exact, strict=True)]
             for name, runs in self.faulty.items()

@@ -122,7 +122,7 @@ def fit_biases(subject: Subject, arms: Arms, settings: Settings, names: set[str]
         )
 
     # Neither keeps two cores busy by itself.
-    with concurrent.futures.ThreadPoolExecutor() as pool:
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
         starring = pool.submit(largest) if "alibi_star" in names else None
         tabling = pool.submit(fitted) if "t5" in names else None
     if starring is not None:

@@ -147,7 +147,13 @@ class CellRuns:
         self._kept: dict[str, dict[str, np.ndarray]] = {}
 
     def on(self, subject: Subject) -> "CellRuns":
-        """Returns runs of the same model and programs on other items, of which nothing is finished yet."""
+        """Returns runs of the same model and programs on other items, of which nothing is finished yet.
+
+        Raises:
+          ValueError: if it is another model, whose results would be kept under the wrong name.
+        """
+        if subject.checkpoint.sha256 != self.subject.checkpoint.sha256:
+            raise ValueError(f"{subject.checkpoint.origin} is not the model of these runs")
         other = copy.copy(self)
         other.subject, other.ran, other.taken, other._kept = subject, 0, 0, {}
         return other

@@ -1,8 +1,8 @@
 """Asking on until a verdict is settled: haystacks in doublings, the level divided over all looks at them.
 
 What is asked after each look depends on what was seen, so that each look may err only by its share of the level: with
-`K` looks intervals are of `1 - (1 - c)/K`, and a verdict drawn at whichever look is wrong no more often than one drawn
-at a single look of confidence `c`. An option that is surely out is not asked on; its interval stays what it was.
+`K` looks intervals are of `1 - (1 - c)/K`, so that looking again does not make one of them likelier to miss. An option
+that is surely out is not asked on; its interval stays what it was, so that it never comes back.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ from rope_jax.diagnosis.attribution import Symptom, Used
 from rope_jax.diagnosis.cell_runs import Scores, joined
 from rope_jax.diagnosis.cells import Option
 from rope_jax.diagnosis.verdict import Margins, Verdict, decide
-from rope_jax.statistics import intervals
 from rope_jax.statistics.multiplicity import simultaneous_confidence
 
 
@@ -60,7 +59,7 @@ def number_of_looks(first: int, most: int) -> int:
     return (most // first).bit_length()
 
 
-def decided(first: Answered, more: More, used: Used, *, margins: Margins, looks: int = 1) -> Decided:
+def ask_on(first: Answered, more: More, used: Used, *, margins: Margins, looks: int = 1) -> Decided:
     """Returns the verdict at the first look that settles it, or at the last.
 
     Args:
@@ -70,30 +69,28 @@ def decided(first: Answered, more: More, used: Used, *, margins: Margins, looks:
       margins: what is too little to matter.
       looks: 1 for the first part only; each further one doubles the parts.
     """
-    confidence = simultaneous_confidence(looks)
     seen, parts = first, 1
-    verdict, symptom = drawn(seen, used, margins=margins, confidence=confidence)
+    verdict, symptom = one_look(seen, used, margins=margins, looks=looks)
     while not verdict.settled and 2 * parts <= 2 ** (looks - 1):
         for part in range(parts, 2 * parts):
             seen = _with(seen, more(part, verdict.open))
         parts *= 2
-        verdict, symptom = drawn(seen, used, margins=margins, confidence=confidence)
+        verdict, symptom = one_look(seen, used, margins=margins, looks=looks)
     return Decided(verdict, symptom, parts)
 
 
-def drawn(
-    seen: Answered, used: Used, *, margins: Margins, confidence: float = intervals.CONFIDENCE
-) -> tuple[Verdict, Symptom | None]:
+def one_look(seen: Answered, used: Used, *, margins: Margins, looks: int = 1) -> tuple[Verdict, Symptom | None]:
     """Returns the verdict of one look, and the symptom, None where nothing was learned.
 
     Args:
       seen: what was answered.
       used: probes that passed their gate.
       margins: what is too little to matter.
-      confidence: of the intervals.
+      looks: taken in all; intervals allow for them.
     """
     learned = bool(used.precision) and used.retrieval
-    symptom = attribution.symptom(seen.status_quo, seen.unchanged, used, confidence=confidence) if learned else None
+    symptom = attribution.symptom(seen.status_quo, seen.unchanged, used, looks=looks) if learned else None
+    confidence = simultaneous_confidence(looks)
     return decide(seen.status_quo, seen.changed, symptom, used, margins=margins, confidence=confidence), symptom
 
 
@@ -103,6 +100,9 @@ def _with(seen: Answered, more: Answered) -> Answered:
     def both(before: Sequence[Scores], after: Sequence[Scores]) -> list[Scores]:
         return [joined(pair) for pair in zip(before, after, strict=True)]
 
+    # Rows are paired by their order: whoever is asked on has been asked all that the status quo has.
+    asked = len(seen.status_quo[0].losses)
+    assert all(len(seen.changed[option][0].losses) == asked for option in more.changed)
     asked_on = {option: both(seen.changed[option], scores) for option, scores in more.changed.items()}
     return Answered(
         both(seen.status_quo, more.status_quo), both(seen.unchanged, more.unchanged), {**seen.changed, **asked_on}

@@ -80,8 +80,8 @@ class Verdict:
       judged: every option, in the order given.
       ties: options that also help and qualify and whose gain overlaps the chosen one's.
       would_change: what would change the verdict.
-      settled: whether more haystacks would only make its numbers sharper.
-      open: where it is not, the options that they would have to be asked under, beside the status quo itself.
+      settled: whether more haystacks could name no option that wins back more than the chosen one by the margin.
+      open: where it is not, all options that are not surely out, to be asked on beside the status quo itself.
     """
 
     kind: Kind
@@ -119,7 +119,8 @@ def decide(
       changed: scores after each option, on the same items, or on the first of them where more would decide nothing. An
         option whose number is `IMPLEMENTATION` runs the status quo's own scheme exactly, where the deployed one may
         have a fault.
-      symptom: what is wrong with the status quo; None where nothing can be decided.
+      symptom: what is wrong with the status quo, its intervals of the same confidence; None where nothing can be
+        decided.
       used: probes that passed their gate; with no precision probe or no retrieval nothing can be decided.
       margins: what is too little to matter.
       confidence: of the intervals it is decided by; for gains, that all of them hold.
@@ -137,8 +138,8 @@ def decide(
         _judge(
             option,
             attribution.effect(changed[option], before[option], used, confidence=confidence),
-            values,
             intervals.clustered(values, confidence=together),
+            values.shape[1],
             margins,
         )
         for option, values in gains.items()
@@ -154,7 +155,7 @@ def decide(
     return _verdict(judged, symptom, margins, cause, cause_gain, may_beat)
 
 
-def _judge(option: Option, effect: Effect, gains, gain: Estimate, margins: Margins) -> Judged:
+def _judge(option: Option, effect: Effect, gain: Estimate, haystacks: int, margins: Margins) -> Judged:
     helps = above(gain, margins.gain)
     if helps == "yes" and effect.precision_accuracy.mean < 0:
         helps = "unclear"  # log-odds and accuracy disagree
@@ -165,7 +166,7 @@ def _judge(option: Option, effect: Effect, gains, gain: Estimate, margins: Margi
     }
     qualifies: Answer = "no" if "yes" in losses.values() else "unclear" if "unclear" in losses.values() else "yes"
     lost = {name: answer for name, answer in losses.items() if answer != "no"}
-    return Judged(option, effect, gain, gains.shape[1], helps, qualifies, lost)
+    return Judged(option, effect, gain, haystacks, helps, qualifies, lost)
 
 
 _PARTS = {"1": "bias", "2": "scaling", "3": "scaling", IMPLEMENTATION: "implementation"}
@@ -226,7 +227,7 @@ def _verdict(
             f"{best.option.change}: wins back {_interval(best.gain)} nats of long-context precision and loses neither "
             "retrieval nor short context beyond the margins"
         )
-        rivals = [one for one in open_cases if one not in fixes and may_beat(one, best)]
+        rivals = [one for one in open_cases if one is not best and may_beat(one, best)]
         return verdict(
             kind,  # type: ignore[arg-type]
             reason,
@@ -234,7 +235,7 @@ def _verdict(
             ties=ties,
             would_change=[*doubt, *_ties_text(ties)],
             settled=not rivals,
-            open=[best, *rivals] if rivals else [],
+            open=open_cases if rivals else [],
         )
     if open_cases:
         best = max(open_cases, key=lambda one: one.gain.mean)

@@ -10,9 +10,9 @@ Keys, outermost first; an estimate is `{"mean", "low", "high"}` with a 95 % inte
 - `biases`: of every model: slopes, tables, what they were fitted to.
 - `cells`: of every retrofit run: accuracy, log-odds and loss, short and long; errors of `bind`; outcome by distance.
 - `judgements`: of every status quo: symptom, verdict, options with effects and the haystacks they were judged on (these
-  intervals, and those of the symptom's drops, are of `decision_confidence`), division of the loss, signature, cost of
-  each fault, distance of runs with faults to observed answers, the three links.
-- `adapted`: the same after a few steps of training in every arm.
+  intervals, and the symptom's, are of `decision_confidence`; p-values allow for every look), division of the loss,
+  signature, cost of each fault, distance of runs with faults to observed answers, the three links.
+- `adapted`: the same after a few steps of training in every arm, from one look, with 95 % intervals.
 - `prediction`: from foreshortened haystacks: `spearman` within offsets of bind over `groups` of them, its `ceiling`,
   the same `by_probe`, in words as `text`; what each part of a retrofit is to `blame` for; and for every cell predicted
   and measured errors of `bind` by asked offset 1 ... 8, and what its `heads` are left with: coherence, g50, just
@@ -82,7 +82,7 @@ def json_record(
         "lengths": {"trained": first.trained_length, "target": first.target_length, "factor": first.factor},
         "decision_confidence": simultaneous_confidence(case.settings.looks),
         "items": {
-            "haystacks": 0 if items.long is None else len(items.long.tokens),
+            "haystacks": first.num_haystacks,
             "text_rows": len(items.text),
             "language": first.language,
         },
@@ -103,9 +103,7 @@ def json_record(
         "prediction": _prediction(prediction),
         "ratios": [_rung(rung) for rung in rungs],
         "farthest": [{**_named(cell), "ratio": ratio} for cell, ratio in farthest(rungs).items()],
-        "interval_method": intervals.clustered_method(
-            len(case.subjects), 0 if items.long is None else len(items.long.tokens)
-        ),
+        "interval_method": intervals.clustered_method(len(case.subjects), first.num_haystacks),
         "omitted": dict(case.omitted),
         "versions": dict(case.versions),
     }

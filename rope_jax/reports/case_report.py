@@ -50,7 +50,8 @@ def html_page(record: Record, *, command: str) -> str:
         "<h1>Which part of the retrofit broke what, and what to change first</h1>",
         f"<p class=note>{html.escape(name)}: trained at {lengths['trained']:,} tokens, asked at {lengths['target']:,} "
         f"(&times;{lengths['factor']:g}). The same weights and the same {record['items']['haystacks']} haystacks at "
-        f"each length and {record['items']['text_rows']} rows of text in every cell; intervals are 95 %.</p>",
+        f"each length and {record['items']['text_rows']} rows of text in every cell; intervals are 95 % unless said "
+        "otherwise.</p>",
         *_looks(record),
         f"<div class=cards>{''.join(_card(record, one) for one in judgements)}</div>",
         "<h2>The symptom</h2>",

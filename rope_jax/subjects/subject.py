@@ -81,6 +81,11 @@ class Subject:
         """`s = L'/L`."""
         return self.target_length / self.trained_length
 
+    @property
+    def num_haystacks(self) -> int:
+        """Haystacks at each length; 0 for a model that answers no probes."""
+        return 0 if self.items.long is None else len(self.items.long.tokens)
+
     def more_haystacks(self, rng: np.random.Generator, *, rows: int, length: int) -> Haystacks:
         """Returns other haystacks like its own: as many facts, and events no farther apart than in training."""
         return _made(rng, rows=rows, length=length, trained_length=self.trained_length, counts=self.counts)

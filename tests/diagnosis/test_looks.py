@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from cases import scores, used
 
-from rope_jax.diagnosis import looks
+from rope_jax.diagnosis import attribution, looks
 from rope_jax.diagnosis.cell_runs import Scores, joined
 from rope_jax.diagnosis.cells import Cell, Option, options
-from rope_jax.diagnosis.looks import Answered, decided, drawn
+from rope_jax.diagnosis.looks import Answered, ask_on, one_look
 from rope_jax.diagnosis.verdict import IMPLEMENTATION, Margins
+from rope_jax.statistics import intervals
 
 DEPLOYED = Cell("ntk", "alibi")
 ONE, TWO, THREE, SHARPER, BACK = options(DEPLOYED, transforms=("llama3",))
@@ -42,17 +43,21 @@ class World:
         return dataclasses.replace(made, log_odds=made.log_odds | {"short": dict.fromkeys(("ret", "bind", "ord"), own)})
 
     def decided(self, looks=4, over=(ONE, TWO, THREE)):
-        return decided(self(0, over), self, used(), margins=MARGINS, looks=looks)
+        return ask_on(self(0, over), self, used(), margins=MARGINS, looks=looks)
 
 
-def test_joined_parts_begin_with_the_first():
-    parts = [scores(seed=seed, rows=rows) for seed, rows in ((1, 3), (2, 5))]
+def test_joined_parts_begin_with_the_first_and_end_with_the_last():
+    parts = [scores(seed=seed, rows=rows, noise=1.0) for seed, rows in ((1, 3), (2, 5))]
     both = joined(parts)
-    assert len(both.log_odds["long"]["ret"]) == len(both.loss["short"]) == len(both.losses) == 8
-    again = both.first(parts[0])
-    np.testing.assert_array_equal(again.log_odds["long"]["bind"], parts[0].log_odds["long"]["bind"])
-    np.testing.assert_array_equal(again.accuracy["short"]["ord"], parts[0].accuracy["short"]["ord"])
-    np.testing.assert_array_equal(again.loss["long"], parts[0].loss["long"])
+    assert len(both.losses) == 8
+    for part, found in ((parts[0], both.first(parts[0])), (parts[1], both)):
+        rows = len(part.losses)
+        for name in ("ret", "bind", "ord"):
+            for reach in ("short", "long"):
+                np.testing.assert_array_equal(part.log_odds[reach][name], found.log_odds[reach][name][-rows:])
+                np.testing.assert_array_equal(part.accuracy[reach][name], found.accuracy[reach][name][-rows:])
+        np.testing.assert_array_equal(part.loss["short"], found.loss["short"][-rows:])
+        np.testing.assert_array_equal(part.loss["long"], found.loss["long"][-rows:])
 
 
 def test_what_is_clear_at_once_is_not_asked_on():
@@ -81,9 +86,9 @@ def test_a_rival_that_may_win_back_more_is_asked_on_before_another_is_chosen():
     spread = 4.0 + np.linspace(-3, 3, world.rows)  # on average nothing is lost, but 24 haystacks do not tell
     unsure = dataclasses.replace(unsure, log_odds=unsure.log_odds | {"long": unsure.log_odds["long"] | {"ret": spread}})
     first = dataclasses.replace(first, changed={**first.changed, THREE: [unsure]})
-    verdict, _ = drawn(first, used(), margins=MARGINS)
+    verdict, _ = one_look(first, used(), margins=MARGINS)
     assert (verdict.kind, verdict.settled, set(verdict.open)) == ("option 1", False, {ONE, THREE})
-    found = decided(first, world, used(), margins=MARGINS, looks=6)
+    found = ask_on(first, world, used(), margins=MARGINS, looks=6)
     assert (found.verdict.kind, found.verdict.settled) == ("option 3", True)
 
 
@@ -111,18 +116,21 @@ def test_whether_anything_is_lost_is_asked_of_the_status_quo_alone():
 
 def test_what_was_not_learned_is_never_asked_on():
     world = World({ONE: 0.7})
-    found = decided(world(0, (ONE,)), world, used(retrieval=False), margins=MARGINS, looks=5)
+    found = ask_on(world(0, (ONE,)), world, used(retrieval=False), margins=MARGINS, looks=5)
     assert (found.verdict.kind, found.symptom, found.parts, found.verdict.settled) == ("undetermined", None, 1, True)
 
 
-def test_one_look_is_as_it_was_and_more_looks_need_wider_intervals():
-    first = World({ONE: 0.7})(0, (ONE, TWO, THREE))
-    alone, _ = drawn(first, used(), margins=MARGINS)
-    assert decided(first, World({}), used(), margins=MARGINS).verdict.judged == alone.judged
-    wider, _ = drawn(first, used(), margins=MARGINS, confidence=0.9875)
+def test_more_looks_need_wider_intervals_and_larger_p_values():
+    first = World({ONE: 0.7}, drop=0.3)(0, (ONE, TWO, THREE))
+    alone, once = one_look(first, used(), margins=MARGINS)
+    gain = attribution.precision_gain(first.changed[ONE], first.status_quo, used())
+    assert alone.judged[0].effect.precision == intervals.clustered(gain, confidence=0.95)
+    wider, often = one_look(first, used(), margins=MARGINS, looks=4)
     for one, other in zip(alone.judged, wider.judged, strict=True):
         assert one.gain.mean == other.gain.mean
         assert other.gain.low < one.gain.low <= one.effect.precision.low
+    assert often.precision_drop.low < once.precision_drop.low
+    assert often.p_values["bind"] == pytest.approx(min(1.0, 4 * once.p_values["bind"]))
 
 
 @pytest.mark.parametrize(

@@ -191,3 +191,15 @@ def test_several_models_are_the_units():
 )
 def test_above_needs_the_whole_interval(low, high, answer):
     assert above(Estimate(0.35, low, high), 0.3) == answer
+
+
+def test_two_fixes_are_settled_only_where_neither_may_win_back_more_by_the_margin():
+    apart = verdict_of({ONE: {"long": 3.0}, THREE: {"long": 3.3}}, noise=1.0)
+    assert (apart.kind, apart.settled, set(apart.open)) == ("option 3", False, {ONE, THREE})
+    close = verdict_of({ONE: {"long": 3.0}, THREE: {"long": 3.1}}, noise=0.1)
+    assert (close.kind, close.settled, close.open) == ("option 3", True, ())
+
+
+def test_what_is_surely_out_is_not_open():
+    found = verdict_of({ONE: {"long": 1.35}, TWO: DESTROYED, THREE: GOOD | {"ret": 0.0}}, noise=4.0, before=SAME)
+    assert (found.kind, found.settled, found.open) == ("undetermined", False, (ONE,))

@@ -120,8 +120,8 @@ def test_what_errs_alike_needs_less_confidence_and_never_more_than_the_bound():
 def test_joint_intervals_of_correlated_values_hold_together():
     rng, together, draws = np.random.default_rng(6), 0, 150
     for _ in range(draws):
-        shared = rng.standard_normal(40)
-        values = [(shared + rng.standard_normal(40))[None] for _ in range(5)]
+        shared = rng.standard_normal(20)
+        values = [(shared + rng.standard_normal(20))[None] for _ in range(5)]
         confidence = multiplicity.joint_confidence(values)
         found = [intervals.clustered(one, confidence=confidence) for one in values]
         together += all(value.low <= 0 <= value.high for value in found)
@@ -129,14 +129,17 @@ def test_joint_intervals_of_correlated_values_hold_together():
 
 
 def test_what_does_not_vary_asks_for_nothing():
-    steady, other = np.full((1, 8), 2.0), np.random.default_rng(7).standard_normal((1, 8))
+    steady, other = np.full((1, 24), 2.0), np.random.default_rng(7).standard_normal((1, 24))
     assert multiplicity.joint_confidence([steady, steady]) == 0.95
     assert multiplicity.joint_confidence([steady, other]) == pytest.approx(0.95, abs=0.002)
-    assert multiplicity.joint_confidence([np.ones((1, 1))]) == 0.95
 
 
-def test_several_models_are_held_to_the_bound_for_any_dependence():
-    values = [np.ones((3, 8)), np.ones((3, 8))]
-    assert multiplicity.joint_confidence(values) == multiplicity.simultaneous_confidence(2)
+@pytest.mark.parametrize("shape", [(3, 40), (1, 19), (1, 2), (1, 1)])
+def test_several_models_and_few_rows_are_held_to_the_bound_for_any_dependence(shape):
+    values = np.random.default_rng(8).standard_normal(shape)
+    assert multiplicity.joint_confidence([values, 2 * values]) == multiplicity.simultaneous_confidence(2)
+
+
+def test_no_comparisons_are_not_joint():
     with pytest.raises(ValueError, match="1 or more"):
         multiplicity.joint_confidence([])
