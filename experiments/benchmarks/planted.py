@@ -7,8 +7,7 @@ A case is a trained model and a status quo with a planted cause of continuous st
 `planted_causes.py`). The tool sees weights, declared scheme and the deployment's answers to `--haystacks` haystacks at
 each length, and asks on, in doublings, where they leave its verdict open. What is true is decided by the same rule from
 effects without intervals on `--truth` times as many others as the tool saw, or on fewer where these leave no doubt (see
-`planted_truth.py`). The baseline names
-the option with the largest mean gain on the tool's first items.
+`planted_truth.py`). The baseline names the option with the largest mean gain on the tool's first items.
 
 Goals: right in 90 % of the cases in which something wins back the margin, wrong in 3 % at most, and a false alarm in at
 most 5 % of those in which nothing does. Every finished case is a line of `--out`; running again goes on.

@@ -18,7 +18,7 @@ from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Schemes
 from rope_jax.diagnosis.cell_runs import digest
-from rope_jax.diagnosis.losses import next_token_losses
+from rope_jax.diagnosis.losses import next_token_losses, summed_gradient
 from rope_jax.subjects import haystacks
 from rope_jax.subjects.subject import Subject, answer_weights
 
@@ -84,12 +84,7 @@ def _train(subject: Subject, schemes: Schemes, steps: int, learning_rate: float,
 
     @jax.jit
     def step(state, moments, tokens, weights):
-        weights = weights / weights.sum()
-
-        def add(total, row):
-            return jax.tree.map(jnp.add, total, jax.grad(loss)(state, *row)), None
-
-        gradient, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state), (tokens, weights))
+        gradient = summed_gradient(loss, state, (tokens, weights / weights.sum()))
         updates, moments = optimiser.update(gradient, moments, state)
         return optax.apply_updates(state, updates), moments
 

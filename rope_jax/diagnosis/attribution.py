@@ -178,13 +178,7 @@ class Symptom:
     p_values: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def symptom(
-    status_quo: Sequence[Scores],
-    unchanged: Sequence[Scores],
-    used: Used,
-    *,
-    looks: int = 1,
-) -> Symptom:
+def symptom(status_quo: Sequence[Scores], unchanged: Sequence[Scores], used: Used, *, looks: int = 1) -> Symptom:
     """Returns how far the status quo at the target length falls behind the unchanged model at the trained one.
 
     Short and long haystacks hold the same numbers of facts but are other draws, row by row independent.

@@ -14,7 +14,7 @@ from flax import nnx
 
 from rope_jax.biases import T5, bucket_starts, t5_bias
 from rope_jax.decoder import Decoder, Schemes
-from rope_jax.diagnosis.losses import next_token_losses
+from rope_jax.diagnosis.losses import next_token_losses, summed_gradient
 from rope_jax.subjects.text import Rows
 
 _CHUNKS_AT_ONCE = 8
@@ -154,18 +154,14 @@ def fit_t5_table(
     def tied(table) -> Schemes:
         return schemes_with(T5(jnp.take(table, owner, axis=1), max_distance))
 
-    def loss(table, state, row, weights):
-        return (next_token_losses(nnx.merge(graph, state), tied(table), row[None])[0] * weights).sum()
-
     optimiser = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     @jax.jit
     def step(table, moments, state, tokens, weights):
-        # Gradients row by row: on a CPU those of a batch take longer.
-        def add(total, row):
-            return total + jax.grad(loss)(table, state, *row), None
+        def loss(table, row, weights):
+            return (next_token_losses(nnx.merge(graph, state), tied(table), row[None])[0] * weights).sum()
 
-        gradient, _ = jax.lax.scan(add, jnp.zeros_like(table), (tokens, weights / weights.sum()))
+        gradient = summed_gradient(loss, table, (tokens, weights / weights.sum()))
         updates, moments = optimiser.update(gradient, moments)
         return optax.apply_updates(table, updates), moments
 
