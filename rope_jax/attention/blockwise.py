@@ -115,6 +115,7 @@ def _with_correction(
 def _forward_head(by_token, by_head, row: Row, *, settings: Settings, layout, plan: Plan) -> Results:
     """Returns outputs `[N, G, e]`, log-sum-exps and corrections `[N, G]` of one key head."""
     (q, k, v), (slopes, strip, sinks) = by_token, by_head
+    row = row._replace(contiguous=plan.contiguous)
     tokens, groups, _ = q.shape
     dtype = q.dtype if plan.together else jnp.float32
     tiles, pairs = row.queries, row.pairs
@@ -133,7 +134,7 @@ def _forward_head(by_token, by_head, row: Row, *, settings: Settings, layout, pl
         nearest=pairs.nearest,
         bounds=jnp.moveaxis(bounds, 0, 1),
     )
-    sides = Side(tiles.positions, tiles.segments, tiles.contiguous, jnp.ones_like(tiles.first))
+    sides = Side(tiles.positions, tiles.segments, row.contiguous_tiles(tiles), jnp.ones_like(tiles.first))
     reference = jnp.broadcast_to(sinks[:, None], (groups, plan.rows)).reshape(-1)
     start = Sums(reference, jnp.where(reference > NOTHING, 1.0, 0.0), row.zeros(groups * plan.rows, v.shape[-1]))
 

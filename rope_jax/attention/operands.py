@@ -84,29 +84,42 @@ class Row(NamedTuple):
     keys: Tiles
     pairs: Pairs
     origin: Array  # [], a zero that varies over the same mesh axes as the operands
+    contiguous: Array | None = None  # [], of the plan
 
     def zeros(self, *shape: int) -> Array:
         """Returns zeros to begin a loop with."""
         return jnp.broadcast_to(self.origin.ravel()[0], shape)
 
     def side_of_queries(self, i: Array) -> Side:
-        return _side(self.queries, i, 1)
+        return self._side(self.queries, i, 1)
 
     def side_of_keys(self, j: Array) -> Side:
-        return _side(self.keys, j, -1)
+        return self._side(self.keys, j, -1)
 
+    def contiguous_tiles(self, tiles: Tiles) -> Array:
+        """Returns whether each tile may be taken for contiguous."""
+        if self.contiguous is None:
+            return tiles.contiguous
+        return jnp.broadcast_to(self.contiguous, tiles.contiguous.shape)
 
-def _side(tiles: Tiles, index: Array, sign: int) -> Side:
-    return Side(at(tiles.positions, index), at(tiles.segments, index), at(tiles.contiguous, index), sign)
+    def _side(self, tiles: Tiles, index: Array, sign: int) -> Side:
+        contiguous = at(tiles.contiguous, index) if self.contiguous is None else self.contiguous
+        return Side(at(tiles.positions, index), at(tiles.segments, index), contiguous, sign)
 
 
 class Plan(NamedTuple):
-    """How a call is cut into tiles; static."""
+    """How a call is cut into tiles; static but for the last."""
 
     rows: int  # queries of a tile
     columns: int  # keys of a tile
     block: int  # tiles of queries that may go on together; there is a multiple of as many
     together: bool  # whether all heads run at once
+    contiguous: Array | None  # [], then: whether all tiles are, as what differs among heads would be done both ways
+
+
+def heads_at_once() -> bool:
+    """Returns whether all heads run at once: not on a CPU, where a tile of one head fills every core."""
+    return jax.default_backend() != "cpu"
 
 
 def prepare(operands: Operands, queries: Tokens, keys: Tokens, settings: Settings, *, block: int = 1):
@@ -116,17 +129,19 @@ def prepare(operands: Operands, queries: Tokens, keys: Tokens, settings: Setting
     groups = heads // kv_heads
     round_up = lambda x: -(-x // 8) * 8  # noqa: E731
     rows, columns = min(max(ROWS // groups, 64), round_up(tokens)), min(COLUMNS, round_up(operands.k.shape[1]))
-    together = jax.default_backend() != "cpu"
+    together = heads_at_once()
     few = tokens < LEAST_BLOCKS * block * rows
-    plan = Plan(rows, columns, 1 if few or together else block, together)
+    block = 1 if few or together else block
     by_token = (operands.q.reshape(batch, tokens, kv_heads, groups, -1), operands.k, operands.v)
     by_head = tuple(x.reshape(batch, kv_heads, groups, *x.shape[2:]) for x in operands[-3:])
-    q_tiles = jax.vmap(lambda x: cut(x, rows, multiple=plan.block))(queries)
+    q_tiles = jax.vmap(lambda x: cut(x, rows, multiple=block))(queries)
     k_tiles = jax.vmap(lambda x: cut(x, columns))(keys)
     reach = operands.strip.shape[-1] // 2
     pairs = jax.vmap(lambda a, b: meet(a, b, settings, max_offset=reach))(q_tiles, k_tiles)
     scale = operands.scale * settings.scale
     origin = jnp.where(scale == scale, 0.0, 0.0)
+    contiguous = q_tiles.contiguous.all() & k_tiles.contiguous.all() if together else None
+    plan = Plan(rows, columns, block, together, contiguous)
     row = Row(scale, operands.q_turn, operands.k_turn, q_tiles, k_tiles, pairs, origin)
     return by_token, by_head, row, plan
 

@@ -18,7 +18,8 @@ from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Schemes
 from rope_jax.diagnosis.cell_runs import digest
-from rope_jax.diagnosis.losses import next_token_losses, summed_gradient
+from rope_jax.diagnosis.losses import next_token_losses
+from rope_jax.diagnosis.rows import summed_gradient
 from rope_jax.subjects import haystacks
 from rope_jax.subjects.subject import Subject, answer_weights
 
@@ -84,7 +85,7 @@ def _train(subject: Subject, schemes: Schemes, steps: int, learning_rate: float,
 
     @jax.jit
     def step(state, moments, tokens, weights):
-        gradient = summed_gradient(loss, state, (tokens, weights / weights.sum()))
+        gradient = summed_gradient(loss, state, (tokens, weights / weights.sum()), length=tokens.shape[1])
         updates, moments = optimiser.update(gradient, moments, state)
         return optax.apply_updates(state, updates), moments
 

@@ -15,6 +15,7 @@ from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes
 from rope_jax.subjects.subject import Subject
 
 _ROUNDS = 3
+_SECONDS = 20.0  # after which no further round begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Cost:
     """Of reading one row of the target length.
 
     Attributes:
-      milliseconds: median wall time; of interleaved rounds, so that a busy machine slows all cells alike.
+      milliseconds: median wall time of three interleaved rounds, so that a busy machine slows all cells alike; of fewer
+        where they take long.
       mebibytes: temporary memory of the compiled program, the same for every scheme.
     """
 
@@ -61,7 +63,10 @@ def measure(subject: Subject, schemes: CellSchemes, cells: tuple[Cell, ...]) -> 
     memory = program.memory_analysis()
     mebibytes = 0.0 if memory is None else memory.temp_size_in_bytes / 2**20
     seconds: dict[Cell, list[float]] = {cell: [] for cell in cells}
+    begun = time.perf_counter()
     for round_number in range(_ROUNDS + 1):
+        if round_number > 1 and time.perf_counter() - begun > _SECONDS:
+            break
         for cell in np.random.default_rng(round_number).permutation(len(cells)):
             started = time.perf_counter()
             jax.block_until_ready(program(state, arguments[cells[cell]], row))

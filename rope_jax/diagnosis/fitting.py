@@ -14,7 +14,8 @@ from flax import nnx
 
 from rope_jax.biases import T5, bucket_starts, t5_bias
 from rope_jax.decoder import Decoder, Schemes
-from rope_jax.diagnosis.losses import next_token_losses, summed_gradient
+from rope_jax.diagnosis.losses import next_token_losses
+from rope_jax.diagnosis.rows import summed_gradient
 from rope_jax.subjects.text import Rows
 
 _CHUNKS_AT_ONCE = 8
@@ -161,7 +162,7 @@ def fit_t5_table(
         def loss(table, row, weights):
             return (next_token_losses(nnx.merge(graph, state), tied(table), row[None])[0] * weights).sum()
 
-        gradient = summed_gradient(loss, table, (tokens, weights / weights.sum()))
+        gradient = summed_gradient(loss, table, (tokens, weights / weights.sum()), length=tokens.shape[1])
         updates, moments = optimiser.update(gradient, moments)
         return optax.apply_updates(table, updates), moments
 

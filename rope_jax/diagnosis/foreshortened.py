@@ -24,6 +24,7 @@ from rope_jax.attention.api import attend
 from rope_jax.attention.call import Settings
 from rope_jax.decoder import Attend, Decoder
 from rope_jax.diagnosis.probes import ChoiceLogits, choice_logits
+from rope_jax.diagnosis.rows import each_row
 from rope_jax.errors import InputError
 from rope_jax.scheme import Scheme
 from rope_jax.subjects.haystacks import FILLER, Haystacks, first_asked
@@ -112,7 +113,7 @@ class ForeshortenedProgram:
                 hidden = model.hidden(tokens[None], scheme, positions=positions[None], attention=counting(counts))
                 return choice_logits(model, hidden, position, choices)
 
-            return jax.lax.map(of_row, rows)
+            return each_row(of_row, rows, length=rows[0].shape[1])
 
         self._run = run
 

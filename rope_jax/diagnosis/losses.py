@@ -1,8 +1,5 @@
 """Next-token losses of a decoder under a scheme: one compiled program, whatever the scheme."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +8,7 @@ from jaxtyping import Array, Float32, Int
 
 from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Decoder, Schemes
+from rope_jax.diagnosis.rows import each_row
 
 _UNEMBED_BLOCK = 256
 
@@ -43,23 +41,7 @@ def next_token_losses(
         targets = jnp.pad(row[1:], (0, padding + 1)).reshape(-1, _UNEMBED_BLOCK)
         return jax.lax.map(of_block, (hidden, targets)).reshape(-1)[: length - 1]
 
-    # Row by row: on a CPU attention over a batch takes more than twice as long for the same rows.
-    return jax.lax.map(of_row, tokens)
-
-
-def summed_gradient(loss: Callable[..., Array], at: Any, rows: tuple[Array, ...]) -> Any:
-    """Returns the gradient of a loss summed over rows, taken row by row: on a CPU that of a batch takes longer.
-
-    Args:
-      loss: from `at` and what belongs to one row to a number.
-      at: a pytree of arrays, which the gradient is of.
-      rows: arrays with a leading axis of rows.
-    """
-
-    def add(total, row):
-        return jax.tree.map(jnp.add, total, jax.grad(loss)(at, *row)), None
-
-    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, at), rows)[0]
+    return each_row(of_row, tokens, length=length)
 
 
 class LossProgram:

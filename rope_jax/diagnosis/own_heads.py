@@ -90,10 +90,9 @@ def own_heads(decoder: Decoder, trained: Scheme, items: Haystacks) -> OwnHeads:
     local = np.zeros((rows[0].q.shape[0], rows[0].q.shape[2]))
     far = np.zeros_like(local)
     for number, row in enumerate(rows):
-        attention = _attention(row, theta, trained)
-        for marker, item, asker in _bind_places(items, number):
-            local += attention[:, :, item, marker]
-            far += attention[:, :, asker, item]
+        markers, found, askers = np.array(_bind_places(items, number)).T
+        local += _attention(row, theta, trained, found, markers).sum(axis=-1)
+        far += _attention(row, theta, trained, askers, found).sum(axis=-1)
     count = sum(len(_bind_places(items, number)) for number in range(len(rows)))
     return OwnHeads(rows, items, _best(local / count), _best(far / count), theta, _factor(trained))
 
@@ -131,17 +130,20 @@ def bias_of(scheme: Scheme, head: int, offsets: Int[np.ndarray, "*n"]) -> Float6
     return -float(scheme.slopes[head]) * np.abs(offsets) + strip[index]
 
 
-def _attention(row: Heads, theta: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """Returns the causal attention of every head, `[layers, heads, tokens, tokens]`."""
-    tokens = row.q.shape[1]
-    turns = np.exp(1j * np.arange(tokens)[:, None] * theta)[None, :, None]
-    logits = row.scale * np.einsum("LTHP,LSHP->LHTS", row.q * turns, (row.k * turns).conj()).real
-    offsets = np.arange(tokens)[:, None] - np.arange(tokens)[None]
+def _attention(row: Heads, theta: np.ndarray, scheme: Scheme, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Returns the causal attention that every head pays from each query to its key, `[layers, heads, queries]`."""
+    tokens = np.arange(row.q.shape[1])
+    turns = np.exp(1j * tokens[:, None] * theta)[:, None]
+    turned_q, turned_k = row.q[:, queries] * turns[queries], row.k * turns
+    # One product of matrices a layer and head, over the pairs.
+    products = turned_q.transpose(0, 2, 1, 3) @ turned_k.transpose(0, 2, 3, 1).conj()
+    logits = row.scale * products.real
+    offsets = queries[:, None] - tokens
     for head in range(logits.shape[1]):
         logits[:, head] += bias_of(scheme, head, offsets)
     logits = np.where(offsets >= 0, logits, -np.inf)
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
+    return np.take_along_axis(weights, keys[None, None, :, None], axis=-1)[..., 0] / weights.sum(axis=-1)
 
 
 def _product(row: Heads, relation: Relation, query: int, key: int) -> Complex128[np.ndarray, " pairs"]:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Int32
 
 from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Decoder, Schemes
+from rope_jax.diagnosis.rows import each_row
 from rope_jax.subjects.haystacks import PROBES, Haystacks
 
 LIMIT = 4.6
@@ -54,8 +55,7 @@ class ProbeProgram:
                 hidden = model.hidden(tokens[None], scheme, attention=attention, dtype=dtype)
                 return choice_logits(model, hidden, position, choices)
 
-            # Row by row: on a CPU attention over a batch takes more than twice as long for the same rows.
-            return jax.lax.map(of_row, (tokens, position, choices))
+            return each_row(of_row, (tokens, position, choices), length=tokens.shape[1])
 
         self._run = run
 

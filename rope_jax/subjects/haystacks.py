@@ -54,6 +54,7 @@ class Counts:
       repeats: occurrences of the symbol of `ith`; 0 for none.
       ith_questions: occurrences asked for.
       counted: symbols that are counted.
+      smallest_gap: fewest tokens between two events of `ord`, where there is room.
     """
 
     pairs: int = 6
@@ -64,6 +65,7 @@ class Counts:
     repeats: int = 4
     ith_questions: int = 2
     counted: int = 2
+    smallest_gap: int = SMALLEST_GAP
 
 
 class Haystacks(NamedTuple):
@@ -161,6 +163,8 @@ def _check(counts: Counts) -> None:
     for name, most in (("pairs", _CHOICES), ("repeats", len(DIGITS))):
         if getattr(counts, name) == 1 or getattr(counts, name) > most:
             raise InputError(f"{name} must be 0 or from 2 to {most}, so that there are others to choose from: {counts}")
+    if counts.smallest_gap < 1:
+        raise InputError(f"events stand at least one token apart: {counts}")
     if counts.bind_questions > counts.markers * GROUP or counts.ith_questions > counts.repeats:
         raise InputError(f"more questions than there is to ask about: {counts}")
     symbols = 2 * counts.pairs + counts.markers + 2 * counts.order_pairs + counts.distances + counts.counted
@@ -295,9 +299,10 @@ def _dist(rng, room: _Room, take, counts: Counts) -> list[_Question]:
 
 def _ord(rng, room: _Room, take, counts: Counts, largest_gap: int) -> list[_Question]:
     questions = []
+    smallest = counts.smallest_gap
     for _ in range(counts.order_pairs):
         first, second = take(2)
-        gap = round(np.exp(rng.uniform(np.log(SMALLEST_GAP), np.log(max(largest_gap, SMALLEST_GAP)))))
+        gap = round(np.exp(rng.uniform(np.log(smallest), np.log(max(largest_gap, smallest)))))
         start = room.place([first], also=gap)
         room.write_at(start + gap, [second])
         named = [first, second] if rng.random() < 0.5 else [second, first]

@@ -11,7 +11,7 @@ from backend_suite import SHAPES, BackendSuite, Checks, named, quick_compilation
 from jax.extend.core import jaxprs_in_params
 from problems import problem_of
 
-from rope_jax.attention import blockwise, blockwise_backward, operands
+from rope_jax.attention import blockwise, operands
 
 
 class OnSmallTiles:
@@ -81,14 +81,7 @@ class TestAllHeadsAtOnce(OnSmallTiles, Checks):
 
     @pytest.fixture(autouse=True)
     def _all_at_once(self, monkeypatch):
-        prepare = operands.prepare
-
-        def together(*call, **how):
-            *rest, plan = prepare(*call, **how)
-            return *rest, plan._replace(together=True)
-
-        monkeypatch.setattr(blockwise, "prepare", together)
-        monkeypatch.setattr(blockwise_backward, "prepare", together)
+        monkeypatch.setattr(operands, "heads_at_once", lambda: True)
 
     @pytest.mark.parametrize("segments", ["one", "ragged", "strangers"])
     @pytest.mark.parametrize("bias", ["learned", "line and strip"])
