@@ -22,7 +22,9 @@ REACHES: tuple[Reach, ...] = ("short", "long")
 
 _FIT_ROWS = 32
 _UNSEEN_ROWS = 24
-# Streams of the seed; 0 and 1 are what is judged and fitted on, 2 to 4 belong to the search for factors.
+# Streams of the seed; 2 to 4 belong to the search for factors.
+_JUDGED = 0
+_FIT = 1
 _UNSEEN = 5
 _FURTHER = 6
 
@@ -127,26 +129,52 @@ class Standin:
         target = 8 * length if target_length is None else target_length
         if target <= length:
             raise InputError(f"target length {target} must be above the trained length {length}")
-        judged, fitted = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
-        if part:
-            judged = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_FURTHER, part)))
-        unseen = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_UNSEEN,)))
+        fitted, unseen = (np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(s,))) for s in (_FIT, _UNSEEN))
         made = functools.partial(_made, trained_length=length, counts=self.counts)
-        short, long = (made(judged, rows=rows, length=each) for each in (length, target))
-        text = haystacks.repeated_text(judged, rows=text_rows, length=target, farthest=length // 2)
         answers = made(fitted, rows=_FIT_ROWS, length=length)
         copies = haystacks.repeated_text(fitted, rows=_FIT_ROWS // 4, length=length, farthest=length // 2)
         return Subject(
             checkpoint=self.checkpoint,
             trained_length=length,
             target_length=target,
-            items=Items(short, long, text.tokens, text.predictable),
+            items=standin_items(
+                self.counts,
+                trained_length=length,
+                target_length=target,
+                rows=rows,
+                text_rows=text_rows,
+                seed=seed,
+                part=part,
+            ),
             fit_text=np.concatenate([answers.tokens, copies.tokens]),
             fit_counted=np.concatenate([answer_weights(answers), copies.predictable]),
             unseen_items=made(unseen, rows=_UNSEEN_ROWS, length=length),
             language="haystacks in the stand-in's own vocabulary; text of repeated segments, copied tokens counted",
             counts=self.counts,
         )
+
+
+def standin_items(
+    counts: Counts, *, trained_length: int, target_length: int, rows: int, text_rows: int, seed: int = 0, part: int = 0
+) -> Items:
+    """Returns what a stand-in is asked, which does not depend on its weights.
+
+    Args:
+      counts: facts and questions of a haystack.
+      trained_length: `L`, tokens.
+      target_length: `L'`, tokens.
+      rows: haystacks at each length.
+      text_rows: rows of repeated text.
+      seed: of all items.
+      part: further parts, 1 or more, are other draws of as many.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_FURTHER, part) if part else (_JUDGED,)))
+    short, long = (
+        _made(rng, rows=rows, length=length, trained_length=trained_length, counts=counts)
+        for length in (trained_length, target_length)
+    )
+    text = haystacks.repeated_text(rng, rows=text_rows, length=target_length, farthest=trained_length // 2)
+    return Items(short, long, text.tokens, text.predictable)
 
 
 def read_standin(directory: Path) -> Standin:
