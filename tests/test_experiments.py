@@ -37,7 +37,7 @@ def test_the_sweep_compiles_once(tmp_path):
     assert [row["measured"] for row in compilations] == [1]
 
 
-@pytest.mark.parametrize("name", ["rotation.py", "attention.py", "decode.py", "model.py"])
+@pytest.mark.parametrize("name", ["rotation.py", "attention.py", "decode.py", "model.py", "accelerator.py"])
 def test_benchmarks_run_and_skip_peers_that_are_not_installed(name):
     printed = run(BENCHMARKS / name, "--quick")
     assert "ours" in printed or "rotation" in printed or "no bias" in printed

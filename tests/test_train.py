@@ -18,8 +18,9 @@ from rope_jax.subjects.subject import read_standin
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "experiments"))
 train = importlib.import_module("train")
+curriculum = importlib.import_module("curriculum")
 
-ASKED = train.asked_of(1, extras=False)
+ASKED = curriculum.asked_of(1, extras=False)
 
 
 @pytest.fixture(autouse=True)
@@ -27,39 +28,72 @@ def _parsed():
     flags.FLAGS(["train.py", "--out=unused"])
 
 
-@pytest.mark.parametrize(("length", "trained"), [(128, [128] * 4), (256, [128] * 4 + [256])])
+@pytest.mark.parametrize(
+    ("length", "trained"),
+    [(128, [128] * 4), (256, [128] * 4 + [256]), (4096, [128] * 4 + [512, 2048, 4096])],
+)
 def test_what_is_learned_first_is_learned_at_the_base_of_short_rows(length, trained):
-    phases = train.curriculum(length, steps=10, asked=ASKED)
+    asked = curriculum.asked_of(1, extras=False, length=length)
+    phases = curriculum.curriculum(length, steps=10, asked=asked)
     assert [phase.trained for phase in phases] == trained
     assert all(max(phase.lengths) <= phase.trained for phase in phases)
-    assert phases[-1].counts[0] == ASKED
+    assert phases[-1].counts[0] == asked
     assert max(phases[-1].lengths) == length
     for phase in phases:
         for counts in phase.counts:
             for rows in phase.lengths:
-                hay.haystacks(np.random.default_rng(0), rows=2, length=rows, counts=counts)  # there is room for them
+                rng = np.random.default_rng(0)
+                made = hay.haystacks(rng, rows=2, length=rows, largest_gap=phase.reach, counts=counts)  # there is room
+                assert made.gap[made.gap > 0].min() >= counts.smallest_gap
 
 
 def test_the_base_is_matched_to_the_length():
-    assert train.matched_base(4096) == pytest.approx(10_000)
-    assert train.matched_base(256) == pytest.approx(194.3, abs=0.05)
+    assert curriculum.matched_base(4096) == pytest.approx(10_000)
+    assert curriculum.matched_base(256) == pytest.approx(194.3, abs=0.05)
 
 
 def test_what_is_scored_are_answers_and_copies():
-    (*_, phase) = train.curriculum(128, steps=1, asked=ASKED)
+    (*_, phase) = curriculum.curriculum(128, steps=1, asked=ASKED)
     phase = dataclasses.replace(phase, tokens=20 * 128, counts=(ASKED,))
-    tokens, kinds = train.batch_of(np.random.default_rng(0), phase, 128)
+    tokens, kinds = curriculum.batch_of(np.random.default_rng(0), phase, 128)
     assert tokens.shape == (20, 128)
     assert kinds.shape == (20, 127)
-    copies = (kinds == train._KINDS.index("copy")).any(axis=1)
+    copies = (kinds == curriculum.KINDS.index("copy")).any(axis=1)
     assert copies.sum() == 3
     for row, kind in zip(tokens[~copies], kinds[~copies], strict=True):
         for name, count in (("ret", 6), ("bind", 8), ("ord", 4)):
-            at = np.flatnonzero(kind == train._KINDS.index(name))
+            at = np.flatnonzero(kind == curriculum.KINDS.index(name))
             assert len(at) == count
             # A key is asked for by one token after the sign of its question, the others by two.
             assert (row[at - (1 if name == "ret" else 2)] == hay.QUESTION[name]).all()
             assert (row[at + 1] >= hay.SYMBOLS[0]).all()
+
+
+def test_batches_are_the_same_whoever_makes_them():
+    (phase, *_) = curriculum.curriculum(128, steps=1, asked=ASKED, tokens=210)
+    phase = dataclasses.replace(phase, steps=5)
+    alone, helped = curriculum.Batches(3, 1), curriculum.Batches(3, 1, workers=1)
+    for one, other in zip(alone.of_phase(2, phase), helped.of_phase(2, phase), strict=True):
+        for x, y in zip(one, other, strict=True):
+            np.testing.assert_array_equal(x, y)
+    (first, *_), (second, *_) = alone.of_phase(2, phase), alone.of_phase(3, phase)
+    assert not np.array_equal(first[0], second[0])
+    helped.close()
+
+
+def test_a_step_takes_as_many_rows_at_once_as_divide_it(monkeypatch):
+    assert [train.rows_at_once(*shape) for shape in ((128, 32), (390, 32), (48, 112))] == [8, 6, 1]
+    monkeypatch.setattr(train.jax, "default_backend", lambda: "gpu")
+    assert [train.rows_at_once(*shape) for shape in ((73, 112), (8, 4096), (9, 4096), (1, 2**16))] == [73, 8, 3, 1]
+
+
+def test_a_training_stops_when_its_time_is_up_and_saves_what_it_was_for():
+    config = DecoderConfig(hay.VOCAB_SIZE, 16, 32, 1, 1, 1, 16, 1e-5, tie_embeddings=True)
+    run = train.Run(Decoder(config, rngs=nnx.Rngs(0)))
+    (phase, *_) = curriculum.curriculum(128, steps=1, asked=ASKED, tokens=84)
+    saved = []
+    train.train(run, curriculum.Batches(0), {0: phase}, saved.append, minutes=1e-6)
+    assert saved == [128]
 
 
 @pytest.mark.slow
@@ -68,10 +102,10 @@ def test_steps_lower_the_loss_and_the_model_is_a_subject(tmp_path):
     before = {"command": "an earlier one"}
     run = train.Run(Decoder(config, rngs=nnx.Rngs(0)), before)
     scheme = train.scheme_at(config, 128)
-    (*_, phase) = train.curriculum(128, steps=1, asked=ASKED)
+    (*_, phase) = curriculum.curriculum(128, steps=2 * train._SHOW_EVERY, asked=ASKED)
     phase = dataclasses.replace(phase, tokens=4 * 112, lengths=(112,))
-    rng = np.random.default_rng(0)
-    shown = [run.step(scheme, *train.batch_of(rng, phase, 112), 1e-2) for _ in range(2 * train._SHOW_EVERY)]
+    run.compile_ahead([phase])
+    shown = [run.step(scheme, *batch, 1e-2) for batch in curriculum.Batches(0).of_phase(0, phase)]
     assert sum(one is not None for one in shown) == 2
     first, second = run.curve
     assert second["bind"][0] < first["bind"][0]
@@ -82,4 +116,4 @@ def test_steps_lower_the_loss_and_the_model_is_a_subject(tmp_path):
     subject = read_standin(tmp_path).asked(rows=1, text_rows=1)
     assert (subject.trained_length, subject.target_length, subject.counts) == (128, 1024, ASKED)
     rotary = load_checkpoint(tmp_path).positions.main_group.rotary
-    assert rotary.base == pytest.approx(train.matched_base(128))
+    assert rotary.base == pytest.approx(curriculum.matched_base(128))
