@@ -115,7 +115,7 @@ def _with_correction(
 def _forward_head(by_token, by_head, row: Row, *, settings: Settings, layout, plan: Plan) -> Results:
     """Returns outputs `[N, G, e]`, log-sum-exps and corrections `[N, G]` of one key head."""
     (q, k, v), (slopes, strip, sinks) = by_token, by_head
-    row = row.in_step() if plan.together else row
+    row = row._replace(contiguous=plan.contiguous)
     tokens, groups, _ = q.shape
     dtype = q.dtype if plan.together else jnp.float32
     tiles, pairs = row.queries, row.pairs

@@ -89,7 +89,7 @@ def backward(
 def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, plan: Plan) -> Results:
     """Returns the gradients of one key head, and what it adds to those that heads share."""
     (q, k, v, out, lse, d_out, d_lse, correction), (slopes, strip, sinks) = by_token, by_head
-    row = row.in_step() if plan.together else row
+    row = row._replace(contiguous=plan.contiguous)
     # A query that saw nothing has zero gradients, whatever it holds: zero times NaN would reach the phases.
     q = jnp.where(lse[..., None] > NOTHING, q, 0)
     # Every gradient is linear in weight * cotangent, row by row.

@@ -6,13 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-_LANES = ("sequences", "heads")  # axes along which all run at once
-
-
-def everywhere(flag: Array) -> Array:
-    """Returns whether a flag is set in every sequence and head of those that run at once."""
-    return jax.lax.pmin(flag.astype(jnp.int32), _LANES) > 0
-
 
 class Results(NamedTuple):
     """What the work on one head gives, or, with a leading batch axis, on all of them."""
@@ -38,9 +31,8 @@ def each_head(
     """
     if together:
         axes: Any = Results(by_token=1, by_head=0, by_row=0)  # type: ignore[arg-type] # a tree of axes, not of arrays
-        sequences, heads = _LANES
-        of_all_heads = jax.vmap(function, in_axes=(1, 0, None), out_axes=axes, axis_name=heads)
-        results = jax.vmap(of_all_heads, axis_name=sequences)(by_token, by_head, by_row)
+        of_all_heads = jax.vmap(function, in_axes=(1, 0, None), out_axes=axes)
+        results = jax.vmap(of_all_heads)(by_token, by_head, by_row)
         return results._replace(by_row=jax.tree.map(lambda x: x.sum(axis=1), results.by_row))
 
     # Results go straight to their place: stacked by head and moved afterwards they would be held twice.

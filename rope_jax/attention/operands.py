@@ -8,7 +8,6 @@ from jaxtyping import Array, Float, Float32, Shaped
 
 from rope_jax import rotation
 from rope_jax.attention.call import NOTHING, Settings, Tokens
-from rope_jax.attention.heads import everywhere
 from rope_jax.attention.logits import Side
 from rope_jax.attention.tiles import Pairs, Tiles, cut, meet
 from rope_jax.scheme import Scheme
@@ -85,7 +84,7 @@ class Row(NamedTuple):
     keys: Tiles
     pairs: Pairs
     origin: Array  # [], a zero that varies over the same mesh axes as the operands
-    contiguous: Array | None = None  # [], whether all tiles of all heads that run at once are
+    contiguous: Array | None = None  # [], of the plan, for heads that run at once
 
     def zeros(self, *shape: int) -> Array:
         """Returns zeros to begin a loop with."""
@@ -97,15 +96,8 @@ class Row(NamedTuple):
     def side_of_keys(self, j: Array) -> Side:
         return self._side(self.keys, j, -1)
 
-    def in_step(self) -> "Row":
-        """Returns the row where all heads run at once: what is contiguous in one of them only counts for none.
-
-        A conditional that differs among them would go both ways, and one of the two is slow.
-        """
-        return self._replace(contiguous=everywhere(self.queries.contiguous.all() & self.keys.contiguous.all()))
-
     def contiguous_tiles(self, tiles: Tiles) -> Array:
-        """Returns whether each tile is to be taken for contiguous."""
+        """Returns whether each tile may be taken for contiguous."""
         if self.contiguous is None:
             return tiles.contiguous
         return jnp.broadcast_to(self.contiguous, tiles.contiguous.shape)
@@ -116,12 +108,13 @@ class Row(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a call is cut into tiles; static."""
+    """How a call is cut into tiles; static but for the last."""
 
     rows: int  # queries of a tile
     columns: int  # keys of a tile
     block: int  # tiles of queries that may go on together; there is a multiple of as many
     together: bool  # whether all heads run at once
+    contiguous: Array | None  # [], then: whether all tiles are, as what differs among heads would be done both ways
 
 
 def heads_at_once() -> bool:
@@ -147,7 +140,8 @@ def prepare(operands: Operands, queries: Tokens, keys: Tokens, settings: Setting
     pairs = jax.vmap(lambda a, b: meet(a, b, settings, max_offset=reach))(q_tiles, k_tiles)
     scale = operands.scale * settings.scale
     origin = jnp.where(scale == scale, 0.0, 0.0)
-    plan = Plan(rows, columns, block, together)
+    contiguous = q_tiles.contiguous.all() & k_tiles.contiguous.all() if together else None
+    plan = Plan(rows, columns, block, together, contiguous)
     row = Row(scale, operands.q_turn, operands.k_turn, q_tiles, k_tiles, pairs, origin)
     return by_token, by_head, row, plan
 

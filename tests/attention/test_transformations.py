@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rope_jax import biases, frequencies, scaling
-from rope_jax.attention import attention
+from rope_jax.attention import attention, operands
 from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.scheme import build, stack
 
@@ -155,7 +155,9 @@ def test_pmap(expected):
 
 
 @on_devices
-def test_shard_map_over_batch_and_heads(expected):
+@pytest.mark.parametrize("together", [False, True], ids=["as on a CPU", "all heads at once"])
+def test_shard_map_over_batch_and_heads(together, expected, monkeypatch):
+    monkeypatch.setattr(operands, "heads_at_once", lambda: together)
     # A scheme's leaves in order: frequencies, remainder, factor, logit scale; then the heads' slopes and strips.
     arguments = make_arguments()
     structure = jax.tree.structure(arguments)
