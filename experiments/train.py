@@ -27,6 +27,7 @@ from rope_jax import frequencies
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Decoder, DecoderConfig
+from rope_jax.diagnosis.rows import largest_divisor, rows_of_gradient
 from rope_jax.scheme import Scheme, build
 from rope_jax.subjects import haystacks as hay
 
@@ -38,7 +39,9 @@ _HEADS = flags.DEFINE_integer("heads", 4, "Attention heads.")
 _LENGTH = flags.DEFINE_integer("length", 256, "L, the longest row trained on.")
 _STEPS = flags.DEFINE_integer("steps", 2400, "Steps of the last phase, with whole haystacks.")
 _TOKENS = flags.DEFINE_integer("tokens", 5376, "Tokens of a step.")
-_MINUTES = flags.DEFINE_float("minutes", None, "Ends the training after so long, the rate falling until then.")
+_MINUTES = flags.DEFINE_float(
+    "minutes", None, "Ends the training after so long; in the last phase the rate falls by then."
+)
 _INIT = flags.DEFINE_string("init", None, "Directory of a model to go on from.")
 _FIRST = flags.DEFINE_integer("first_phase", 0, "Phase of the curriculum to begin with.")
 _MARKERS = flags.DEFINE_integer(
@@ -54,7 +57,8 @@ _WARM_UP = 50
 _SHOW_EVERY = 50
 _SAVE_EVERY = 500
 _COMPILERS = 4  # programs compiled beside each other
-_AT_ONCE = 2**15  # tokens whose activations are held together, on an accelerator
+_TINY = 32  # tokens of a row
+_TINY_AT_ONCE = 8
 
 
 class Run:
@@ -75,7 +79,7 @@ class Run:
             optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98), optax.add_decayed_weights(0.01)
         )
         self._moments = self._optimiser.init(self.state)
-        self._seen = jnp.zeros((3, len(KINDS)))
+        self._seen = np.zeros((3, len(KINDS)))
         self._steps, self._started = 0, time.monotonic()
         self._step = jax.jit(self._traced, donate_argnums=(1, 2))
         self._structure = jax.tree.structure(scheme_at(model.config, SHORTEST))
@@ -109,6 +113,10 @@ class Run:
             self._programs[shape] = self._compiler.submit(lambda: self._step.lower(*arguments).compile())
         return self._programs[shape]
 
+    def close(self) -> None:
+        """Stops compiling what is not needed any more."""
+        self._compiler.shutdown(cancel_futures=True)
+
     def _traced(self, leaves, state, moments, tokens, kinds, rate):
         scheme: Scheme = jax.tree.unflatten(self._structure, leaves)
         scored = (kinds > 0) / jnp.maximum((kinds > 0).sum(), 1)
@@ -122,7 +130,7 @@ class Run:
                 [losses.ravel() @ of_kind, right.ravel() @ of_kind, of_kind.sum(0)]
             )
 
-        at_once = rows_at_once(*tokens.shape)
+        at_once = rows_at_once(*tokens.shape, self.model.config)
         groups = jax.tree.map(lambda x: x.reshape(-1, at_once, x.shape[1]), (tokens, kinds, scored))
 
         def add(total, group):
@@ -141,12 +149,12 @@ class Run:
         self.state, self._moments, seen = step(
             jax.tree.leaves(scheme), self.state, self._moments, tokens, kinds, jnp.float32(rate)
         )
-        self._seen += seen
+        self._seen += np.asarray(seen)
         self._steps += 1
         if self._steps % _SHOW_EVERY:
             return None
-        loss, right, count = np.asarray(self._seen)
-        self._seen = jnp.zeros_like(self._seen)
+        loss, right, count = self._seen
+        self._seen = np.zeros_like(self._seen)
         asked = {name: i for i, name in enumerate(KINDS) if i and count[i]}
         accuracy = {name: float(right[i] / count[i]) for name, i in asked.items()}
         shown = {name: [round(float(loss[i] / count[i]), 3), round(accuracy[name], 3)] for name, i in asked.items()}
@@ -156,15 +164,22 @@ class Run:
         )
         return accuracy
 
-    def save(self, out: Path, *, length: int, counts: hay.Counts) -> None:
-        """Writes weights, config, curve, and the haystacks that the model knows."""
+    def save(self, out: Path, phase: Phase) -> None:
+        """Writes weights, config, curve, and the haystacks that the model knows, as its last phase had them."""
+        length, counts = phase.trained, phase.counts[0] if phase.counts else asked_of(1, False, phase.trained)
         command = shlex.join(["python", "experiments/train.py", *sys.argv[1:]])
         config = llama_config(self.model, base=matched_base(length), trained_length=length)
         device = jax.devices()[0].device_kind
         provenance = {"command": command, "jax": jax.__version__, "device": device}
         save_llama(out, self.model, config, dtype=_DTYPE.value, metadata=provenance)
         columns = "probe: [loss in nats, accuracy]"
-        record = {**provenance, "counts": dataclasses.asdict(counts), "columns": columns, "curve": self.curve}
+        record = {
+            **provenance,
+            "counts": dataclasses.asdict(counts),
+            "steps": self._steps,
+            "columns": columns,
+            "curve": self.curve,
+        }
         if self._before is not None:
             record["before"] = self._before
         (out / hay.TRAINING).write_text(json.dumps(record) + "\n")
@@ -176,13 +191,11 @@ def scheme_at(config: DecoderConfig, length: int) -> Scheme:
     return build(rotary, num_heads=config.num_heads, head_dim=config.head_dim)
 
 
-def rows_at_once(rows: int, length: int) -> int:
-    """Returns of how many rows a step takes the gradient at once; it divides their number.
-
-    On a CPU a batch takes longer than its rows one after another, tiny ones apart.
-    """
-    most = (8 if length <= 32 else 1) if jax.default_backend() == "cpu" else max(1, _AT_ONCE // length)
-    return max(count for count in range(1, min(most, rows) + 1) if rows % count == 0)
+def rows_at_once(rows: int, length: int, config: DecoderConfig) -> int:
+    """Returns of how many rows a step takes the gradient at once; on a CPU of several only where they are tiny."""
+    if length <= _TINY and jax.default_backend() == "cpu":
+        return largest_divisor(rows, _TINY_AT_ONCE)
+    return rows_of_gradient(rows, config=config, length=length)
 
 
 def train(run: Run, batches: Batches, phases: dict[int, Phase], save, *, minutes: float | None = None) -> None:
@@ -200,15 +213,15 @@ def train(run: Run, batches: Batches, phases: dict[int, Phase], save, *, minutes
             falling = 1.0 if phase.until is not None else min(1.0, max(3 * left, 0.02))
             accuracy = run.step(scheme, tokens, kinds, _RATE.value * falling)
             steps += 1
-            if steps % _SAVE_EVERY == 0:
-                save(phase.trained)
-            if accuracy and phase.until is not None and min(accuracy[name] for name in phase.judged) > phase.until:
-                break
             if run.seconds > whole:
                 print(f"stopped after {minutes:g} minutes, in a phase of {phase.trained} tokens", flush=True)
-                save(phase.trained)
+                save(phase)
                 return
-    save(phase.trained)
+            if steps % _SAVE_EVERY == 0:
+                save(phase)
+            if accuracy and phase.until is not None and min(accuracy[name] for name in phase.judged) > phase.until:
+                break
+    save(phase)
 
 
 def main(argv: list[str]) -> None:
@@ -228,20 +241,24 @@ def main(argv: list[str]) -> None:
         model = load_checkpoint(_INIT.value).model
         nnx.update(model, jax.tree.map(lambda x: x.astype(jnp.float32), nnx.state(model)))
         before = json.loads((Path(_INIT.value) / hay.TRAINING).read_text())
-    run = Run(model, before, dtype=jnp.dtype(_COMPUTED.value))
     asked = asked_of(_MARKERS.value, _EXTRAS.value, _LENGTH.value)
     phases = dict(enumerate(curriculum(_LENGTH.value, _STEPS.value, asked, _TOKENS.value)))
     first = _FIRST.value
     if first not in phases:
         sys.exit(f"--first_phase must be from 0 to {len(phases) - 1}, got {first}")
-
-    def save(length: int) -> None:
-        run.save(Path(_OUT.value), length=length, counts=asked)
-
-    batches = Batches(_SEED.value, first, workers=_WORKERS.value)
     later = {number: phase for number, phase in phases.items() if number >= first}
-    train(run, batches, later, save, minutes=_MINUTES.value)
-    batches.close()
+    for phase in later.values():
+        if phase.tokens < max(phase.lengths):
+            sys.exit(f"--tokens={_TOKENS.value} is too few for a row of {max(phase.lengths)} tokens")
+    if _MINUTES.value is not None and not 0 < _MINUTES.value < math.inf:
+        sys.exit(f"--minutes must be a number above 0, got {_MINUTES.value}")
+    run = Run(model, before, dtype=jnp.dtype(_COMPUTED.value))
+    batches = Batches(_SEED.value, first, workers=_WORKERS.value)
+    try:
+        train(run, batches, later, lambda phase: run.save(Path(_OUT.value), phase), minutes=_MINUTES.value)
+    finally:
+        batches.close()
+        run.close()
 
 
 if __name__ == "__main__":

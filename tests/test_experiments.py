@@ -40,4 +40,9 @@ def test_the_sweep_compiles_once(tmp_path):
 @pytest.mark.parametrize("name", ["rotation.py", "attention.py", "decode.py", "model.py", "accelerator.py"])
 def test_benchmarks_run_and_skip_peers_that_are_not_installed(name):
     printed = run(BENCHMARKS / name, "--quick")
-    assert "ours" in printed or "rotation" in printed or "no bias" in printed
+    assert (
+        "ours" in printed
+        or "rotation" in printed
+        or "| forward and backward | 256 |" in printed
+        or "no bias |" in printed
+    )

@@ -27,7 +27,8 @@ def test_the_questions_are_those_of_the_study(record, items):
     assert items.short.tokens.shape == (12, 4096)
     assert items.long.tokens.shape == (12, 32768)
     gaps = items.long.gap[items.long.gap > 0]
-    assert (gaps.min(), gaps.max()) >= (record["counts"]["smallest_gap"], 1024)
+    assert gaps.min() >= record["counts"]["smallest_gap"] == 256
+    assert 1024 < gaps.max() <= 2048
 
 
 def test_answers_fit_the_questions(record, items):
@@ -51,4 +52,7 @@ def test_the_report_says_what_the_readme_says(capsys, monkeypatch):
     rows = [line for line in printed.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + 12 + 1 + 4
     assert all(row in written for row in rows)
-    assert "ntk + alibi_star: **undetermined**" in printed
+    words = " ".join(written.split())  # the README breaks long lines
+    said = [line.strip() for line in printed.splitlines() if line.strip().startswith("- ")]
+    assert len(said) == 2 + 2 + 7 + 5 + 2 + 1
+    assert all(line in words for line in said)

@@ -82,18 +82,46 @@ def test_batches_are_the_same_whoever_makes_them():
 
 
 def test_a_step_takes_as_many_rows_at_once_as_divide_it(monkeypatch):
-    assert [train.rows_at_once(*shape) for shape in ((128, 32), (390, 32), (48, 112))] == [8, 6, 1]
+    config = DecoderConfig(hay.VOCAB_SIZE, 1024, 2048, 6, 8, 8, 128, 1e-5, tie_embeddings=True)
+    at_once = lambda *shapes: [train.rows_at_once(*shape, config) for shape in shapes]  # noqa: E731
+    assert at_once((128, 32), (390, 32), (48, 112)) == [8, 6, 1]
     monkeypatch.setattr(train.jax, "default_backend", lambda: "gpu")
-    assert [train.rows_at_once(*shape) for shape in ((73, 112), (8, 4096), (9, 4096), (1, 2**16))] == [73, 8, 3, 1]
+    assert at_once((73, 112), (8, 4096), (14, 4096), (1, 2**20)) == [73, 8, 7, 1]
 
 
-def test_a_training_stops_when_its_time_is_up_and_saves_what_it_was_for():
+@pytest.mark.parametrize("number", [0, 4])
+def test_a_training_that_is_cut_off_leaves_what_its_last_phase_knew(number, tmp_path):
     config = DecoderConfig(hay.VOCAB_SIZE, 16, 32, 1, 1, 1, 16, 1e-5, tie_embeddings=True)
     run = train.Run(Decoder(config, rngs=nnx.Rngs(0)))
-    (phase, *_) = curriculum.curriculum(128, steps=1, asked=ASKED, tokens=84)
-    saved = []
-    train.train(run, curriculum.Batches(0), {0: phase}, saved.append, minutes=1e-6)
-    assert saved == [128]
+    asked = curriculum.asked_of(1, extras=False, length=4096)
+    phase = dataclasses.replace(curriculum.curriculum(4096, steps=1, asked=asked)[number], tokens=512)
+    phases = {number: phase, number + 1: phase}
+    train.train(run, curriculum.Batches(0), phases, lambda phase: run.save(tmp_path, phase), minutes=1e-6)
+    run.close()
+    assert json.loads((tmp_path / hay.TRAINING).read_text())["steps"] == 1
+    subject = read_standin(tmp_path).asked(rows=2, text_rows=1)
+    assert subject.trained_length == phase.trained == (128 if number == 0 else 512)
+    gaps = subject.items.short.gap[subject.items.short.gap > 0]
+    assert gaps.min() >= (16 if number == 0 else 32)
+    assert (gaps < 256).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--length=4096", "--tokens=1000"], "--tokens=1000 is too few for a row of 4096 tokens"),
+        (["--minutes=0"], "--minutes must be a number above 0"),
+        (["--first_phase=5"], "--first_phase must be from 0 to 4"),
+    ],
+)
+def test_bad_requests_are_one_line(arguments, said, tmp_path):
+    flags.FLAGS(["train.py", f"--out={tmp_path}", *arguments])
+    try:
+        with pytest.raises(SystemExit, match=said):
+            train.main(["train.py"])
+    finally:
+        flags.FLAGS(["train.py", f"--out={tmp_path}", "--length=256", "--tokens=5376", "--first_phase=0"])
+        flags.FLAGS["minutes"].value = None
 
 
 @pytest.mark.slow
@@ -109,7 +137,8 @@ def test_steps_lower_the_loss_and_the_model_is_a_subject(tmp_path):
     assert sum(one is not None for one in shown) == 2
     first, second = run.curve
     assert second["bind"][0] < first["bind"][0]
-    run.save(tmp_path, length=128, counts=ASKED)
+    run.save(tmp_path, phase)
+    run.close()
     record = json.loads((tmp_path / hay.TRAINING).read_text())
     assert record["before"] == before
     assert record["counts"] == dataclasses.asdict(ASKED)

@@ -1,4 +1,6 @@
-"""Attention on whatever device JAX finds: how far its values lie from float64, and its time beside `jax.nn`'s kernel.
+"""Attention on an accelerator: how far its values lie from float64, and its time beside cuDNN's kernel in `jax.nn`.
+
+Anywhere but on a GPU `jax.nn` writes all logits out.
 
 python experiments/benchmarks/accelerator.py
 """

@@ -17,7 +17,7 @@ import numpy as np
 
 from rope_jax.diagnosis import attribution, looks, probes
 from rope_jax.diagnosis.attribution import Used
-from rope_jax.diagnosis.cell_runs import Scores
+from rope_jax.diagnosis.cell_runs import Scores, outcomes_of
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, corners, options
 from rope_jax.diagnosis.looks import Answered
 from rope_jax.diagnosis.signature import signature
@@ -25,8 +25,8 @@ from rope_jax.diagnosis.verdict import Margins
 from rope_jax.reports.case_table import in_words
 from rope_jax.statistics import intervals
 from rope_jax.statistics.intervals import Estimate
-from rope_jax.subjects.haystacks import Counts
-from rope_jax.subjects.subject import REACHES, Items, Reach, standin_items
+from rope_jax.subjects.haystacks import PROBES, Counts
+from rope_jax.subjects.subject import REACHES, Items, standin_items
 
 KEPT = pathlib.Path(__file__).resolve().parents[1] / "results" / "study-4k-32k.json"
 TRANSFORMS = ("llama3", "yarn", "by_parts")
@@ -44,17 +44,19 @@ def scores_of(cell: Mapping[str, Any], items: Items) -> Scores:
     for reach in items.asked:
         odds, picked = (np.asarray(cell[reach][name]) for name in ("log_odds", "picked"))
         answers[reach] = probes.Answers(odds.astype(np.float64), picked == 0, picked.astype(np.int32))
-
-    def by_row(values: str) -> dict[Reach, dict[str, np.ndarray]]:
-        return {
-            reach: {
-                name: probes.by_row(getattr(answers[reach], values), asked, name) for name in probes.asked_probes(asked)
-            }
-            for reach, asked in items.asked.items()
-        }
-
     loss = {reach: np.asarray(cell["loss"][reach]) for reach in REACHES}
-    return Scores(answers, by_row("log_odds"), by_row("right"), loss, np.zeros((len(loss["short"]), 0)))
+    return Scores(*outcomes_of(answers, items.asked), loss, np.zeros((len(loss["short"]), 0)))
+
+
+def training_of(record: Mapping[str, Any]) -> list[str]:
+    """Returns how the training went: where all that was asked in 128 tokens was known, and what was known at last."""
+    curve = record["training"]["curve"]
+    learned = next(row for row in curve if min(row.get(name, [0, 0])[1] for name in ("bind", "ord")) > 0.9)
+    return [
+        f"step {row['step']:,}, {row['seconds']} s: right in "
+        + ", ".join(f"{name} {row[name][1]:.3f}" for name in (*PROBES, "copy") if name in row)
+        for row in (learned, curve[-1])
+    ]
 
 
 def table_of(cells: Mapping[Cell, Scores], used: Used) -> list[str]:
@@ -123,6 +125,7 @@ def main() -> None:
     cells = {Cell(one["scaling"], one["bias"], one["temperature"]): scores_of(one, items) for one in record["cells"]}
     used = attribution.gated([cells[UNCHANGED]], gate=Margins().gate)
     print(f"{record['model']}\n{record['note']}\n")
+    print("\n".join(training_of(record)) + "\n")
     print(f"intervals: {intervals.method(record['items']['rows'])}\n")
     print("\n".join(table_of(cells, used)) + "\n")
     status_quos = [Cell(*one) for one in record["status_quos"]]

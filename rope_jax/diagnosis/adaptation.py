@@ -74,6 +74,7 @@ def _key(subject: Subject, schemes: Schemes, settings: str) -> str:
 
 def _train(subject: Subject, schemes: Schemes, steps: int, learning_rate: float, seed: int, on_step):
     graph, state = nnx.split(subject.checkpoint.model)
+    config = subject.checkpoint.config
     state = jax.tree.map(lambda x: x.astype(jnp.float32), state)
     optimiser = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(learning_rate, steps), b2=0.98)
@@ -85,7 +86,9 @@ def _train(subject: Subject, schemes: Schemes, steps: int, learning_rate: float,
 
     @jax.jit
     def step(state, moments, tokens, weights):
-        gradient = summed_gradient(loss, state, (tokens, weights / weights.sum()), length=tokens.shape[1])
+        gradient = summed_gradient(
+            loss, state, (tokens, weights / weights.sum()), config=config, length=tokens.shape[1]
+        )
         updates, moments = optimiser.update(gradient, moments, state)
         return optax.apply_updates(state, updates), moments
 

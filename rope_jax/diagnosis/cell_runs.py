@@ -95,9 +95,19 @@ def outcomes(logits: Mapping[str, np.ndarray], asked: Mapping[Reach, Haystacks])
       logits: of every choice, by reach, from whatever answered.
       asked: the haystacks of each reach.
     """
+    return outcomes_of({reach: probes.answers(logits[reach], items) for reach, items in asked.items()}, asked)
+
+
+def outcomes_of(answers: Mapping[Reach, Answers], asked: Mapping[Reach, Haystacks]) -> Outcomes:
+    """Returns the outcomes of answers, by reach.
+
+    Args:
+      answers: to every question, by reach, from whatever answered.
+      asked: the haystacks of each reach.
+    """
     result = Outcomes({}, {}, {})
     for reach, items in asked.items():
-        given = probes.answers(logits[reach], items)
+        given = answers[reach]
         names = probes.asked_probes(items)
         result.answers[reach] = given
         result.log_odds[reach] = {name: probes.by_row(given.log_odds, items, name) for name in names}
@@ -213,6 +223,8 @@ class CellRuns:
             "weights": self.subject.checkpoint.sha256,
             "config": repr(self.subject.checkpoint.config),
             "versions": [__version__, jax.__version__],
+            # A GPU makes products of fewer bits by default.
+            "arithmetic": [jax.default_backend(), str(jax.config.jax_default_matmul_precision)],  # type: ignore[attr-defined]
             "length": self.subject.trained_length,
             "structure": str(jax.tree_util.tree_structure((scheme, items.short, items.long))),
             "note": note,

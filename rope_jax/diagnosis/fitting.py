@@ -162,7 +162,9 @@ def fit_t5_table(
         def loss(table, row, weights):
             return (next_token_losses(nnx.merge(graph, state), tied(table), row[None])[0] * weights).sum()
 
-        gradient = summed_gradient(loss, table, (tokens, weights / weights.sum()), length=tokens.shape[1])
+        gradient = summed_gradient(
+            loss, table, (tokens, weights / weights.sum()), config=decoder.config, length=tokens.shape[1]
+        )
         updates, moments = optimiser.update(gradient, moments)
         return optax.apply_updates(table, updates), moments
 

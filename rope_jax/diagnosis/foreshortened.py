@@ -113,7 +113,7 @@ class ForeshortenedProgram:
                 hidden = model.hidden(tokens[None], scheme, positions=positions[None], attention=counting(counts))
                 return choice_logits(model, hidden, position, choices)
 
-            return each_row(of_row, rows, length=rows[0].shape[1])
+            return each_row(of_row, rows, config=model.config, length=rows[0].shape[1])
 
         self._run = run
 

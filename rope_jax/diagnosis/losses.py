@@ -41,7 +41,7 @@ def next_token_losses(
         targets = jnp.pad(row[1:], (0, padding + 1)).reshape(-1, _UNEMBED_BLOCK)
         return jax.lax.map(of_block, (hidden, targets)).reshape(-1)[: length - 1]
 
-    return each_row(of_row, tokens, length=length)
+    return each_row(of_row, tokens, config=decoder.config, length=length)
 
 
 class LossProgram:

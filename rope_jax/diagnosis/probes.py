@@ -55,7 +55,7 @@ class ProbeProgram:
                 hidden = model.hidden(tokens[None], scheme, attention=attention, dtype=dtype)
                 return choice_logits(model, hidden, position, choices)
 
-            return each_row(of_row, (tokens, position, choices), length=tokens.shape[1])
+            return each_row(of_row, (tokens, position, choices), config=model.config, length=tokens.shape[1])
 
         self._run = run
 

@@ -54,8 +54,10 @@ def positions_of(kind: str, batch: int, tokens: int, keys: int, rng) -> tuple[np
         return start + last, start + np.arange(keys)
     if kind == "scattered":
         return rng.integers(0, 900, (batch, tokens)), rng.integers(0, 900, (batch, keys))
-    if kind == "permuted":
+    if kind in ("permuted", "some permuted"):
         keys_in_order = np.stack([rng.permutation(keys) for _ in range(batch)])
+        if kind == "some permuted":
+            keys_in_order[0] = np.arange(keys)
         return keys_in_order[:, :tokens] if tokens <= keys else rng.permuted(last, axis=1), keys_in_order
     assert kind == "restarting"  # two documents in one row
     again = lambda count: np.tile(np.r_[np.arange(count - count // 3), np.arange(count // 3)], (batch, 1))  # noqa: E731

@@ -88,6 +88,11 @@ class TestAllHeadsAtOnce(OnSmallTiles, Checks):
     def test_groups_of_heads(self, bias, segments):
         self.check(problem_of(bias=bias, segments=segments, sinks=True))
 
+    @pytest.mark.parametrize("positions", ["permuted", "some permuted", "restarting"])
+    def test_positions_in_any_order(self, positions):
+        """Where one sequence alone does not count on, nothing is taken to, in any."""
+        self.check(problem_of(bias="line and strip", positions=positions))
+
     def test_both_ways(self):
         self.check(problem_of(kv_heads=4, causal=False, window=70, soft_cap=1.5, bias="line and strip", each=True))
 
