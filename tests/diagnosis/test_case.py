@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from cases import TARGET, TRAINED, save_standin, tiny_subject
 
-from rope_jax.diagnosis import attribution, deployment, fitting
+from rope_jax.diagnosis import attribution, deployment, fitting, probes
 from rope_jax.diagnosis.case import gate_measures, run_case
 from rope_jax.diagnosis.case_runs import CaseRuns
 from rope_jax.diagnosis.case_setup import SCALINGS, Settings, fitted_schemes, needed_cells
 from rope_jax.diagnosis.cells import UNCHANGED, Cell, corners, options
+from rope_jax.diagnosis.probes import ProbeProgram
 from rope_jax.diagnosis.verdict import Margins
 from rope_jax.errors import InputError
 from rope_jax.reports.case_record import distance_edges, json_record
 from rope_jax.reports.case_table import table_text
+from rope_jax.scheme import build
 from rope_jax.subjects import haystacks, subject
 
 DEPLOYED, TABLE = Cell("ntk", "alibi"), Cell("ntk", "t5")
@@ -303,9 +305,14 @@ def test_what_contradicts_itself_is_refused(small):
         run_case([small], dataclasses.replace(SMALL, status_quos=(Cell("magic", "none"),)))
 
 
-def test_stand_ins_that_ship_answer_what_they_were_trained_on():
-    shipped = subject.standins()
-    if not shipped:
-        pytest.skip("no trained stand-in ships with the package")
-    made = subject.read_standin(shipped[0]).asked(rows=2, text_rows=2)
-    assert made.target_length == 8 * made.trained_length
+@pytest.mark.parametrize("directory", subject.standins(), ids=lambda directory: directory.name)
+def test_stand_ins_that_ship_know_what_they_are_asked(directory):
+    made = subject.read_standin(directory).asked(rows=80, target_length=320, text_rows=1)
+    assert (made.trained_length, made.checkpoint.config.num_layers) == (256, 4)
+    positions = made.checkpoint.positions.main_group
+    scheme = build(positions.rotary, num_heads=4, head_dim=32, layout=made.checkpoint.layout)
+    items = made.items.short
+    given = probes.answers(ProbeProgram(made.checkpoint.model)(scheme, items), items)
+    right = {name: probes.by_row(given.right, items, name).mean() for name in probes.asked_probes(items)}
+    assert set(right) == {"ret", "bind", "ord"}
+    assert min(right.values()) >= 0.95
