@@ -8,7 +8,8 @@ python experiments/benchmarks/accelerator.py
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +33,13 @@ def schemes() -> dict[str, Scheme]:
     return {name: build(_ROTARY, num_heads=_HEADS, head_dim=_DIM, bias=bias) for name, bias in made.items()}
 
 
-def inputs(tokens: int, batch: int, dtype) -> list[jax.Array]:
+def inputs(tokens: int, batch: int, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns random queries, keys and values."""
-    return [jax.random.normal(jax.random.key(i), (batch, tokens, _HEADS, _DIM), dtype) for i in range(3)]
+    q, k, v = (jax.random.normal(jax.random.key(i), (batch, tokens, _HEADS, _DIM), dtype) for i in range(3))
+    return q, k, v
 
 
-def ours(scheme: Scheme, tokens: int, batch: int) -> Callable[..., jax.Array]:
+def ours(scheme: Scheme, tokens: int, batch: int) -> Callable[..., Any]:
     """Returns causal attention under a scheme."""
     positions = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32), (batch, tokens))
     return lambda q, k, v: attention(q, k, v, scheme, q_positions=positions, kv_positions=positions)
@@ -60,7 +62,7 @@ def in_float64(q, k, v, scheme: Scheme) -> np.ndarray:
     return np.einsum("hnm,mhd->nhd", weights / weights.sum(axis=-1, keepdims=True), v)
 
 
-def milliseconds(function: Callable[..., jax.Array], arguments: list[jax.Array], *, backward: bool) -> float:
+def milliseconds(function: Callable[..., Any], arguments: Sequence[jax.Array], *, backward: bool) -> float:
     """Returns the median time of a compiled call, or of its gradients to all arguments."""
     summed = jax.grad(lambda *x: function(*x).astype(jnp.float32).sum(), (0, 1, 2))
     compiled = jax.jit(summed if backward else function)
@@ -88,7 +90,7 @@ def main() -> None:
                 found = np.asarray(jax.jit(ours(scheme, tokens, 1))(*arguments)[0], np.float64)
             wanted = in_float64(*arguments, scheme)
             print(f"| {precision} | {name} | {np.linalg.norm(found - wanted) / np.linalg.norm(wanted):.1e} |")
-    kernel = "cudnn" if jax.default_backend() == "gpu" else "xla"
+    kernel: Literal["cudnn", "xla"] = "cudnn" if jax.default_backend() == "gpu" else "xla"
     print(f"\n| ms | tokens | batch | none | ALiBi | T5 | jax.nn ({kernel}), no bias, no rotation |")
     print("|---" * 7 + "|")
     for tokens, batch in ((256, 1),) if quick else _SIZES:

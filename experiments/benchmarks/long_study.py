@@ -26,7 +26,7 @@ from rope_jax.reports.case_table import in_words
 from rope_jax.statistics import intervals
 from rope_jax.statistics.intervals import Estimate
 from rope_jax.subjects.haystacks import PROBES, Counts
-from rope_jax.subjects.subject import REACHES, Items, standin_items
+from rope_jax.subjects.subject import REACHES, Items, Reach, standin_items
 
 KEPT = pathlib.Path(__file__).resolve().parents[1] / "results" / "study-4k-32k.json"
 TRANSFORMS = ("llama3", "yarn", "by_parts")
@@ -75,7 +75,8 @@ def order_by_gap(cells: Mapping[Cell, Scores], items: Items, asked: Sequence[Cel
     """Returns how often the order of two events is told, by the tokens between them."""
     spans = [f"{low}-{high - 1}" for low, high in itertools.pairwise(_GAPS)]
     lines = ["| ord, right | " + " | ".join(spans) + " |", "|---" * (1 + len(spans)) + "|"]
-    for cell, reach in [(UNCHANGED, "short"), *((cell, "long") for cell in asked)]:
+    shown: list[tuple[Cell, Reach]] = [(UNCHANGED, "short"), *((cell, "long") for cell in asked)]
+    for cell, reach in shown:
         right = cells[cell].answers[reach].right.astype(np.float64)
         strata = probes.strata(right, items.asked[reach], "ord", "gap", _GAPS)
         lines.append(f"| {cell}, {reach} | " + " | ".join(f"{mean:.2f} ({count})" for mean, count in strata) + " |")
