@@ -209,7 +209,7 @@ def train(run: Run, batches: Batches, phases: dict[int, Phase], save, *, minutes
         for count, (tokens, kinds) in enumerate(batches.of_phase(number, phase)):
             left = 1 - count / phase.steps
             if minutes:
-                left = min(left, (whole - run.seconds) / (whole - begun))
+                left = min(left, (whole - run.seconds) / max(whole - begun, 1e-3))
             falling = 1.0 if phase.until is not None else min(1.0, max(3 * left, 0.02))
             accuracy = run.step(scheme, tokens, kinds, _RATE.value * falling)
             steps += 1
