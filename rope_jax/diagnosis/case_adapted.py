@@ -1,5 +1,6 @@
 """The same judgement after adaptation: every arm gets its own few steps of training before it is asked."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -60,4 +61,6 @@ def judge_adapted(
         if option.number != "0" and option.cell.scaling in kept
     }
     verdict, symptom = one_look(Answered(before, unchanged, changed), used, margins=settings.margins)
+    if verdict.kind == "outside these options":
+        verdict = dataclasses.replace(verdict, would_change=("more steps of adaptation",))
     return Judgement(status_quo, before, symptom, verdict, None, subjects[0].num_haystacks)

@@ -23,6 +23,7 @@ def table_text(record: Mapping[str, Any]) -> str:
     for judgement in record["judgements"]:
         lines += [*_judgement(judgement), *asked_on(record, judgement), ""]
     lines += _cells(record)
+    lines += adapted_lines(record)
     lines += _ratios(record)
     lines += _prediction(record)
     lines += ["", f"intervals: {record['interval_method']}"]
@@ -97,6 +98,22 @@ def _cells(record: Mapping[str, Any]) -> list[str]:
         row += [f"{cell['accuracy'][reach][name]['mean']:.2f}" for reach in ("short", "long") for name in used]
         rows.append([*row, f"{cell['loss']['short']['mean']:.3f}", f"{cell['loss']['long']['mean']:.3f}"])
     return ["accuracy of every cell:", *aligned(rows)]
+
+
+def adapted_lines(record: Mapping[str, Any]) -> list[str]:
+    """Returns the judgements after adaptation; none where no arm was adapted."""
+    lines = []
+    for judgement in record["adapted"]:
+        lines += [
+            "",
+            f"every arm after {record['settings']['adapt_steps']} steps of adaptation:",
+            *_judgement(judgement),
+        ]
+        if judgement["symptom"] is not None:
+            short, long = (judgement["symptom"]["accuracy"][reach] for reach in ("short", "long"))
+            shown = (f"{name} {short[name]['mean']:.2f} -> {long[name]['mean']:.2f}" for name in long)
+            lines.append(f"  right answers of the status quo, short -> long: {', '.join(shown)}")
+    return lines
 
 
 def _ratios(record: Mapping[str, Any]) -> list[str]:

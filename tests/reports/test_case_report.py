@@ -10,6 +10,7 @@ import pytest
 from rope_jax import frequencies
 from rope_jax.diagnosis.scalings import scaling_rule
 from rope_jax.reports.case_report import html_page
+from rope_jax.reports.case_table import adapted_lines
 from rope_jax.reports.svg import COLOURS
 
 KINDS = (
@@ -287,6 +288,9 @@ def test_optional_parts_are_shown_where_present(record):
     }
     record["costs"] = [{"scaling": "ntk", "bias": "t5", "temperature": False, "milliseconds": 12.5, "mib": 48.0}]
     record["adapted"] = [judged]
+    told = adapted_lines(record | {"settings": {"adapt_steps": 100}})
+    assert told[1] == "every arm after 100 steps of adaptation:"
+    assert told[-1].startswith("  right answers of the status quo, short -> long: ")
     page = html_page(record, command="x")
     Page(page)
     shown = visible(page)
