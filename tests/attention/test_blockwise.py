@@ -88,7 +88,7 @@ class TestAllHeadsAtOnce(OnSmallTiles, Checks):
     def test_groups_of_heads(self, bias, segments):
         self.check(problem_of(bias=bias, segments=segments, sinks=True))
 
-    @pytest.mark.parametrize("positions", ["permuted", "some permuted", "restarting"])
+    @pytest.mark.parametrize("positions", ["far away", "permuted", "some permuted", "restarting"])
     def test_positions_in_any_order(self, positions):
         """Where one sequence alone does not count on, nothing is taken to, in any."""
         self.check(problem_of(bias="line and strip", positions=positions))
