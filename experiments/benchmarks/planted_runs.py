@@ -54,7 +54,7 @@ class Settings:
     """
 
     haystacks: int = 48
-    looks: int = 4
+    looks: int = 5
     truth: int = 10
     text_rows: int = 48
     margins: Margins = dataclasses.field(default_factory=Margins)

@@ -178,7 +178,7 @@ class Symptom:
     p_values: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def symptom(status_quo: Sequence[Scores], unchanged: Sequence[Scores], used: Used, *, looks: int = 1) -> Symptom:
+def symptom(status_quo: Sequence[Scores], unchanged: Sequence[Scores], used: Used, *, share: float = 1.0) -> Symptom:
     """Returns how far the status quo at the target length falls behind the unchanged model at the trained one.
 
     Short and long haystacks hold the same numbers of facts but are other draws, row by row independent.
@@ -187,9 +187,9 @@ def symptom(status_quo: Sequence[Scores], unchanged: Sequence[Scores], used: Use
       status_quo: its scores, one a model.
       unchanged: scores of the models as trained.
       used: the probes to look at.
-      looks: taken at the data in all, whether or not this is the last; intervals and p-values allow for them.
+      share: of the level that this look at the data may spend; intervals and p-values allow for the others.
     """
-    estimate = functools.partial(intervals.clustered, confidence=multiplicity.simultaneous_confidence(looks))
+    estimate = functools.partial(intervals.clustered, confidence=1 - share * (1 - intervals.CONFIDENCE))
 
     def drop(names: Sequence[str]) -> Values:
         return outcome(unchanged, "short", names) - outcome(status_quo, "long", names)
@@ -204,6 +204,6 @@ def symptom(status_quo: Sequence[Scores], unchanged: Sequence[Scores], used: Use
             for reach in ("short", "long")
         },
         p_values=multiplicity.holm(
-            {name: min(1.0, looks * multiplicity.mean_p_value(drop([name]))) for name in used.names}
+            {name: min(1.0, multiplicity.mean_p_value(drop([name])) / share) for name in used.names}
         ),
     )

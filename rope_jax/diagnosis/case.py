@@ -39,6 +39,7 @@ class Judgement:
       verdict: what to do.
       shapley: how the lost precision divides between scaling and bias, or None where one of them is missing.
       haystacks: that the status quo was asked at each length for the verdict and the symptom; all else is of the first.
+      confidence: of the intervals of the verdict and the symptom.
       signature: which way its wrong answers lean, or None where no probe was learned.
       faults: what each fault would cost it.
       nearest: how far runs with each fault, and the exact one, lie from observed answers, nearest first.
@@ -50,6 +51,7 @@ class Judgement:
     verdict: Verdict
     shapley: Mapping[str, Estimate] | None
     haystacks: int
+    confidence: float
     signature: Signature | None = None
     faults: tuple[FaultEffect, ...] = ()
     nearest: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -181,7 +183,7 @@ def judge(
     asked = found.parts * runs.subjects[0].num_haystacks
     scores = first.status_quo
     if found.symptom is None:
-        return Judgement(status_quo, scores, None, found.verdict, None, asked)
+        return Judgement(status_quo, scores, None, found.verdict, None, asked, found.confidence)
     square = {parts: cells[cell] for parts, cell in corners(status_quo).items() if cell in cells}
     whole = len(set(corners(status_quo).values())) == len(square) == 4
     items = runs.subjects[0].items.long
@@ -193,6 +195,7 @@ def judge(
         found.verdict,
         attribution.shapley(square, used) if whole else None,
         asked,
+        found.confidence,
         signature(
             scores,
             items,

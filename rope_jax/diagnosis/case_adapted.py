@@ -11,6 +11,7 @@ from rope_jax.diagnosis.case_setup import Settings
 from rope_jax.diagnosis.cell_runs import CellRuns, Scores
 from rope_jax.diagnosis.cells import Cell, CellSchemes, Option, options
 from rope_jax.diagnosis.looks import Answered, one_look
+from rope_jax.statistics.intervals import CONFIDENCE
 from rope_jax.subjects.subject import Subject
 
 
@@ -63,4 +64,4 @@ def judge_adapted(
     verdict, symptom = one_look(Answered(before, unchanged, changed), used, margins=settings.margins)
     if verdict.kind == "outside these options":
         verdict = dataclasses.replace(verdict, would_change=("more steps of adaptation",))
-    return Judgement(status_quo, before, symptom, verdict, None, subjects[0].num_haystacks)
+    return Judgement(status_quo, before, symptom, verdict, None, subjects[0].num_haystacks, CONFIDENCE)

@@ -1,8 +1,12 @@
 """Asking on until a verdict is settled: haystacks in doublings, the level divided over all looks at them.
 
-What is asked after each look depends on what was seen, so that each look may err only by its share of the level: with
-`K` looks intervals are of `1 - (1 - c)/K`, so that looking again does not make one of them likelier to miss. An option
-that is surely out is not asked on; its interval stays what it was, so that it never comes back.
+What is asked after each look depends on what was seen, so that each look may err only by its share of the level, which
+is the share of the items that are new in it: a look at few of them decides what is plain, and half of the level is left
+for the last, which sees twice what the one before saw. An option that is surely out is not asked on; later looks are at
+narrower intervals of the same values, so that it never comes back.
+
+Source: Lan and DeMets, Biometrika 70 (1983) 659; the level is spent in proportion to what is seen, and the errors of
+looks are added up as if they never fell together.
 """
 
 import dataclasses
@@ -13,7 +17,7 @@ from rope_jax.diagnosis.attribution import Symptom, Used
 from rope_jax.diagnosis.cell_runs import Scores, joined
 from rope_jax.diagnosis.cells import Option
 from rope_jax.diagnosis.verdict import Margins, Verdict, decide
-from rope_jax.statistics.multiplicity import simultaneous_confidence
+from rope_jax.statistics.intervals import CONFIDENCE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,11 +47,13 @@ class Decided:
       verdict: at the last look.
       symptom: of the status quo on all that it was asked; None where nothing was learned.
       parts: of the items that the status quo was asked.
+      confidence: of the last look's intervals.
     """
 
     verdict: Verdict
     symptom: Symptom | None
     parts: int
+    confidence: float
 
 
 def number_of_looks(first: int, most: int) -> int:
@@ -57,6 +63,21 @@ def number_of_looks(first: int, most: int) -> int:
     (4, 2)
     """
     return (most // first).bit_length()
+
+
+def share_of_level(parts: int, looks: int) -> float:
+    r"""Returns the share of the level that the look at so many parts may spend: that of what is new in it.
+
+    .. math:: s_1 = 2^{1-K}, \qquad s_k = 2^{k-1-K} \quad (k > 1), \qquad \sum_k s_k = 1
+
+    Args:
+      parts: that the look is at, a power of two.
+      looks: in all, `K`; the last is at `2^{K-1}` parts.
+
+    >>> [share_of_level(parts, 4) for parts in (1, 2, 4, 8)]
+    [0.125, 0.125, 0.25, 0.5]
+    """
+    return max(1, parts // 2) / 2 ** (looks - 1)
 
 
 def ask_on(first: Answered, more: More, used: Used, *, margins: Margins, looks: int = 1) -> Decided:
@@ -70,28 +91,32 @@ def ask_on(first: Answered, more: More, used: Used, *, margins: Margins, looks: 
       looks: 1 for the first part only; each further one doubles the parts.
     """
     seen, parts = first, 1
-    verdict, symptom = one_look(seen, used, margins=margins, looks=looks)
+    verdict, symptom = one_look(seen, used, margins=margins, share=share_of_level(parts, looks))
     while not verdict.settled and 2 * parts <= 2 ** (looks - 1):
         for part in range(parts, 2 * parts):
             seen = _with(seen, more(part, verdict.open))
         parts *= 2
-        verdict, symptom = one_look(seen, used, margins=margins, looks=looks)
-    return Decided(verdict, symptom, parts)
+        verdict, symptom = one_look(seen, used, margins=margins, share=share_of_level(parts, looks))
+    return Decided(verdict, symptom, parts, _confidence(share_of_level(parts, looks)))
 
 
-def one_look(seen: Answered, used: Used, *, margins: Margins, looks: int = 1) -> tuple[Verdict, Symptom | None]:
+def _confidence(share: float) -> float:
+    return 1 - share * (1 - CONFIDENCE)
+
+
+def one_look(seen: Answered, used: Used, *, margins: Margins, share: float = 1.0) -> tuple[Verdict, Symptom | None]:
     """Returns the verdict of one look, and the symptom, None where nothing was learned.
 
     Args:
       seen: what was answered.
       used: probes that passed their gate.
       margins: what is too little to matter.
-      looks: taken in all; intervals allow for them.
+      share: of the level that this look may spend.
     """
     learned = bool(used.precision) and used.retrieval
-    symptom = attribution.symptom(seen.status_quo, seen.unchanged, used, looks=looks) if learned else None
-    confidence = simultaneous_confidence(looks)
-    return decide(seen.status_quo, seen.changed, symptom, used, margins=margins, confidence=confidence), symptom
+    symptom = attribution.symptom(seen.status_quo, seen.unchanged, used, share=share) if learned else None
+    verdict = decide(seen.status_quo, seen.changed, symptom, used, margins=margins, confidence=_confidence(share))
+    return verdict, symptom
 
 
 def _with(seen: Answered, more: Answered) -> Answered:

@@ -174,7 +174,10 @@ _PARTS = {"1": "bias", "2": "scaling", "3": "scaling", IMPLEMENTATION: "implemen
 
 def _cause(judged: Sequence[Judged], margins: Margins) -> tuple[str | None, Estimate | None]:
     inside = [one for one in judged if one.option.number in _PARTS]
-    best = max(inside, key=lambda one: one.gain.mean, default=None)
+    # Every other option was run exactly too: what an exact run wins back by itself is not theirs.
+    exact = {one.option: one.gain.mean for one in inside if one.option.number == IMPLEMENTATION and one.helps == "yes"}
+    repaired = max(exact.values(), default=0.0)
+    best = max(inside, key=lambda one: one.gain.mean - (0 if one.option in exact else repaired), default=None)
     if best is None or above(best.gain, margins.gain) != "yes":
         return None, None
     return _PARTS[best.option.number], best.gain
@@ -210,12 +213,10 @@ def _verdict(
     fixes = [one for one in inside if one.helps == "yes" and one.qualifies == "yes"]
     open_cases = [one for one in inside if one.helps != "no" and one.qualifies != "no"]
     if fixes:
-        # An exact implementation of the same scheme loses nothing; it is the answer wherever nothing is surely better.
-        best = max(fixes, key=lambda one: one.gain.mean)
-        repair = [one for one in fixes if one.option.number == IMPLEMENTATION]
-        if repair and not _surely_better(best, repair[0]):
-            best = repair[0]
-        ties = [one.option for one in fixes if one is not best and not _surely_better(best, one)]
+        # A repair comes first: every other option was run exactly too, so that its gain presupposes it.
+        best = max(fixes, key=lambda one: (one.option.number == IMPLEMENTATION, one.gain.mean))
+        ahead = [one for one in fixes if _surely_better(one, best)]  # of a repair
+        ties = [one.option for one in fixes if one is not best and one not in ahead and not _surely_better(best, one)]
         kind = "implementation" if best.option.number == IMPLEMENTATION else f"option {best.option.number}"
         doubt = [
             f"{one.option.change}: its gain of {one.gain.mean:.2f} nats is larger, and "
@@ -227,13 +228,17 @@ def _verdict(
             f"{best.option.change}: wins back {_interval(best.gain)} nats of long-context precision and loses neither "
             "retrieval nor short context beyond the margins"
         )
-        rivals = [one for one in open_cases if one is not best and may_beat(one, best)]
+        beyond = [
+            f"once it runs exactly, to {one.option.change}: that wins back {_interval(one.gain)}, surely more"
+            for one in ahead
+        ]
+        rivals = [one for one in open_cases if _may_come_first(one, best, may_beat)]
         return verdict(
             kind,  # type: ignore[arg-type]
             reason,
             best,
             ties=ties,
-            would_change=[*doubt, *_ties_text(ties)],
+            would_change=[*beyond, *doubt, *_ties_text(ties)],
             settled=not rivals,
             open=open_cases if rivals else [],
         )
@@ -274,6 +279,13 @@ def _verdict(
     return verdict(
         "outside these options", reason, would_change=["adapting the model to its new length by fine-tuning"]
     )
+
+
+def _may_come_first(one: Judged, best: Judged, may_beat: Callable[[Judged, Judged], bool]) -> bool:
+    """Returns whether more haystacks could put another option before the best of those that are known to be fixes."""
+    if one is best or best.option.number == IMPLEMENTATION:
+        return False
+    return one.option.number == IMPLEMENTATION or may_beat(one, best)
 
 
 def _surely_better(one: Judged, other: Judged) -> bool:

@@ -10,7 +10,7 @@ Keys, outermost first; an estimate is `{"mean", "low", "high"}` with a 95 % inte
 - `biases`: of every model: slopes, tables, what they were fitted to.
 - `cells`: of every retrofit run: accuracy, log-odds and loss, short and long; errors of `bind`; outcome by distance.
 - `judgements`: of every status quo: symptom, verdict, options with effects and the haystacks they were judged on (these
-  intervals, and the symptom's, are of `decision_confidence`; p-values allow for every look), division of the loss,
+  intervals, and the symptom's, are of its `confidence`; p-values allow for every look), division of the loss,
   signature, cost of each fault, distance of runs with faults to observed answers, the three links.
 - `adapted`: the same after a few steps of training in every arm, from one look, with 95 % intervals.
 - `prediction`: from foreshortened haystacks: `spearman` within offsets of bind over `groups` of them, its `ceiling`,
@@ -46,7 +46,6 @@ from rope_jax.diagnosis.verdict import Judged, Verdict
 from rope_jax.reports import links
 from rope_jax.statistics import intervals
 from rope_jax.statistics.intervals import Estimate
-from rope_jax.statistics.multiplicity import simultaneous_confidence
 from rope_jax.subjects.subject import REACHES
 
 DISTANCE_EDGES = 7
@@ -80,7 +79,6 @@ def json_record(
             for subject in case.subjects
         ],
         "lengths": {"trained": first.trained_length, "target": first.target_length, "factor": first.factor},
-        "decision_confidence": simultaneous_confidence(case.settings.looks),
         "items": {
             "haystacks": first.num_haystacks,
             "text_rows": len(items.text),
@@ -222,6 +220,7 @@ def _judgement(case: Case, judgement: Judgement) -> dict[str, Any]:
     return {
         "status_quo": _named(judgement.status_quo),
         "haystacks": judgement.haystacks,
+        "confidence": judgement.confidence,
         "symptom": _symptom(judgement.symptom),
         "verdict": _verdict(judgement.verdict),
         "options": [_judged(one) for one in judgement.verdict.judged],

@@ -84,7 +84,7 @@ def asked_on(record: Mapping[str, Any], judgement: Mapping[str, Any]) -> list[st
     taken = (judgement["haystacks"] // first).bit_length()
     return [
         f"  decided on {judgement['haystacks']} haystacks, look {taken} of {looks} at most; its intervals are of "
-        f"{record['decision_confidence']:.2%}, which allows for every look"
+        f"{judgement['confidence']:.2%}, which allows for every look"
     ]
 
 

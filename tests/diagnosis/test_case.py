@@ -196,7 +196,7 @@ def test_an_open_verdict_is_asked_on_with_other_items_and_goes_on_where_it_stopp
     record = json_record(made)
     assert record["judgements"][0]["haystacks"] == judgement.haystacks
     assert record["items"]["haystacks"] == 3
-    assert record["decision_confidence"] == pytest.approx(1 - 0.05 / 3)
+    assert record["judgements"][0]["confidence"] == pytest.approx(1 - 0.05 / 2)
     assert f"decided on {judgement.haystacks} haystacks" in table_text(record)
     for file in sorted(tmp_path.glob("*.npz"))[::3]:
         file.unlink()

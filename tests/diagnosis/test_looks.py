@@ -125,12 +125,25 @@ def test_more_looks_need_wider_intervals_and_larger_p_values():
     alone, once = one_look(first, used(), margins=MARGINS)
     gain = attribution.precision_gain(first.changed[ONE], first.status_quo, used())
     assert alone.judged[0].effect.precision == intervals.clustered(gain, confidence=0.95)
-    wider, often = one_look(first, used(), margins=MARGINS, looks=4)
+    wider, often = one_look(first, used(), margins=MARGINS, share=looks.share_of_level(4, 4))
     for one, other in zip(alone.judged, wider.judged, strict=True):
         assert one.gain.mean == other.gain.mean
         assert other.gain.low < one.gain.low <= one.effect.precision.low
     assert often.precision_drop.low < once.precision_drop.low
     assert often.p_values["bind"] == pytest.approx(min(1.0, 4 * once.p_values["bind"]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7])
+def test_the_looks_spend_the_level_in_proportion_to_what_is_new(count):
+    parts = [2**look for look in range(count)]
+    shares = [looks.share_of_level(seen, count) for seen in parts]
+    np.testing.assert_allclose(np.cumsum(shares), np.array(parts) / parts[-1], rtol=1e-15)
+
+
+def test_a_decision_says_the_confidence_of_its_own_look():
+    plain, hard = World({ONE: 3.0}), World({ONE: MARGINS.gain, TWO: -3.0, THREE: -3.0}, seed=3)
+    assert [world.decided(looks=3).confidence for world in (plain, hard)] == pytest.approx([1 - 0.05 / 4, 1 - 0.05 / 2])
+    assert World({ONE: 3.0}).decided(looks=1).confidence == pytest.approx(0.95)
 
 
 @pytest.mark.parametrize(

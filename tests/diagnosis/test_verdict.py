@@ -53,11 +53,21 @@ def test_an_exact_implementation_is_the_verdict_where_that_is_what_broke():
     assert found.chosen.cell == DEPLOYED  # the scheme stays
 
 
-def test_an_exact_implementation_is_preferred_unless_something_is_surely_better():
+def test_an_exact_implementation_comes_first_since_every_other_gain_presupposes_it():
     found = verdict_of({EXACT: {"long": 3.98}, THREE: {"long": 4.0}}, noise=0.5)
     assert found.kind == "implementation"
     assert found.ties == (THREE,)
-    assert verdict_of({EXACT: {"long": 2.0}, THREE: {"long": 4.0}}).kind == "option 3"
+    found = verdict_of({EXACT: {"long": 2.0}, THREE: {"long": 4.0}})
+    assert (found.kind, found.ties, found.settled) == ("implementation", (), True)
+    assert any(f"once it runs exactly, to {THREE.change}" in what for what in found.would_change)
+    assert found.cause == "scaling"  # beyond the 1 nat of the repair it wins back 2
+    assert verdict_of({EXACT: {"long": 3.0}, THREE: {"long": 4.0}}).cause == "implementation"
+    assert verdict_of({EXACT: {"long": 1.1}, THREE: {"long": 4.0}}).kind == "option 3"
+
+
+def test_a_fault_that_may_matter_is_asked_on_before_the_scheme_is_changed():
+    found = verdict_of({EXACT: {"long": 1.3, "noise": 2.0}, THREE: {"long": 4.0, "noise": 0.1}}, noise=0.1)
+    assert (found.kind, found.settled, set(found.open)) == ("option 3", False, {EXACT, THREE})
 
 
 def test_what_helps_but_destroys_something_else_is_no_fix():

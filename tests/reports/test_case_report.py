@@ -84,6 +84,7 @@ def judgement(kind: str) -> dict:
     return {
         "status_quo": {"scaling": "ntk", "bias": "alibi", "temperature": False},
         "haystacks": 8,
+        "confidence": 0.95,
         "symptom": {
             "precision_drop": estimate(2.5),
             "retrieval_drop": estimate(0.1),
@@ -124,7 +125,6 @@ def record() -> dict:
             "looks": 1,
             "seed": 7,
         },
-        "decision_confidence": 0.95,
         "probes": {
             "used": PROBES,
             "refused": {"count": "not learned"},
@@ -213,10 +213,10 @@ def test_every_verdict_is_on_the_page_above_all_else(record):
 
 def test_how_far_a_verdict_was_asked_on_is_said(record):
     assert "decided on" not in html_page(record, command="rope-jax diagnose")
-    record["settings"]["looks"], record["decision_confidence"] = 4, 0.9875
-    record["judgements"][0]["haystacks"] = 16
+    record["settings"]["looks"] = 4
+    record["judgements"][0] |= {"haystacks": 16, "confidence": 0.99375}
     page = html_page(record, command="rope-jax diagnose")
-    assert "ntk + alibi: decided on 16 haystacks, look 2 of 4 at most; its intervals are of 98.75%" in page
+    assert "ntk + alibi: decided on 16 haystacks, look 2 of 4 at most; its intervals are of 99.38%" in page
 
 
 def test_hostile_names_are_escaped(record):

@@ -51,7 +51,7 @@ def test_intervals_move_and_turn_with_the_values(shape):
     np.testing.assert_allclose([turned.low, turned.high], [-plain.high, -plain.low], rtol=1e-9)
 
 
-@pytest.mark.parametrize("confidence", [0.95, 0.99])
+@pytest.mark.parametrize("confidence", [0.95, 0.99, 0.999, 0.9999])
 def test_resampled_intervals_of_normal_rows_are_as_wide_as_students_t(confidence):
     # A plain percentile bootstrap of 20 rows is 9 % narrower at 95 % and 12 % at 99 %.
     rng, ratios = np.random.default_rng(9), []
