@@ -14,15 +14,14 @@ here, what each of them breaks can be asked alone, which no long row can answer.
 
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
 from rope_jax.attention.api import attend
 from rope_jax.attention.call import Settings
-from rope_jax.decoder import Attend, Decoder
+from rope_jax.decoder import Attend, Decoder, Schemes
+from rope_jax.diagnosis.compiled import SchemeProgram
 from rope_jax.diagnosis.probes import ChoiceLogits, choice_logits
 from rope_jax.diagnosis.rows import each_row
 from rope_jax.errors import InputError
@@ -94,20 +93,15 @@ def counting(counts: Float[Array, " keys"]) -> Attend:
     return attention
 
 
-class ForeshortenedProgram:
-    """The compiled answers of one decoder to foreshortened haystacks; schemes are arguments.
+class ForeshortenedProgram(SchemeProgram):
+    """The answers of one decoder to foreshortened haystacks.
 
     Args:
       decoder: the model.
     """
 
     def __init__(self, decoder: Decoder) -> None:
-        graph, self._state = nnx.split(decoder)
-
-        @jax.jit
-        def run(state, scheme: Scheme, rows):
-            model = nnx.merge(graph, state)
-
+        def of_rows(model: Decoder, scheme: Schemes, *rows):
             def of_row(row):
                 tokens, position, choices, positions, counts = row
                 hidden = model.hidden(tokens[None], scheme, positions=positions[None], attention=counting(counts))
@@ -115,9 +109,9 @@ class ForeshortenedProgram:
 
             return each_row(of_row, rows, config=model.config, length=rows[0].shape[1])
 
-        self._run = run
+        super().__init__(decoder, of_rows)
 
     def __call__(self, scheme: Scheme, items: Haystacks, seen: Foreshortened) -> ChoiceLogits:
         """Returns the logit of every choice of every question."""
         asked = (jnp.asarray(value, jnp.int32) for value in (items.tokens, items.position, items.choices))
-        return np.asarray(self._run(self._state, scheme, (*asked, *map(jnp.asarray, seen))))
+        return self.run(scheme, *asked, *map(jnp.asarray, seen))

@@ -1,13 +1,15 @@
 """Next-token losses of a decoder under a scheme: one compiled program, whatever the scheme."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float32, Int
 
 from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Decoder, Schemes
+from rope_jax.diagnosis.compiled import SchemeProgram
 from rope_jax.diagnosis.rows import each_row
 
 _UNEMBED_BLOCK = 256
@@ -44,29 +46,18 @@ def next_token_losses(
     return each_row(of_row, tokens, config=decoder.config, length=length)
 
 
-class LossProgram:
-    """The compiled losses of one decoder; schemes are arguments, so that every cell runs the same program.
+class LossProgram(SchemeProgram):
+    """The next-token losses of one decoder.
 
     Args:
-      decoder: the model; its weights are shared by all calls.
+      decoder: the model.
       attention: computes every layer's attention; see `Decoder.hidden`.
       dtype: of the activations.
-
-    Attributes:
-      compilations: programs compiled so far, one for each shape of tokens, however many schemes.
     """
 
     def __init__(self, decoder: Decoder, *, attention: Attend = attend, dtype=jnp.float32) -> None:
-        graph, self._state = nnx.split(decoder)
-        self.compilations = 0
-
-        @jax.jit
-        def run(state, scheme: Schemes, tokens):
-            self.compilations += 1  # runs only while tracing, that is, once for each compilation
-            return next_token_losses(nnx.merge(graph, state), scheme, tokens, attention=attention, dtype=dtype)
-
-        self._run = run
+        super().__init__(decoder, functools.partial(next_token_losses, attention=attention, dtype=dtype))
 
     def __call__(self, scheme: Schemes, tokens: np.ndarray) -> np.ndarray:
         """Returns losses `[rows, tokens - 1]` of `tokens` `[rows, tokens]`, on the host."""
-        return np.asarray(self._run(self._state, scheme, jnp.asarray(tokens, jnp.int32)))
+        return self.run(scheme, jnp.asarray(tokens, jnp.int32))

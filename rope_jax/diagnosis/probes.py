@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -16,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Int32
 
 from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Decoder, Schemes
+from rope_jax.diagnosis.compiled import SchemeProgram
 from rope_jax.diagnosis.rows import each_row
 from rope_jax.subjects.haystacks import PROBES, Haystacks
 
@@ -29,27 +29,17 @@ CONTROL = "count"
 ChoiceLogits = Float32[np.ndarray, "rows Q 8"]
 
 
-class ProbeProgram:
-    """The compiled answers of one decoder; schemes are arguments, so that every cell runs the same program.
+class ProbeProgram(SchemeProgram):
+    """The answers of one decoder to haystacks.
 
     Args:
       decoder: the model.
       attention: computes every layer's attention; see `Decoder.hidden`.
       dtype: of the activations.
-
-    Attributes:
-      compilations: programs compiled so far, one for each shape of tokens, however many schemes.
     """
 
     def __init__(self, decoder: Decoder, *, attention: Attend = attend, dtype=jnp.float32) -> None:
-        graph, self._state = nnx.split(decoder)
-        self.compilations = 0
-
-        @jax.jit
-        def run(state, scheme: Schemes, tokens, position, choices):
-            self.compilations += 1  # runs only while tracing, that is, once for each compilation
-            model = nnx.merge(graph, state)
-
+        def of_rows(model: Decoder, scheme: Schemes, tokens, position, choices):
             def of_row(row):
                 tokens, position, choices = row
                 hidden = model.hidden(tokens[None], scheme, attention=attention, dtype=dtype)
@@ -57,9 +47,9 @@ class ProbeProgram:
 
             return each_row(of_row, (tokens, position, choices), config=model.config, length=tokens.shape[1])
 
-        self._run = run
+        super().__init__(decoder, of_rows)
 
-    def __call__(self, scheme: Schemes, items: Haystacks, state=None) -> ChoiceLogits:
+    def __call__(self, scheme: Schemes, items: Haystacks, state: nnx.State | None = None) -> ChoiceLogits:
         """Returns the logit of every choice of every question; what stands where there is no choice means nothing.
 
         Args:
@@ -68,7 +58,7 @@ class ProbeProgram:
           state: other weights of the same decoder, as `nnx.state` gives them; its own where None.
         """
         arrays = (jnp.asarray(value, jnp.int32) for value in (items.tokens, items.position, items.choices))
-        return np.asarray(self._run(self._state if state is None else state, scheme, *arrays))
+        return self.run(scheme, *arrays, state=state)
 
 
 def choice_logits(
