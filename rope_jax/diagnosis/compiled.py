@@ -1,6 +1,7 @@
 """A decoder's answers compiled once: the scheme is an argument, so that every retrofit runs the same program."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ class SchemeProgram:
 
         self._run = run
 
-    def run(self, scheme: Schemes, *rows: Array, state: nnx.State | None = None) -> np.ndarray:
+    def run(self, scheme: Schemes, *rows: Array, state: Any = None) -> np.ndarray:
         """Returns the result of every row, on the host.
 
         Args:

@@ -7,10 +7,10 @@ likely as they are on average, whatever their number. Accuracy stands beside it.
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Int32
 
 from rope_jax.attention.api import attend
@@ -49,7 +49,7 @@ class ProbeProgram(SchemeProgram):
 
         super().__init__(decoder, of_rows)
 
-    def __call__(self, scheme: Schemes, items: Haystacks, state: nnx.State | None = None) -> ChoiceLogits:
+    def __call__(self, scheme: Schemes, items: Haystacks, state: Any = None) -> ChoiceLogits:
         """Returns the logit of every choice of every question; what stands where there is no choice means nothing.
 
         Args:
