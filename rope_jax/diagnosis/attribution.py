@@ -189,7 +189,7 @@ def symptom(status_quo: Sequence[Scores], unchanged: Sequence[Scores], used: Use
       used: the probes to look at.
       share: of the level that this look at the data may spend; intervals and p-values allow for the others.
     """
-    estimate = functools.partial(intervals.clustered, confidence=1 - share * (1 - intervals.CONFIDENCE))
+    estimate = functools.partial(intervals.clustered, confidence=multiplicity.shared_confidence(share))
 
     def drop(names: Sequence[str]) -> Values:
         return outcome(unchanged, "short", names) - outcome(status_quo, "long", names)

@@ -17,7 +17,7 @@ from rope_jax.diagnosis.attribution import Symptom, Used
 from rope_jax.diagnosis.cell_runs import Scores, joined
 from rope_jax.diagnosis.cells import Option
 from rope_jax.diagnosis.verdict import Margins, Verdict, decide
-from rope_jax.statistics.intervals import CONFIDENCE
+from rope_jax.statistics.multiplicity import shared_confidence
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,11 +97,7 @@ def ask_on(first: Answered, more: More, used: Used, *, margins: Margins, looks: 
             seen = _with(seen, more(part, verdict.open))
         parts *= 2
         verdict, symptom = one_look(seen, used, margins=margins, share=share_of_level(parts, looks))
-    return Decided(verdict, symptom, parts, _confidence(share_of_level(parts, looks)))
-
-
-def _confidence(share: float) -> float:
-    return 1 - share * (1 - CONFIDENCE)
+    return Decided(verdict, symptom, parts, shared_confidence(share_of_level(parts, looks)))
 
 
 def one_look(seen: Answered, used: Used, *, margins: Margins, share: float = 1.0) -> tuple[Verdict, Symptom | None]:
@@ -115,8 +111,8 @@ def one_look(seen: Answered, used: Used, *, margins: Margins, share: float = 1.0
     """
     learned = bool(used.precision) and used.retrieval
     symptom = attribution.symptom(seen.status_quo, seen.unchanged, used, share=share) if learned else None
-    verdict = decide(seen.status_quo, seen.changed, symptom, used, margins=margins, confidence=_confidence(share))
-    return verdict, symptom
+    confidence = shared_confidence(share)
+    return decide(seen.status_quo, seen.changed, symptom, used, margins=margins, confidence=confidence), symptom
 
 
 def _with(seen: Answered, more: Answered) -> Answered:

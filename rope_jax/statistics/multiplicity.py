@@ -37,6 +37,21 @@ def simultaneous_confidence(count: int, confidence: float = 0.95) -> float:
     return 1 - (1 - confidence) / count
 
 
+def shared_confidence(share: float, confidence: float = intervals.CONFIDENCE) -> float:
+    r"""Returns the confidence of intervals that may spend a share of the level only.
+
+    .. math:: 1 - s\,(1 - c)
+
+    Args:
+      share: of the level, above 0 and at most 1.
+      confidence: that the intervals of all shares hold together.
+
+    >>> round(shared_confidence(0.5), 3)
+    0.975
+    """
+    return 1 - share * (1 - confidence)
+
+
 def joint_confidence(values: Sequence[Float[np.ndarray, "models rows"]], *, confidence: float = 0.95) -> float:
     r"""Returns the confidence each of several intervals of paired values needs for all of them to hold together.
 
