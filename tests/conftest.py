@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 import pytest
+from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 install_import_hook("rope_jax", "strict_types.check")
@@ -17,6 +18,14 @@ def _forget_programs():
     """Lets a module's compiled programs go: each maps memory, and a process may hold only so many mappings."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def without_type_checks():
+    """Calls as a user's process makes them: only the library's own checks stand before the code."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")
