@@ -1,11 +1,15 @@
 """The one attention function that models call: checks a call and gives it to the first implementation that can."""
 
+import functools
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from rope_jax.attention import blockwise, decode, pallas_tpu
-from rope_jax.attention.call import Settings, Tokens, checked
+from rope_jax.attention.call import NOTHING, Settings, Tokens, both_sides, checked
 from rope_jax.attention.sharded import by_shard
 from rope_jax.scheme import Scheme
 
@@ -24,9 +28,9 @@ def attention(
     v: Float[Array, "batch keys kv_heads v_dim"],
     scheme: Scheme,
     *,
-    q_positions: Int[Array, "batch queries"],
-    kv_positions: Int[Array, "batch keys"],
-    segment_ids: tuple[Int[Array, "batch queries"], Int[Array, "batch keys"]] | None = None,
+    q_positions: Int[Array | np.ndarray, "*batch queries"],
+    kv_positions: Int[Array | np.ndarray, "*batch keys"],
+    segment_ids: tuple[Int[Array | np.ndarray, "*batch queries"], Int[Array | np.ndarray, "*batch keys"]] | None = None,
     window: int | None = None,
     causal: bool = True,
     scale: float | None = None,
@@ -45,17 +49,19 @@ def attention(
         z_i = \ln\big(e^{s} + \sum_j e^{l_{ij}}\big)
 
     Rotation and bias are worked out tile by tile; memory grows with the tokens, forward and backward. Gradients reach
-    `q`, `k`, `v`, `sinks` and every array of the scheme.
+    `q`, `k`, `v`, `sinks` and every array of the scheme. The first call of a kind compiles, also outside of `jax.jit`;
+    the next ones of the same shapes, dtypes and settings do not.
 
     Args:
       q: queries.
       k: keys; `heads` must be a multiple of `kv_heads`.
       v: values.
       scheme: rotation, factors and bias; its arrays may carry a leading batch axis.
-      q_positions: int32 positions of the queries.
-      kv_positions: int32 positions of the keys, in any order.
-      segment_ids: ids of queries and of keys; only equal ids attend, and negative ones to nothing. What lies in a
-        negative slot is never read, not even NaN.
+      q_positions: positions of the queries, integers of any width, `[batch, queries]` or `[queries]` for all
+        sequences. They become int32; a query and a key may be up to 2^31 - 1 apart.
+      kv_positions: positions of the keys, in any order.
+      segment_ids: ids of queries and of keys, shaped as the positions; only equal ids attend, and negative ones to
+        nothing. What lies in a negative slot is never read, not even NaN.
       window: keys at `window` or more positions are not seen; None for all.
       causal: whether keys of later positions are hidden.
       scale: `sigma`; `1 / sqrt(dim)` where None.
@@ -69,14 +75,14 @@ def attention(
       the outputs, in `v`'s dtype, zeros for a query that sees nothing; and `z` if asked for.
 
     Raises:
-      ValueError: if the heads do not group, differ from the scheme's, or a number is out of range.
+      ValueError: if shapes do not fit each other or the scheme, or a number is out of range.
+      TypeError: if an argument is of another kind than it must be: positions that are not integers, say.
       NotImplementedError: if the named implementation cannot serve the call.
     """
     settings = checked(
-        q, k, scheme, window=window, causal=causal, scale=scale, soft_cap=soft_cap, skip_tiles=skip_tiles
+        q, k, v, scheme, sinks, window=window, causal=causal, scale=scale, soft_cap=soft_cap, skip_tiles=skip_tiles
     )
-    q_segments, kv_segments = (None, None) if segment_ids is None else segment_ids
-    queries, keys = Tokens(q_positions, q_segments), Tokens(kv_positions, kv_segments)
+    queries, keys = both_sides(q, k, q_positions, kv_positions, segment_ids)
     out, lse = attend(q, k, v, scheme, sinks, queries, keys, settings, implementation)
     return (out, lse) if return_lse else out
 
@@ -93,23 +99,37 @@ def attend(
     implementation: Implementation | None = None,
 ) -> tuple[Float[Array, "batch queries heads v_dim"], Float32[Array, "batch queries heads"]]:
     """Returns outputs and log-sum-exps of a call whose arguments are in order: what `attention` and the decoder run."""
-    return by_shard(_implementation(implementation), q, k, v, scheme, sinks, queries, keys, settings)
+    implementations = tuple(_IMPLEMENTATIONS.items())
+    if implementation is not None:
+        if implementation not in _IMPLEMENTATIONS:
+            raise ValueError(f"implementation must be one of {', '.join(_IMPLEMENTATIONS)}; got {implementation!r}")
+        implementations = ((implementation, _IMPLEMENTATIONS[implementation]),)
+    if 0 in q.shape or 0 in k.shape:
+        return _without_keys(q, v, sinks)
+    return _compiled(q, k, v, scheme, sinks, queries, keys, implementations=implementations, settings=settings)
 
 
-def _implementation(name: str | None):
-    """Returns the implementation of that name, or one that is the first that can serve a call."""
-    if name is not None:
-        if name not in _IMPLEMENTATIONS:
-            raise ValueError(f"implementation must be one of {', '.join(_IMPLEMENTATIONS)}; got {name!r}")
-        return _IMPLEMENTATIONS[name]
+# Inlined into whatever program it is called from; compiled once for calls that are in none.
+@functools.partial(jax.jit, static_argnames=("implementations", "settings"), inline=True)
+def _compiled(q, k, v, scheme, sinks, queries, keys, *, implementations, settings: Settings):
+    """Returns what the first implementation that can serve the call makes of it."""
+    refusals = []
+    for name, implement in implementations:
+        try:
+            return by_shard(implement, q, k, v, scheme, sinks, queries, keys, settings)
+        except NotImplementedError as refusal:
+            refusals.append((name, refusal))
+    if len(implementations) == 1:
+        raise refusals[0][1]
+    reasons = "; ".join(f"{name}: {refusal}" for name, refusal in refusals)
+    raise NotImplementedError(f"no implementation can serve this call; {reasons}")
 
-    def first_that_can(*call):
-        refusals = []
-        for name, attend in _IMPLEMENTATIONS.items():
-            try:
-                return attend(*call)
-            except NotImplementedError as refusal:
-                refusals.append(f"{name}: {refusal}")
-        raise NotImplementedError("no implementation can serve this call; " + "; ".join(refusals))
 
-    return first_that_can
+def _without_keys(
+    q: Float[Array, "batch queries heads dim"],
+    v: Float[Array, "batch keys kv_heads v_dim"],
+    sinks: Float[Array, " heads"] | None,
+) -> tuple[Float[Array, "batch queries heads v_dim"], Float32[Array, "batch queries heads"]]:
+    """Returns the results of queries that have no key to see, if there are any queries."""
+    lse = jnp.full((), NOTHING, jnp.float32) if sinks is None else sinks.astype(jnp.float32)[None, None, :]
+    return jnp.zeros((*q.shape[:3], v.shape[-1]), v.dtype), jnp.broadcast_to(lse, q.shape[:3])

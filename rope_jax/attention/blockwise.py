@@ -18,7 +18,7 @@ from rope_jax.attention import blockwise_backward
 from rope_jax.attention.call import NOTHING, Settings, Tokens, without_padding
 from rope_jax.attention.heads import Results, each_head
 from rope_jax.attention.logits import Side
-from rope_jax.attention.online_softmax import MARGIN, Head, Rows, Sums, along
+from rope_jax.attention.online_softmax import Head, Rows, Sums, along
 from rope_jax.attention.operands import (
     Operands,
     Plan,
@@ -27,12 +27,15 @@ from rope_jax.attention.operands import (
     in_tiles,
     logit_bounds,
     prepare,
+    product_dtype,
     turned_tiles,
+    turns_of_fixed,
     vary_together,
 )
 from rope_jax.scheme import Scheme
 
 BLOCK = 2  # tiles of queries that go along far keys together, on a CPU
+LARGE, UNIT = 2.0**100, 2.0**24  # values beyond the first are divided by the second while they are summed
 
 
 def attend(
@@ -52,10 +55,11 @@ def attend(
         without_padding(v, keys),
         scheme,
         sinks,
-        scheme.cos_sin(queries.positions),
-        scheme.cos_sin(keys.positions),
+        turns_of_fixed(scheme, queries),
+        turns_of_fixed(scheme, keys),
+        scheme.inverse_frequencies,
     )
-    operands = vary_together(operands, queries, keys)
+    operands, queries, keys = vary_together((operands, queries, keys))
     out, lse = differentiable(operands, queries, keys, settings, scheme.layout)
     return out.astype(v.dtype), lse
 
@@ -117,13 +121,15 @@ def _forward_head(by_token, by_head, row: Row, *, settings: Settings, layout, pl
     (q, k, v), (slopes, strip, sinks) = by_token, by_head
     row = row._replace(contiguous=plan.contiguous)
     tokens, groups, _ = q.shape
-    dtype = q.dtype if plan.together else jnp.float32
+    dtype = product_dtype(q, k, v, together=plan.together)
     tiles, pairs = row.queries, row.pairs
     q_tiles = turned_tiles(q.astype(jnp.float32) * row.scale, row.q_turn, layout, plan.rows, plan.block).astype(dtype)
     k_tiles = turned_tiles(k[:, None], row.k_turn, layout, plan.columns).astype(dtype)
-    v_tiles = in_tiles(v[:, None], plan.columns).astype(dtype)
-    bounds = logit_bounds(q_tiles, k_tiles, slopes, strip, pairs, settings)
+    v_tiles = in_tiles(v[:, None], plan.columns)
     v_sizes = jnp.abs(v_tiles.astype(jnp.float32)).max(axis=(1, 2))
+    unit = jnp.where(v_sizes.max() > LARGE, UNIT, 1.0)  # values in a unit in which no sum over keys overflows
+    v_tiles, v_sizes = (v_tiles.astype(jnp.float32) / unit).astype(dtype), v_sizes / unit
+    bounds = logit_bounds(q_tiles, k_tiles, slopes, strip, pairs, settings)
     head = Head(jnp.swapaxes(k_tiles, 1, 2), v_tiles, v_sizes, slopes, strip, row)
     rows = Rows(
         q=q_tiles,
@@ -143,7 +149,7 @@ def _forward_head(by_token, by_head, row: Row, *, settings: Settings, layout, pl
         rows, side = tile
         general = lambda j, sums: head.meet(rows.q, side, j, sums, settings)  # noqa: E731
         count = rows.wanted.sum(dtype=jnp.int32)
-        if rows.wanted.shape[0] == 1:
+        if beyond is None and rows.wanted.shape[0] == 1:
             return general(jnp.int32(0), start)
         if beyond is not None:
             rows = rows._replace(wanted=rows.wanted & ~beyond)
@@ -172,8 +178,8 @@ def _forward_head(by_token, by_head, row: Row, *, settings: Settings, layout, pl
     some = sums.weight > 0
     weight = jnp.where(some, sums.weight, 1.0)
     lse = jnp.where(some, sums.reference + jnp.log(weight), NOTHING)
-    correction = jnp.where(some, jnp.exp(jnp.minimum(lse - sums.reference, MARGIN)) / weight, 1.0)
-    results = sums.mixed / weight[..., None], lse, correction
+    correction = jnp.where(some, jnp.exp(jnp.where(some, lse - sums.reference, 0.0)) / weight, 1.0)
+    results = sums.mixed / weight[..., None] * unit, lse, correction
     return Results(by_token=tuple(from_tiles(x, groups, tokens) for x in results))
 
 

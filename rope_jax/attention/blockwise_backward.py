@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float, Float32
 
 from rope_jax import rotation
 from rope_jax.attention.call import NOTHING, Settings, Tokens
@@ -29,6 +29,7 @@ from rope_jax.attention.operands import (
     in_tiles,
     logit_bounds,
     prepare,
+    product_dtype,
     turned_tiles,
 )
 
@@ -41,6 +42,7 @@ class Gradients(NamedTuple):
     q: Array  # [tiles, d, R], of the turned and scaled queries
     slopes: Array  # [G]
     strip: Array  # [G, 2M + 1]
+    frequencies: Array  # [P]
 
 
 def backward(
@@ -66,19 +68,24 @@ def backward(
     of_heads = lambda x: x.reshape(batch, tokens, kv_heads, groups, *x.shape[3:])  # noqa: E731
     by_token = (*by_token, *(of_heads(x) for x in (out, lse, d_out, d_lse, correction)))
 
-    of_head = functools.partial(_backward_head, settings=settings, layout=layout, plan=plan)
+    pairs = operands.frequencies.shape[-1]
+    of_head = functools.partial(_backward_head, settings=settings, layout=layout, plan=plan, turning=pairs)
     zeros = Results(
         by_token=tuple(row.zeros(*x.shape).astype(x.dtype) for x in by_token[:3]),
-        by_row=jax.tree.map(lambda x: row.zeros(*x.shape), (operands.q_turn, operands.k_turn, operands.scale)),
+        by_row=jax.tree.map(
+            lambda x: row.zeros(*x.shape),
+            (operands.q_turn, operands.k_turn, operands.frequencies, operands.scale),
+        ),
     )
     results = each_head(of_head, by_token, by_head, row, zeros, together=plan.together)
-    (q, k, v), (slopes, strip, sinks), (q_turn, k_turn, scale) = results
+    (q, k, v), (slopes, strip, sinks), (q_turn, k_turn, frequencies, scale) = results
     return Operands(
         q=q.reshape(operands.q.shape),
         k=k,
         v=v,
         q_turn=q_turn,
         k_turn=k_turn,
+        frequencies=frequencies,
         scale=scale * settings.scale,
         slopes=slopes.reshape(operands.slopes.shape),
         strip=strip.reshape(operands.strip.shape),
@@ -86,8 +93,18 @@ def backward(
     )
 
 
-def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, plan: Plan) -> Results:
-    """Returns the gradients of one key head, and what it adds to those that heads share."""
+def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, plan: Plan, turning: int) -> Results:
+    """Returns the gradients of one key head, and what it adds to those that heads share.
+
+    Args:
+      by_token: arrays of one key head.
+      by_head: the same.
+      row: what the heads of the sequence share.
+      settings: of the call.
+      layout: of the rotary pairs.
+      plan: tiles.
+      turning: rotary pairs whose frequencies get a gradient here.
+    """
     (q, k, v, out, lse, d_out, d_lse, correction), (slopes, strip, sinks) = by_token, by_head
     row = row._replace(contiguous=plan.contiguous)
     # A query that saw nothing has zero gradients, whatever it holds: zero times NaN would reach the phases.
@@ -95,7 +112,7 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, p
     # Every gradient is linear in weight * cotangent, row by row.
     d_out, d_lse = d_out * correction[..., None], d_lse * correction
     groups = q.shape[1]
-    dtype = q.dtype if plan.together else jnp.float32
+    dtype = product_dtype(q, k, v, together=plan.together)
     swap = lambda x: jnp.swapaxes(x, 1, 2)  # noqa: E731
     turned_q, turn_back_q = jax.vjp(lambda x, turn: turned_tiles(x, turn, layout, plan.rows), q, row.q_turn)
     turned_k, turn_back_k = jax.vjp(lambda x, turn: turned_tiles(x[:, None], turn, layout, plan.columns), k, row.k_turn)
@@ -114,9 +131,12 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, p
     shape = (plan.columns, plan.rows) if groups == 1 else (plan.columns, groups, plan.rows)
 
     def of_tile(state, tile):
-        q_gradient, slopes_gradient, strip_gradients = state
+        q_gradient, slopes_gradient, strip_gradients, frequencies_gradient = state
         k, k_across, v, j, wanted, is_plain = tile
         rows = row.side_of_keys(j)
+        # Every pair of a query and a key adds nothing to the sum of all phases' gradients: the tile's own place is 0.
+        first, last = at(row.keys.first, j), at(row.keys.last, j)
+        here = first + (last - first) // 2
         is_plain &= is_plain.shape[0] > 1  # for a single tile only the general form is compiled
         order = jnp.argsort(jnp.where(wanted, is_plain, 2), stable=True)  # what needs the general form comes first
         general_ones, all_ones = (x.sum(dtype=jnp.int32) for x in (wanted & ~is_plain, wanted))
@@ -134,11 +154,14 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, p
             d_logits = p * (d_weights - at(delta_tiles, i).reshape(1, *shape[1:]))
             d_raw = d_logits if slope is None else d_logits * slope
             flat_p, flat = p.reshape(plan.columns, -1).astype(dtype), d_raw.reshape(plan.columns, -1).astype(dtype)
-            d_q = at(sums.q, i) + jnp.dot(k_across, flat, preferred_element_type=jnp.float32)
+            d_q = jnp.dot(k_across, flat, preferred_element_type=jnp.float32)
+            far = jnp.tile((at(row.queries.positions, i) - here).astype(jnp.float32), groups)
+            moments = phase_moments(at(q_across, i), d_q, far, turning, layout)
             return d_logits, sums._replace(
                 k=sums.k + jnp.dot(flat, at(q_tiles, i), preferred_element_type=jnp.float32),
                 v=sums.v + jnp.dot(flat_p, at(do_tiles, i), preferred_element_type=jnp.float32),
-                q=jax.lax.dynamic_update_index_in_dim(sums.q, d_q, i, 0),
+                q=jax.lax.dynamic_update_index_in_dim(sums.q, at(sums.q, i) + d_q, i, 0),
+                frequencies=sums.frequencies + moments,
             )
 
         def general(n, sums: Gradients) -> Gradients:
@@ -180,13 +203,16 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, p
                 strip=sums.strip.at[:, end].add(total.sum(axis=0)),
             )
 
-        start = Gradients(row.zeros(*k.shape), row.zeros(*v.shape), q_gradient, slopes_gradient, strip_gradients)
+        gradients = q_gradient, slopes_gradient, strip_gradients, frequencies_gradient
+        start = Gradients(row.zeros(*k.shape), row.zeros(*v.shape), *gradients)
         sums = jax.lax.fori_loop(0, general_ones, general, start)
         if order.shape[0] > 1:
             sums = jax.lax.fori_loop(general_ones, all_ones, plain, sums)
-        return (sums.q, sums.slopes, sums.strip), (sums.k, sums.v)
+        far = (rows.positions - here).astype(jnp.float32)
+        moments = phase_moments(k_across, sums.k.T, far, turning, layout)
+        return (sums.q, sums.slopes, sums.strip, sums.frequencies + moments), (sums.k, sums.v)
 
-    start = (row.zeros(*q_across.shape), row.zeros(*slopes.shape), row.zeros(*strip.shape))
+    start = tuple(row.zeros(*shape) for shape in (q_across.shape, slopes.shape, strip.shape, (turning,)))
     tiles = (
         k_tiles,
         k_across,
@@ -195,7 +221,7 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, p
         wanted.T,
         row.pairs.plain.T,
     )
-    (q_across_gradient, d_slopes, d_strip), (d_k, d_v) = jax.lax.scan(of_tile, start, tiles)
+    (q_across_gradient, d_slopes, d_strip, d_frequencies), (d_k, d_v) = jax.lax.scan(of_tile, start, tiles)
     d_q = swap(q_across_gradient)
     d_scale = jnp.sum(d_q * turned_q)
     (d_q, d_q_turn), (d_k, d_k_turn) = turn_back_q(d_q * row.scale), turn_back_k(d_k)
@@ -205,8 +231,27 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, p
     return Results(
         by_token=(d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)),
         by_head=(d_slopes, d_strip, d_sinks),
-        by_row=(d_q_turn, d_k_turn, d_scale),
+        by_row=(d_q_turn, d_k_turn, d_frequencies, d_scale),
     )
+
+
+def phase_moments(
+    turned: Float[Array, "dim tokens"],
+    d_turned: Float32[Array, "dim tokens"],
+    distances: Float32[Array, " tokens"],
+    pairs: int,
+    layout: rotation.Layout,
+) -> Float32[Array, " pairs"]:
+    """Returns the gradient of the first pairs' frequencies from that of turned vectors, counted from any position.
+
+    A pair's phase `a` turns `(x, y)`, so its gradient is `x dy - y dx`; and `a` grows by the frequency a position.
+    """
+    if layout == "half":
+        first, second = slice(0, pairs), slice(pairs, 2 * pairs)
+    else:
+        first, second = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
+    turned = turned.astype(jnp.float32)
+    return (turned[first] * d_turned[second] - turned[second] * d_turned[first]) @ distances
 
 
 def _void(bounds, k_tiles, v_tiles, out, lse, row: Row, plan: Plan):

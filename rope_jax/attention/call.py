@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rope_jax.integers import LARGEST, as_int32
 from rope_jax.scheme import Scheme
 
 # The log-sum-exp of a query that sees nothing. Finite, so that a merge of parts by softmax never meets -inf.
@@ -35,7 +37,9 @@ class Settings:
 def checked(
     q: Float[Array, "batch queries heads dim"],
     k: Float[Array, "batch keys kv_heads dim"],
+    v: Float[Array, "batch keys kv_heads v_dim"],
     scheme: Scheme,
+    sinks: Float[Array, " heads"] | None = None,
     *,
     window: int | None = None,
     causal: bool = True,
@@ -46,21 +50,73 @@ def checked(
     """Returns the settings of a call.
 
     Raises:
-      ValueError: if the heads do not group, differ from the scheme's, or a number is out of range.
+      ValueError: if shapes do not fit each other or the scheme, or a number is out of range.
+      TypeError: if an argument is of another kind than it must be.
     """
-    heads, kv_heads = q.shape[-2], k.shape[-2]
-    if heads % kv_heads:
-        raise ValueError(f"{heads} query heads do not divide into groups over {kv_heads} key heads")
+    _check_shapes(q, k, v, scheme, sinks)
+    if window is not None:
+        if isinstance(window, bool) or not hasattr(window, "__index__") or isinstance(window, jax.Array):
+            raise TypeError(f"window must be an int or None, known before tracing; got {_shown(window)}")
+        window = int(window)
+        if window < 1:
+            raise ValueError(f"window must be at least 1, got {window}")
+        if window > LARGEST:  # no two int32 positions are so far apart
+            window = None
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else _number("scale", scale)
+    if soft_cap is not None:
+        soft_cap = _number("soft_cap", soft_cap)
+        if soft_cap <= 0:
+            raise ValueError(f"soft_cap must be positive, got {soft_cap}")
+    return Settings(scale, bool(causal), window, soft_cap, bool(skip_tiles))
+
+
+def _check_shapes(q: Array, k: Array, v: Array, scheme: Scheme, sinks: Array | None) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise ValueError(f"{name} must be [batch, tokens, heads, dim], got shape {x.shape}")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"{name} must be floating, got {x.dtype}")
+        if 0 in x.shape[2:]:
+            raise ValueError(f"{name} has no heads or no dimensions: shape {x.shape}")
+    if k.shape[:3] != v.shape[:3]:
+        raise ValueError(f"k and v must have the same batch, keys and heads; got shapes {k.shape} and {v.shape}")
+    if q.shape[0] != k.shape[0]:
+        raise ValueError(f"q and k must have the same batch, got shapes {q.shape} and {k.shape}")
+    if q.shape[3] != k.shape[3]:
+        raise ValueError(f"q and k must have the same dim, got shapes {q.shape} and {k.shape}")
+    batch, _, heads, dim = q.shape
+    if heads % k.shape[2]:
+        raise ValueError(f"{heads} query heads do not divide into groups over {k.shape[2]} key heads")
     if scheme.num_heads != heads:
         raise ValueError(f"the scheme has {scheme.num_heads} heads, the queries {heads}")
-    if scheme.rotary_dim > q.shape[-1]:
-        raise ValueError(f"the scheme turns {scheme.rotary_dim} dimensions, a head has {q.shape[-1]}")
-    if window is not None and window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
-    if soft_cap is not None and soft_cap <= 0:
-        raise ValueError(f"soft_cap must be positive, got {soft_cap}")
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    return Settings(scale, causal, window, soft_cap, skip_tiles)
+    if scheme.rotary_dim > dim:
+        raise ValueError(f"the scheme turns {scheme.rotary_dim} dimensions, a head has {dim}")
+    ranks = {"inverse_frequencies": 1, "remainder": 1, "cos_sin_factor": 0, "logit_scale": 0}
+    for name, rank in (ranks | {"slopes": 1, "offset_bias": 2}).items():
+        leading = getattr(scheme, name).shape[: getattr(scheme, name).ndim - rank]
+        if leading not in ((), (batch,)):
+            raise ValueError(
+                f"scheme.{name} has leading axes {leading}: none for all sequences, or ({batch},) for each of q's"
+            )
+    if sinks is not None and sinks.shape != (heads,):
+        raise ValueError(f"sinks must be one for each of {heads} heads, got shape {sinks.shape}")
+
+
+def _number(name: str, value: Any) -> float:
+    """Returns a static, finite number."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(f"{name} must be known before tracing; a traced factor belongs into scheme.logit_scale")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {_shown(value)}") from None
+    if isinstance(value, bool | str) or not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return number
+
+
+def _shown(value: Any) -> str:
+    return "a traced value" if isinstance(value, jax.core.Tracer) else repr(value)
 
 
 class Tokens(NamedTuple):
@@ -73,6 +129,47 @@ class Tokens(NamedTuple):
 
     positions: Array
     segments: Array | None = None
+
+    @classmethod
+    def of(cls, side: str, positions, segments, shape: tuple[int, ...]) -> "Tokens":
+        """Returns the tokens of one side of a call, from what a caller gave for them.
+
+        Args:
+          side: "q" or "kv", for errors.
+          positions: integers of any width, `[batch, tokens]`, or `[tokens]` for all sequences.
+          segments: the same, or None.
+          shape: batch and tokens.
+
+        Raises:
+          TypeError: if they are not integers.
+          ValueError: if their shape is another.
+        """
+        ids = None if segments is None else _by_token(f"segment_ids of {side}", segments, shape)
+        return cls(_by_token(f"{side}_positions", positions, shape), ids)
+
+
+def both_sides(q: Array, k: Array, q_positions, kv_positions, segment_ids) -> tuple[Tokens, Tokens]:
+    """Returns where queries and keys stand, from the arguments of a public call.
+
+    Raises:
+      TypeError: if positions or ids are not integers, or `segment_ids` is no pair.
+      ValueError: if their shapes do not fit those of `q` and `k`.
+    """
+    if segment_ids is None:
+        segment_ids = None, None
+    elif not isinstance(segment_ids, tuple | list) or len(segment_ids) != 2:
+        raise TypeError("segment_ids must be a pair, the ids of queries and the ids of keys")
+    return (
+        Tokens.of("q", q_positions, segment_ids[0], q.shape[:2]),
+        Tokens.of("kv", kv_positions, segment_ids[1], k.shape[:2]),
+    )
+
+
+def _by_token(name: str, value, shape: tuple[int, ...]) -> Array:
+    x = as_int32(name, value)
+    if x.shape not in (shape, shape[1:]):
+        raise ValueError(f"{name} must have shape {shape} or {shape[1:]}, got {x.shape}")
+    return jnp.broadcast_to(x[None] if x.ndim == 1 else x, shape)
 
 
 def visible(queries: Tokens, keys: Tokens, *, causal: bool, window: int | None) -> Bool[Array, "*batch queries keys"]:

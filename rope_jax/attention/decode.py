@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from rope_jax import rotation
 from rope_jax.attention import blockwise_backward
 from rope_jax.attention.call import NOTHING, Settings, Tokens, offsets, visible, without_padding
-from rope_jax.attention.operands import Operands, vary_together
+from rope_jax.attention.operands import Operands, heads_at_once, product_dtype, turns_of_fixed, vary_together
 from rope_jax.scheme import Scheme
 
 QUERIES = 16  # a sequence; more are for blockwise
@@ -43,9 +43,9 @@ def attend(
       NotImplementedError: if there are more than 16 queries a sequence.
     """
     _few(q)
-    turns = scheme.cos_sin(queries.positions), scheme.cos_sin(keys.positions)
-    operands = Operands.of(without_padding(q, queries), k, v, scheme, sinks, *turns)
-    operands = vary_together(operands, queries, keys)
+    q_turn, k_turn = turns_of_fixed(scheme, queries), turns_of_fixed(scheme, keys)
+    operands = Operands.of(without_padding(q, queries), k, v, scheme, sinks, q_turn, k_turn, scheme.inverse_frequencies)
+    operands, queries, keys = vary_together((operands, queries, keys))
     out, lse = _differentiable(operands, queries, keys, settings, scheme.layout, False)
     return out.astype(v.dtype), lse
 
@@ -79,19 +79,24 @@ def over_cache(
       NotImplementedError: if there are more than 16 queries a sequence.
     """
     _few(q)
-    if turn is None:
+    frequencies = scheme.inverse_frequencies
+    if turn is None:  # the keys stay as they are, and the queries' own positions count
         nothing = jnp.zeros((q.shape[0], 0, keys.shape[-1]), jnp.float32)
-        turn = nothing, nothing
-    q_turn = scheme.cos_sin(queries.positions)
-    operands = Operands.of(without_padding(q, queries), keys, values, scheme, sinks, q_turn, turn)
-    operands = vary_together(operands, queries, slots)
+        turn, q_turn, frequencies = (nothing, nothing), scheme.cos_sin(queries.positions), frequencies[..., :0]
+    else:
+        q_turn = turns_of_fixed(scheme, queries)
+    operands = Operands.of(without_padding(q, queries), keys, values, scheme, sinks, q_turn, turn, frequencies)
+    operands, queries, slots = vary_together((operands, queries, slots))
     out, lse = _differentiable(operands, queries, slots, settings, scheme.layout, True)
     return out.astype(q.dtype), lse
 
 
 def turn_of(scheme: Scheme, positions: Int[Array, "batch slots"]) -> Turn:
-    """Returns cos and sin at every slot of a cache; the same for all layers of one scheme."""
-    cos, sin = scheme.cos_sin(positions)
+    """Returns cos and sin at every slot of a cache; the same for all layers of one scheme.
+
+    The gradient to the inverse frequencies does not pass through them: `over_cache` gives it.
+    """
+    cos, sin = turns_of_fixed(scheme, Tokens(positions))
     return jnp.swapaxes(cos, 1, 2), jnp.swapaxes(sin, 1, 2)
 
 
@@ -150,7 +155,7 @@ def _forward(operands: Operands, queries: Tokens, keys: Tokens, settings: Settin
     groups = heads // kv_heads
     turns_keys = operands.k_turn[0].size > 0
     size = min(max(CHUNK // batch, 128), slots)
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else operands.q.dtype
+    dtype = product_dtype(operands.q, operands.k, operands.v, together=heads_at_once())
 
     scale = (operands.scale * settings.scale)[:, None, None, None]
     rows = operands.q.astype(jnp.float32) * scale

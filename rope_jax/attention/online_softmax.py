@@ -17,7 +17,8 @@ from rope_jax.attention.call import NOTHING, Settings
 from rope_jax.attention.logits import Side, separated_line, tile_mask, written_bias
 from rope_jax.attention.operands import ROUNDING, Row, at
 
-MARGIN = 30.0  # nats that a logit may lie above its row's reference before the reference is renewed
+MARGIN = 30.0  # nats that a logit may lie above its row's reference before the reference is renewed, at most
+_OVERFLOW = 87.0  # nats: no weighted sum of values may grow beyond e to this
 
 
 class Sums(NamedTuple):
@@ -41,6 +42,12 @@ class Head(NamedTuple):
     @property
     def columns(self) -> int:
         return self.k_tiles.shape[-1]
+
+    @property
+    def margin(self) -> Float32[Array, ""]:
+        """The nats that a logit may lie above its row's reference, where every key had such a logit."""
+        keys = self.k_tiles.shape[0] * self.columns
+        return jnp.clip(_OVERFLOW - jnp.log(keys * jnp.maximum(self.v_sizes.max(), 1.0)), 0.0, MARGIN)
 
     def logits(self, q: Array, j: Array, settings: Settings) -> Float32[Array, "rows columns"]:
         """Returns the soft-capped logits of rows and a tile of keys, without the bias."""
@@ -109,6 +116,7 @@ def along(
     of_query = of_query.reshape(2, -1)
     lowest = lambda x: _lowest(x, rows.held, groups)  # noqa: E731
     excess, excess_values = _excess(rows, head, order, count, count_all)
+    margin = head.margin
 
     def plain(j, sums: Sums, shifts) -> Sums:
         shift = shifts[0] if settings.causal else at(shifts, at(side, j))
@@ -120,7 +128,7 @@ def along(
 
     def stretch(n, sums: Sums):
         """Returns where the plain tiles from `n` on end, whether anything that matters follows, and the sums."""
-        steady = rows.plain & (rows.bounds - lowest(sums.reference)[:, None] <= MARGIN).all(axis=0)
+        steady = rows.plain & (rows.bounds - lowest(sums.reference)[:, None] <= margin).all(axis=0)
         void = jnp.zeros(order.shape, bool)
         if settings.skip_tiles:
             lse = jnp.where(sums.weight > 0, sums.reference + jnp.log(sums.weight), NOTHING)

@@ -1,5 +1,6 @@
 """What blockwise attention works on: a call's arrays by name, and cut into heads and tiles."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,8 @@ class Operands(NamedTuple):
       v: `[B, S, K, e]`.
       q_turn: cos and sin to turn the queries by, `[B, N, P]` each; no pairs for queries that are turned already.
       k_turn: the same of the keys, `[B, S, P]`.
+      frequencies: the scheme's inverse frequencies, `[B, P]`, for their gradient alone: the forward pass turns by what
+        `turns_of_fixed` made of them. No pairs where the turns carry that gradient themselves.
       scale: of `q.k`, `[B]`; the scheme's logit scale, without the setting's.
       slopes: `[B, H]`.
       strip: `[B, H, 2M + 1]`.
@@ -37,13 +40,16 @@ class Operands(NamedTuple):
     v: Array
     q_turn: tuple[Array, Array]
     k_turn: tuple[Array, Array]
+    frequencies: Array
     scale: Array
     slopes: Array
     strip: Array
     sinks: Array
 
     @classmethod
-    def of(cls, q: Array, k: Array, v: Array, scheme: Scheme, sinks: Array | None, q_turn, k_turn) -> "Operands":
+    def of(
+        cls, q: Array, k: Array, v: Array, scheme: Scheme, sinks: Array | None, q_turn, k_turn, frequencies: Array
+    ) -> "Operands":
         """Returns the operands of a call, with whatever the sequences share repeated for each of them."""
         batch, heads = q.shape[0], q.shape[2]
         sinks = jnp.full((heads,), NOTHING) if sinks is None else sinks.astype(jnp.float32)
@@ -54,6 +60,7 @@ class Operands(NamedTuple):
             v,
             q_turn,
             k_turn,
+            repeat(frequencies, 1),
             repeat(scheme.logit_scale, 0),
             repeat(scheme.slopes, 1),
             repeat(scheme.offset_bias, 2),
@@ -61,17 +68,34 @@ class Operands(NamedTuple):
         )
 
 
-def vary_together(operands: Operands, *tokens: Tokens) -> Operands:
-    """Inside `shard_map`, lets every operand vary over all the mesh axes that any input of the call varies over.
+def turns_of_fixed(scheme: Scheme, tokens: Tokens) -> tuple[Array, Array]:
+    """Returns cos and sin at the positions of one side, through which no gradient reaches the inverse frequencies.
 
-    A loop's carry has one type throughout; and done here, outside the custom derivative, the transpose sums what
-    devices share.
+    The gradient of a phase is multiplied by a position. Summed over tokens far from position 0, what rounding left of
+    it would be too; only offsets matter, so the backward pass sums tile by tile, relative to the tile (`Operands`).
     """
-    varying = lambda x: frozenset(jax.typeof(x).manual_axis_type.varying)  # noqa: E731
-    axes = frozenset().union(*(varying(x) for x in jax.tree.leaves((operands, tokens))))
-    if not axes:
-        return operands
-    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(axes - varying(x)), to="varying"), operands)
+    fixed = jax.lax.stop_gradient(scheme.inverse_frequencies)
+    return dataclasses.replace(scheme, inverse_frequencies=fixed).cos_sin(tokens.positions)
+
+
+def varying_axes(tree) -> frozenset:
+    """Returns the mesh axes over which any array varies inside `shard_map`; none where that is not checked."""
+    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)))
+
+
+def vary_together(tree, axes: frozenset = frozenset()):
+    """Inside `shard_map`, lets every array of a call vary over all the mesh axes that any of them varies over.
+
+    A loop's carry has one type throughout, and is made from operands, positions and segments alike; done here, outside
+    the custom derivative, the transpose sums what devices share.
+
+    Args:
+      tree: operands and tokens.
+      axes: more axes to vary over.
+    """
+    axes |= varying_axes(tree)
+    missing = lambda x: tuple(axes - jax.typeof(x).manual_axis_type.varying)  # noqa: E731
+    return jax.tree.map(lambda x: jax.lax.pcast(x, missing(x), to="varying") if missing(x) else x, tree)
 
 
 class Row(NamedTuple):
@@ -117,6 +141,14 @@ class Plan(NamedTuple):
     contiguous: Array | None  # [], then: whether all tiles are, as what differs among heads would be done both ways
 
 
+def product_dtype(*arrays: Array, together: bool):
+    """Returns the dtype of the operands of products: bfloat16 off the CPU where all of them are, else float32.
+
+    Not float16: it holds neither weights of e^30 nor, next to its least normal number, scaled queries.
+    """
+    return jnp.bfloat16 if together and all(x.dtype == jnp.bfloat16 for x in arrays) else jnp.float32
+
+
 def heads_at_once() -> bool:
     """Returns whether all heads run at once: not on a CPU, where a tile of one head fills every core."""
     return jax.default_backend() != "cpu"
@@ -131,7 +163,8 @@ def prepare(operands: Operands, queries: Tokens, keys: Tokens, settings: Setting
     rows, columns = min(max(ROWS // groups, 64), round_up(tokens)), min(COLUMNS, round_up(operands.k.shape[1]))
     together = heads_at_once()
     few = tokens < LEAST_BLOCKS * block * rows
-    block = 1 if few or together else block
+    # A block has tiles of keys in common that it takes later, together: with a single tile of keys there are none.
+    block = 1 if few or together or operands.k.shape[1] <= columns else block
     by_token = (operands.q.reshape(batch, tokens, kv_heads, groups, -1), operands.k, operands.v)
     by_head = tuple(x.reshape(batch, kv_heads, groups, *x.shape[2:]) for x in operands[-3:])
     q_tiles = jax.vmap(lambda x: cut(x, rows, multiple=block))(queries)

@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
+from rope_jax import rotation
 from rope_jax.attention import blockwise, blockwise_backward
-from rope_jax.attention.call import NOTHING, Settings, Tokens, checked, without_padding
-from rope_jax.attention.operands import COLUMNS, ROWS, Operands
+from rope_jax.attention.call import NOTHING, Settings, Tokens, both_sides, checked, without_padding
+from rope_jax.attention.operands import COLUMNS, ROWS, Operands, turns_of_fixed, vary_together, varying_axes
 from rope_jax.attention.tiles import cut, meet
 from rope_jax.scheme import Scheme
 
@@ -27,9 +29,9 @@ def ring_attention(
     scheme: Scheme,
     *,
     axis_name: str,
-    q_positions: Int[Array, "batch queries"],
-    kv_positions: Int[Array, "batch keys"],
-    segment_ids: tuple[Int[Array, "batch queries"], Int[Array, "batch keys"]] | None = None,
+    q_positions: Int[Array | np.ndarray, "*batch queries"],
+    kv_positions: Int[Array | np.ndarray, "*batch keys"],
+    segment_ids: tuple[Int[Array | np.ndarray, "*batch queries"], Int[Array | np.ndarray, "*batch keys"]] | None = None,
     window: int | None = None,
     causal: bool = True,
     scale: float | None = None,
@@ -52,8 +54,8 @@ def ring_attention(
       v: this device's values.
       scheme: rotation, factors and bias; its gradients are summed over the devices that share it.
       axis_name: the mesh axis over which the tokens are sharded.
-      q_positions: int32 positions of this device's queries, in the whole sequence.
-      kv_positions: int32 positions of its keys.
+      q_positions: positions of this device's queries in the whole sequence, integers of any width.
+      kv_positions: positions of its keys.
       segment_ids: ids of its queries and keys; only equal ids attend, and negative ones to nothing.
       window: keys at `window` or more positions are not seen; None for all.
       causal: whether keys of later positions are hidden.
@@ -64,22 +66,23 @@ def ring_attention(
       return_lse: whether to return the log-sum-exps too; -1e30 for a query that sees nothing.
 
     Raises:
-      ValueError: if the heads do not group, differ from the scheme's, a number is out of range, or queries differ
-        along the axis and keys do not.
+      ValueError: if shapes do not fit each other or the scheme, a number is out of range, or queries differ along the
+        axis and keys do not.
+      TypeError: if an argument is of another kind than it must be: positions that are not integers, say.
 
     Source: Liu et al., arXiv 2310.01889; the balanced order: Brandon et al., arXiv 2311.09431.
     """
     settings = checked(
-        q, k, scheme, window=window, causal=causal, scale=scale, soft_cap=soft_cap, skip_tiles=skip_tiles
+        q, k, v, scheme, sinks, window=window, causal=causal, scale=scale, soft_cap=soft_cap, skip_tiles=skip_tiles
     )
-    q_segments, kv_segments = (None, None) if segment_ids is None else segment_ids
-    queries, keys = Tokens(q_positions, q_segments), Tokens(kv_positions, kv_segments)
+    queries, keys = both_sides(q, k, q_positions, kv_positions, segment_ids)
     q, k, v = without_padding(q, queries), without_padding(k, keys), without_padding(v, keys)
     # Turned once, before they travel; the rotation's gradient is taken outside the ring. Sinks count once, after it.
-    q, k = scheme.rotate(q, queries.positions), scheme.rotate(k, keys.positions)
-    operands = Operands.of(q, k, v, scheme, None, _no_turn(q), _no_turn(k))
+    q_turn, k_turn = turns_of_fixed(scheme, queries), turns_of_fixed(scheme, keys)
+    q, k = rotation.rotate(q, *q_turn, layout=scheme.layout), rotation.rotate(k, *k_turn, layout=scheme.layout)
+    operands = Operands.of(q, k, v, scheme, None, _no_turn(q), _no_turn(k), scheme.inverse_frequencies)
     operands, queries, keys = _vary((operands, queries, keys), axis_name)
-    out, lse = _ring(operands, queries, keys, settings, axis_name)
+    out, lse = _ring(operands, queries, keys, settings, scheme.layout, axis_name)
     if sinks is not None:
         out, lse = _with_sinks(out, lse, sinks)
     out = out.astype(v.dtype)
@@ -135,12 +138,12 @@ class _Chunk(NamedTuple):
     keys: Tokens
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _ring(operands: Operands, queries: Tokens, keys: Tokens, settings: Settings, axis_name: str):
-    return _forward(operands, queries, keys, settings, axis_name)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _ring(operands: Operands, queries: Tokens, keys: Tokens, settings: Settings, layout, axis_name: str):
+    return _forward(operands, queries, keys, settings, layout, axis_name)
 
 
-def _forward(operands: Operands, queries: Tokens, keys: Tokens, settings: Settings, axis_name: str):
+def _forward(operands: Operands, queries: Tokens, keys: Tokens, settings: Settings, layout, axis_name: str):
     """Returns float32 outputs and log-sum-exps over the keys of all devices."""
 
     def step(_, state):
@@ -149,7 +152,7 @@ def _forward(operands: Operands, queries: Tokens, keys: Tokens, settings: Settin
 
         def add(_, sums):
             here = operands._replace(k=chunk.k, v=chunk.v)
-            return _merge(*sums, *blockwise.forward(here, queries, chunk.keys, settings, "half"))
+            return _merge(*sums, *blockwise.forward(here, queries, chunk.keys, settings, layout))
 
         return following, *_where_seen(queries, chunk.keys, settings, operands, add, (out, lse))
 
@@ -163,12 +166,12 @@ def _forward(operands: Operands, queries: Tokens, keys: Tokens, settings: Settin
     return out, lse
 
 
-def _forward_rule(operands, queries, keys, settings, axis_name):
-    out, lse = _forward(operands, queries, keys, settings, axis_name)
+def _forward_rule(operands, queries, keys, settings, layout, axis_name):
+    out, lse = _forward(operands, queries, keys, settings, layout, axis_name)
     return (out, lse), (operands, queries, keys, out, lse)
 
 
-def _backward_rule(settings, axis_name, residuals, cotangents):
+def _backward_rule(settings, layout, axis_name, residuals, cotangents):
     operands, queries, keys, out, lse = residuals
 
     def step(_, state):
@@ -178,7 +181,7 @@ def _backward_rule(settings, axis_name, residuals, cotangents):
         def add(_, sums):
             d_k, d_v, rest = sums
             here = operands._replace(k=chunk.k, v=chunk.v)
-            part = blockwise_backward.backward(here, queries, chunk.keys, out, lse, *cotangents, settings, "half")
+            part = blockwise_backward.backward(here, queries, chunk.keys, out, lse, *cotangents, settings, layout)
             rest = jax.tree.map(lambda x, y: x + y.astype(jnp.float32), rest, _kept(part))
             return d_k + part.k.astype(jnp.float32), d_v + part.v.astype(jnp.float32), rest
 
@@ -197,7 +200,7 @@ _ring.defvjp(_forward_rule, _backward_rule)
 
 def _kept(gradients: Operands) -> dict[str, Array]:
     """Returns the gradients that stay on their device."""
-    return {name: getattr(gradients, name) for name in ("q", "scale", "slopes", "strip")}
+    return {name: getattr(gradients, name) for name in ("q", "frequencies", "scale", "slopes", "strip")}
 
 
 def _send(x, axis_name: str):
@@ -246,16 +249,10 @@ def _zero(operands: Operands) -> Array:
 
 
 def _vary(arguments, axis_name: str):
-    """Returns the arguments, each varying over all mesh axes that any of them does.
-
-    A loop's carry has one type throughout; and done out here, the transpose sums what devices share.
-    """
+    """Returns the arguments, each varying over the ring's axis and all others that any of them varies over."""
     operands, _, keys = arguments
-    varying = lambda x: frozenset(jax.typeof(x).manual_axis_type.varying)  # noqa: E731
-    axes = frozenset().union(*(varying(x) for x in jax.tree.leaves(arguments)))
-    if not axes:  # the mesh is not checked for what varies
+    if not varying_axes(arguments):  # the mesh is not checked for what varies
         return arguments
-    if axis_name in varying(operands.q) and axis_name not in varying(operands.k) | varying(keys.positions):
+    if axis_name in varying_axes(operands.q) and axis_name not in varying_axes((operands.k, keys.positions)):
         raise ValueError(f"queries are sharded over {axis_name!r}, keys are not: each would be counted several times")
-    axes |= {axis_name}
-    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(axes - varying(x)), to="varying"), arguments)
+    return vary_together(arguments, frozenset({axis_name}))

@@ -70,7 +70,7 @@ def attend(
     keys = write_keys(cache.keys[layer], new, cache.filled)
     values = write_values(cache.values[layer], v, cache.filled)
     slots = Tokens(cache.positions, cache.segments)
-    settings = checked(q, k, scheme, window=window)
+    settings = checked(q, k, v, scheme, window=window)
     if q.shape[1] <= decode.QUERIES:
         if not rotated and turn is None:
             turn = turn_of(scheme, cache.positions)

@@ -101,7 +101,7 @@ class Attention(nnx.Module):
                 q, k, v, scheme, tokens, cache, self.layer, window=self.window, turn=turn, fresh=fresh
             )
             return self.o(out), stored
-        out, _ = attention(q, k, v, scheme, None, tokens, tokens, checked(q, k, scheme, window=self.window))
+        out, _ = attention(q, k, v, scheme, None, tokens, tokens, checked(q, k, v, scheme, window=self.window))
         return self.o(out), None
 
 

@@ -114,7 +114,7 @@ def gradients(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, float]
     found = {"v": by_kv_head(np.einsum("bhqk,bqhe->bkhe", made["weights"], d_out))}
     found["q"], q_phases, q_factors = _turn_back(d_q, x["q"], made["q_turns"], x, problem.scheme.layout)
     found["k"], k_phases, k_factors = _turn_back(d_k, x["k"], made["k_turns"], x, problem.scheme.layout)
-    sizes = {name: np.abs(gradient).max() for name, gradient in found.items()}
+    sizes = {name: np.abs(gradient).max(initial=0.0) for name, gradient in found.items()}
     positions = [np.asarray(tokens.positions)[:, :, None, None] for tokens in (problem.queries, problem.keys)]
     bent = 1 - made["bent"] ** 2
     parts = {
@@ -127,6 +127,10 @@ def gradients(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, float]
     for name, (terms, magnitudes, axes) in parts.items():
         found[name] = sum(term.sum(axis=axes) for term in terms)
         sizes[name] = sum(np.abs(term).sum(axis=axes) for term in magnitudes)
+    # Of a pair of tokens only the offset counts, so that is what an error may grow with.
+    parts = [np.abs(_pairs(y, made["q_turns"], problem.scheme.layout)) for y in (made["q"], made["k"])]
+    far = np.einsum("bhqk,bkhp->bqhp", np.abs(d_raw) * distance * np.abs(made["scale"]), parts[1])
+    sizes["inverse_frequencies"] = (far * parts[0]).sum(axis=(1, 2))
     for of, terms in ((found, d_logits), (sizes, magnitude)):
         of["offset_bias"] = np.zeros_like(x["offset_bias"])
         for row, at in enumerate(made["index"]):

@@ -32,8 +32,10 @@ class TestBlockwise(OnSmallTiles, BackendSuite):
 
         @functools.partial(jax.jit, compiler_options=quick_compilation())
         def pairs():
-            turns = (problem.scheme.cos_sin(tokens.positions) for tokens in (problem.queries, problem.keys))
-            call = operands.Operands.of(problem.q, problem.k, problem.v, problem.scheme, None, *turns)
+            scheme = problem.scheme
+            turns = (operands.turns_of_fixed(scheme, tokens) for tokens in (problem.queries, problem.keys))
+            arrays = problem.q, problem.k, problem.v
+            call = operands.Operands.of(*arrays, scheme, None, *turns, scheme.inverse_frequencies)
             _, _, row, plan = operands.prepare(call, problem.queries, problem.keys, problem.settings)
             sizes.append(plan[:2])
             return row.pairs.plain, row.pairs.sees

@@ -65,7 +65,7 @@ def call(queries=32, kv_heads=HEADS):
 @functools.cache
 def compiled(attention, window):
     def run(scheme, q, k, v, tokens):
-        return attention(q, k, v, scheme, None, tokens, tokens, checked(q, k, scheme, window=window))
+        return attention(q, k, v, scheme, None, tokens, tokens, checked(q, k, v, scheme, window=window))
 
     return jax.jit(run)
 
@@ -235,6 +235,6 @@ def test_faults_have_names_and_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="one scheme for all layers"):
         fault("stale_cache", length=LENGTH, trained={"full": RETROFIT})
     q, k, v, at = call(8)
-    settings = checked(q, k, RETROFIT)
+    settings = checked(q, k, k, RETROFIT)
     with pytest.raises(NotImplementedError, match="sinks"):
         exempting(1)(q, k, v, RETROFIT, jnp.zeros(HEADS), Tokens(at), Tokens(at), settings)
