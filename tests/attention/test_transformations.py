@@ -1,6 +1,7 @@
 """Attention under every transformation that users have: the result is the one of the plain call.
 
-Devices must be counted before JAX starts, so the tests run in a process of their own that has four.
+Devices must be counted before JAX starts, so the tests run in a process of their own that has four; one for each
+length, as a call takes another path beyond one tile of keys, and another where several tiles of queries go on together.
 """
 
 import os
@@ -24,15 +25,19 @@ from rope_jax.scheme import build, stack
 FLAG = "--xla_force_host_platform_device_count=4"
 ALONE = FLAG not in os.environ.get("XLA_FLAGS", "")
 on_devices = pytest.mark.skipif(ALONE, reason="run by test_on_virtual_devices, in a process with 4 of them")
-BATCH, TOKENS, HEADS, KV_HEADS, DIM = 4, 20, 4, 2, 8
+TOKENS = int(os.environ.get("ROPE_JAX_TOKENS", "20"))
+BATCH, HEADS, KV_HEADS, DIM = 4, 4 if TOKENS < 100 else 16, 2, 8  # 8 heads to a key head: blocks from 1,024 tokens on
 AXES = ("data", "model")
 BY_HEAD = P("data", None, "model")
 
 
 @pytest.mark.skipif(not ALONE, reason="is the process that the test starts")
-def test_on_virtual_devices():
+@pytest.mark.parametrize(
+    "tokens", [20, *(pytest.param(n, marks=pytest.mark.slow) for n in (512, 513, 1024, 1301, 2048))]
+)
+def test_on_virtual_devices(tokens):
     root = pathlib.Path(__file__).resolve().parents[2]
-    environment = os.environ | {"XLA_FLAGS": FLAG, "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": FLAG, "JAX_PLATFORMS": "cpu", "ROPE_JAX_TOKENS": str(tokens)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", __file__]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
@@ -50,7 +55,7 @@ def make_arguments(seed=0):
     rng = np.random.default_rng(seed)
     shapes = [(BATCH, TOKENS, heads, DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     q, k, v = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
-    return q, k, v, make_scheme(), jnp.asarray([0.5, -2.0, 3.0, 0.0])
+    return q, k, v, make_scheme(), jnp.resize(jnp.asarray([0.5, -2.0, 3.0, 0.0]), (HEADS,))
 
 
 def positions_of(x):
@@ -158,6 +163,7 @@ def test_pmap(expected):
 @pytest.mark.parametrize("together", [False, True], ids=["as on a CPU", "all heads at once"])
 def test_shard_map_over_batch_and_heads(together, expected, monkeypatch):
     monkeypatch.setattr(operands, "heads_at_once", lambda: together)
+    jax.clear_caches()  # what was traced with the other plan
     # A scheme's leaves in order: frequencies, remainder, factor, logit scale; then the heads' slopes and strips.
     arguments = make_arguments()
     structure = jax.tree.structure(arguments)
@@ -216,7 +222,7 @@ COLUMNS, ROWS = ("'q'", "'k'", "'v'", "'gate'", "'up'"), ("'o'", "'down'")
 def model():
     """A decoder's graph and weights, a scheme, tokens; a loss of them all, and its plain value and gradients."""
     graph, weights = nnx.split(Decoder(CONFIG, rngs=nnx.Rngs(0)))
-    scheme = make_scheme("alibi", dim=4)
+    scheme = make_scheme("alibi", heads=CONFIG.num_heads, dim=4)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 32, (BATCH, TOKENS)), jnp.int32)
 
     def loss(weights, scheme, tokens):
@@ -243,6 +249,18 @@ def test_decoder_on_a_mesh(kind, model):
         tokens = jax.device_put(tokens, NamedSharding(mesh, P("data")))
         got = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(weights, scheme, tokens)
     assert_close(got, expected)
+
+
+@on_devices
+def test_decoder_in_a_data_parallel_shard_map(model):
+    loss, weights, scheme, tokens, expected = model
+    mesh = make_mesh(AxisType.Auto)
+
+    def mean(weights, scheme, tokens):
+        return jax.lax.pmean(loss(weights, scheme, tokens), AXES)
+
+    total = jax.shard_map(mean, mesh=mesh, in_specs=(P(), P(), P(AXES)), out_specs=P(), check_vma=True)
+    assert_close(jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(weights, scheme, tokens), expected)
 
 
 @on_devices

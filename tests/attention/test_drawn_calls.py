@@ -1,0 +1,65 @@
+"""Thousands of drawn calls against the float64 oracle: outputs, log-sum-exps and all gradients, under both plans.
+
+`ROPE_JAX_FUZZ_SEED=N python -m pytest -m slow tests/attention/test_drawn_calls.py` draws others.
+"""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+from backend_suite import Checks, exactly, plainly
+from drawn_calls import FULL, SMALL, draw_call, draw_structure
+
+from rope_jax.attention import blockwise, decode, operands
+
+SEED = int(os.environ.get("ROPE_JAX_FUZZ_SEED", "0"))
+PARTS, STRUCTURES, CALLS = 10, 13, 14  # of small tiles: 1,820 calls; tiles as they are add 240
+
+
+def draw_and_check(attend, part: int, sizes, structures: int, calls: int, monkeypatch, *, together: bool) -> int:
+    """Checks `calls` calls of each of several structures; returns how many there were."""
+    monkeypatch.setattr(operands, "ROWS", sizes.rows)
+    monkeypatch.setattr(operands, "COLUMNS", sizes.columns)
+    monkeypatch.setattr(operands, "LEAST_BLOCKS", sizes.least_blocks)
+    monkeypatch.setattr(operands, "heads_at_once", lambda: together)
+    monkeypatch.setattr(decode, "CHUNK", 128)
+
+    class Drawn(Checks):  # a class has compiled programs of its own
+        pass
+
+    Drawn.attend = staticmethod(attend)
+    made = 0
+    for which in range(structures):
+        rng = np.random.default_rng([SEED, part, which, int(together), sizes.rows])
+        structure = draw_structure(rng, sizes)
+        for number in range(calls):
+            problem = draw_call(rng, structure)
+            made += 1
+            try:
+                Drawn.check(problem)
+            except AssertionError as error:
+                raise AssertionError(f"{structure}, call {number} of structure {which}: {error}") from error
+        jax.clear_caches()
+        exactly.cache_clear()
+        plainly.cache_clear()
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "heads at once"])
+@pytest.mark.parametrize("part", range(PARTS // 2))
+def test_small_tiles(part, together, monkeypatch):
+    calls = draw_and_check(blockwise.attend, part, SMALL, STRUCTURES, CALLS, monkeypatch, together=together)
+    assert calls == STRUCTURES * CALLS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "heads at once"])
+@pytest.mark.parametrize("part", range(3))
+def test_tiles_as_they_are(part, together, monkeypatch):
+    draw_and_check(blockwise.attend, part, FULL, 5, 8, monkeypatch, together=together)
+
+
+def test_a_few(monkeypatch):
+    draw_and_check(blockwise.attend, 100, SMALL, 3, 10, monkeypatch, together=False)
