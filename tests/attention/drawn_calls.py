@@ -38,6 +38,7 @@ class Sizes:
 
 
 SMALL = Sizes(64, 32, 2, (1, 8, 64, 128, 192, 256, 320), (1, 8, 24, 32, 64, 96, 200), (1, 1, 2, 3, 8))
+FEW = Sizes(64, 32, 2, (1, 3, 8, 11), (1, 32, 128, 256, 300), (1, 2, 8))  # for decoding, in chunks of 128 keys
 FULL = Sizes(512, 512, 8, (512, 1024, 1088), (8, 64, 512, 1024), (8, 8, 16))
 
 
@@ -66,7 +67,7 @@ def draw_structure(rng: np.random.Generator, sizes: Sizes) -> Structure:
     """Returns a random structure."""
     one_of = lambda *values: values[rng.integers(len(values))]  # noqa: E731
     near = lambda value: max(1, value + one_of(-8, -1, 0, 0, 0, 1, 5))  # noqa: E731
-    kv_heads = one_of(1, 1, 2) if sizes is SMALL else 1
+    kv_heads = one_of(1, 1, 2) if sizes is not FULL else 1
     heads = kv_heads * one_of(*sizes.groups)
     dim = one_of(4, 8, 10)
     keys = near(one_of(*sizes.keys))

@@ -71,7 +71,8 @@ def values(problem: Problem, numbers: dict[str, np.ndarray] | None = None) -> di
     reach = x["offset_bias"].shape[-1] // 2
     index = np.clip(offset, -reach, reach) + reach
     strip = np.stack([row[:, at] for row, at in zip(x["offset_bias"], index, strict=True)])
-    logits = capped - x["slopes"][:, :, None, None] * np.abs(offset)[:, None] + strip
+    bias = strip - x["slopes"][:, :, None, None] * np.abs(offset)[:, None]
+    logits = capped + bias
     seen = offset >= 0 if problem.settings.causal else np.ones(offset.shape, bool)
     if problem.settings.window is not None:
         seen &= np.abs(offset) < problem.settings.window
@@ -92,11 +93,15 @@ def values(problem: Problem, numbers: dict[str, np.ndarray] | None = None) -> di
     return {
         "out": out, "lse": np.swapaxes(lse, 1, 2), "weights": weights, "by_sink": by_sink, "bent": bent, "raw": raw,
         "scale": scale, "offset": offset, "index": index, "q": q, "k": shared, "q_turns": q_turns, "k_turns": k_turns,
+        "bias": bias,
     }  # fmt: skip
 
 
 def gradients(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Returns gradients, float64, and for each the largest sum of magnitudes that makes up one of its entries."""
+    """Returns gradients, float64, and for each the largest sum of magnitudes that makes up one of its entries.
+
+    Under "logits" stands the same of a logit, times its weight.
+    """
     x, made = problem.numbers, values(problem)
     kv_heads = x["k"].shape[2]
     groups = x["q"].shape[2] // kv_heads
@@ -129,7 +134,9 @@ def gradients(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, float]
         sizes[name] = sum(np.abs(term).sum(axis=axes) for term in magnitudes)
     # Of a pair of tokens only the offset counts, so that is what an error may grow with.
     parts = [np.abs(_pairs(y, made["q_turns"], problem.scheme.layout)) for y in (made["q"], made["k"])]
-    far = np.einsum("bhqk,bkhp->bqhp", np.abs(d_raw) * distance * np.abs(made["scale"]), parts[1])
+    far = np.einsum("bhqk,bkhp->bqhp", np.abs(d_raw) * (1 + distance) * np.abs(made["scale"]), parts[1])
+    magnitudes = np.abs(made["scale"]) * np.einsum("bqhd,bkhd->bhqk", np.abs(made["q"]), np.abs(made["k"]))
+    sizes["logits"] = made["weights"] * (magnitudes + np.abs(made["bias"]))
     sizes["inverse_frequencies"] = (far * parts[0]).sum(axis=(1, 2))
     for of, terms in ((found, d_logits), (sizes, magnitude)):
         of["offset_bias"] = np.zeros_like(x["offset_bias"])

@@ -216,6 +216,23 @@ def test_batch_and_heads_may_be_sharded_too_and_each_sequence_have_its_scheme():
 
 
 @on_devices
+@pytest.mark.parametrize("tokens", [512, 1024, 1300, 2048])
+def test_long_rows_with_heads_sharded_too_far_from_position_0(tokens):
+    """Positions do not differ along the heads' axis; and what reaches the frequencies must not grow with positions."""
+    q, k, v = make_inputs(tokens=tokens)
+    of_tokens, all_heads = P("data", "seq"), P("data", "seq", "model")
+    of_scheme = [P()] * 4 + [P("model")] * 2
+    specs = (all_heads,) * 3 + (of_scheme, P("model")) + (of_tokens,) * 2, (all_heads, all_heads)
+    settings = {"window": 300, "sinks": True}
+    attend = sharded(8, settings, axes=("data", "seq", "model"), shape=(2, 2, 2), specs=specs)
+    rest = (make_segments(True, tokens), make_weights(q, v))
+    arguments = (q, k, v, make_scheme("t5"), jnp.asarray([0.5, -2.0, 3.0, 0.0]))
+    got = with_gradients(attend)(*arguments, positions_of(tokens) + 10**6, *rest)
+    # The strip's far end sums a million pairs, in float32 on both sides.
+    assert_close(got, with_gradients(plain(settings))(*arguments, positions_of(tokens), *rest), tolerance=4e-5)
+
+
+@on_devices
 def test_bfloat16_is_merged_in_float32():
     q, k, v = (x.astype(jnp.bfloat16) for x in make_inputs())
     arguments = (q, k, v, make_scheme("alibi"), None, positions_of(), make_segments(False))
