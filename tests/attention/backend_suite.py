@@ -174,6 +174,11 @@ class BackendSuite(Checks):
         segments = "packed" if positions == "restarting" else "one"
         self.check(problem_of(bias="line and strip", positions=positions, segments=segments))
 
+    @pytest.mark.parametrize("window", [None, 9])
+    @pytest.mark.parametrize("start", [10**6, 2**24])
+    def test_the_gradient_to_frequencies_does_not_lose_by_where_counting_begins(self, start, window):
+        self.check(problem_of(bias="line and strip", positions=start, window=window))
+
     @pytest.mark.parametrize("segments", ["packed", "ragged", "strangers"])
     def test_segments(self, segments):
         self.check(problem_of(bias="line and strip", segments=segments))

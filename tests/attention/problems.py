@@ -44,14 +44,19 @@ def scheme_of(bias: str, heads: int, *, max_offset=REACH, rotary_dim=DIM, layout
     return dataclasses.replace(scheme, **changes)
 
 
-def positions_of(kind: str, batch: int, tokens: int, keys: int, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Returns positions of queries and keys; where the keys are counted, the queries are the last of them."""
+def positions_of(kind: str | int, batch: int, tokens: int, keys: int, rng) -> tuple[np.ndarray, np.ndarray]:
+    """Returns positions of queries and keys; where the keys are counted, the queries are the last of them.
+
+    A number is where counting begins.
+    """
     last = np.tile(np.arange(keys - tokens, keys), (batch, 1))
     if kind == "counted":
         return last, np.tile(np.arange(keys), (batch, 1))
     if kind == "far away":  # a different start for each sequence
         start = 100_000 * (1 + np.arange(batch))[:, None]
         return start + last, start + np.arange(keys)
+    if isinstance(kind, int):
+        return kind + last, kind + np.tile(np.arange(keys), (batch, 1))
     if kind == "scattered":
         return rng.integers(0, 900, (batch, tokens)), rng.integers(0, 900, (batch, keys))
     if kind in ("permuted", "some permuted"):
