@@ -132,9 +132,12 @@ def gradients(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, float]
     for name, (terms, magnitudes, axes) in parts.items():
         found[name] = sum(term.sum(axis=axes) for term in terms)
         sizes[name] = sum(np.abs(term).sum(axis=axes) for term in magnitudes)
-    # Of a pair of tokens only the offset counts, so that is what an error may grow with.
+    grown = np.abs(made["scale"]) * magnitude * bent
+    sizes["q"] = np.einsum("bhqk,bkhd->bqhd", grown, np.abs(made["k"]))
+    sizes["k"] = by_kv_head(np.einsum("bhqk,bqhd->bkhd", grown, np.abs(made["q"])))
+    # Of a pair of tokens only the offset counts, so an error may grow with that, and with half a (small) tile.
     parts = [np.abs(_pairs(y, made["q_turns"], problem.scheme.layout)) for y in (made["q"], made["k"])]
-    far = np.einsum("bhqk,bkhp->bqhp", np.abs(d_raw) * (1 + distance) * np.abs(made["scale"]), parts[1])
+    far = np.einsum("bhqk,bkhp->bqhp", grown * (16 + distance), parts[1])
     magnitudes = np.abs(made["scale"]) * np.einsum("bqhd,bkhd->bhqk", np.abs(made["q"]), np.abs(made["k"]))
     sizes["logits"] = made["weights"] * (magnitudes + np.abs(made["bias"]))
     sizes["inverse_frequencies"] = (far * parts[0]).sum(axis=(1, 2))
