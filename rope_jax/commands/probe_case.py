@@ -11,7 +11,8 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from rope_jax.commands.output import Progress, checked_out, write_all
+from rope_jax.commands.output import checked_out, write_all
+from rope_jax.commands.progress import Progress
 from rope_jax.diagnosis import scalings
 from rope_jax.diagnosis.scalings import FAULTS
 from rope_jax.errors import InputError

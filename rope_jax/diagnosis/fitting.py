@@ -4,6 +4,7 @@ Both look only at text that is not evaluated, in chunks no longer than the train
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -47,6 +48,7 @@ def largest_multiplier(
     margin: float,
     counted: np.ndarray | None = None,
     bisections: int = 8,
+    on_start: Callable[[float, int, int], None] = lambda multiplier, done, total: None,
 ) -> Multiplier:
     """Returns the largest multiplier of ALiBi's slopes whose mean loss rises by at most `margin` nats.
 
@@ -60,10 +62,12 @@ def largest_multiplier(
       margin: nats a token.
       counted: weight of every next token in the mean, `[chunks, tokens - 1]`; all alike where None.
       bisections: halvings of the last gap; 8 leave 0.3 %.
+      on_start: called before each group of chunks, with the multiplier, chunks done, and of how many.
     """
 
     def mean_loss(multiplier: float) -> float:
-        return _mean_loss(program, schemes_at(multiplier), chunks, counted)
+        told = functools.partial(on_start, multiplier)
+        return _mean_loss(program, schemes_at(multiplier), chunks, counted, on_start=told)
 
     without = mean_loss(0.0)
     tried: list[tuple[float, float]] = []
@@ -86,11 +90,22 @@ def largest_multiplier(
     return Multiplier(best[0], best[1], tuple(tried))
 
 
-def _mean_loss(program: Losses, scheme: Schemes, chunks: Rows, counted: np.ndarray | None) -> float:
+def _mean_loss(
+    program: Losses,
+    scheme: Schemes,
+    chunks: Rows,
+    counted: np.ndarray | None,
+    *,
+    on_start: Callable[[int, int], None] = lambda done, total: None,
+) -> float:
     # One shape for all calls: the last, partial group of chunks is left out.
     groups = len(chunks) // _CHUNKS_AT_ONCE or 1
     parts = np.array_split(chunks[: groups * _CHUNKS_AT_ONCE], groups)
-    losses = np.concatenate([program(scheme, part) for part in parts]).astype(np.float64)
+    found: list[np.ndarray] = []
+    for part in parts:
+        on_start(sum(map(len, found)), sum(map(len, parts)))
+        found.append(program(scheme, part))
+    losses = np.concatenate(found).astype(np.float64)
     return float(np.average(losses, weights=None if counted is None else counted[: len(losses)]))
 
 
