@@ -8,10 +8,12 @@ import stat
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -24,6 +26,25 @@ _LARGEST_SIZE = 2**62
 _MOST_DIMENSIONS = 32
 _NUMBERS = "biufcmM"
 _TYPE = re.compile(r"[<>|=]?[A-Za-z?][0-9]{0,4}(\[[0-9A-Za-z]{1,8}\])?")
+
+
+class _DamagedError(Exception):
+    """The file is not what it should be; the message says why."""
+
+
+# What zipfile and its decompressors raise on damage.
+_OF_DAMAGE = (
+    _DamagedError,
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
 
 
 class Header(NamedTuple):
@@ -43,10 +64,6 @@ class Header(NamedTuple):
     def bytes(self) -> int:
         """Bytes of the array, however many."""
         return math.prod(self.shape) * self.dtype.itemsize
-
-
-class _DamagedError(Exception):
-    """The file is not what it should be; the message says why."""
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -99,7 +116,7 @@ def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], path: P
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise _DamagedError(f"{name!r} is compressed by method {entry.compress_type}, which numpy does not write")
     with archive.open(entry) as member:
-        header = _header(member)
+        header = _header(cast(BufferedIOBase, member))
         if header.dtype.kind != "f" or header.shape != shape:
             raise InputError(f"{path}: {name!r} needs floats {shape}, got {header.dtype} {header.shape}")
         # Never more than was asked for, whatever the archive would unpack to; its end is where a checksum is looked at.
@@ -110,7 +127,7 @@ def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], path: P
 
 
 @contextmanager
-def _opened(path: Path, kind: str) -> Iterator[IO[bytes]]:
+def _opened(path: Path, kind: str) -> Iterator[BufferedReader]:
     """Opens a regular file; whatever goes wrong while it is read is one line that names it."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
@@ -119,14 +136,13 @@ def _opened(path: Path, kind: str) -> Iterator[IO[bytes]]:
             yield file
     except InputError:
         raise
-    # zipfile, zlib and numpy notice damage by a dozen kinds of error; all of them are about this file.
-    except Exception as error:
+    except _OF_DAMAGE as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         why = one_line((why.splitlines() or [type(error).__name__])[0])[:200]
         raise InputError(f"{path}: not a readable {kind}: {why}") from error
 
 
-def _header(file: IO[bytes]) -> Header:
+def _header(file: BufferedIOBase) -> Header:
     opening = _exactly(file, len(_MAGIC) + 2)
     version = (opening[-2], opening[-1])
     if opening[:-2] != _MAGIC:
@@ -170,7 +186,7 @@ def _dtype(described: object) -> np.dtype:
     return dtype
 
 
-def _exactly(file: IO[bytes], count: int) -> bytes:
+def _exactly(file: BufferedIOBase, count: int) -> bytes:
     content = file.read(count)
     if len(content) != count:
         raise _DamagedError("it ends within its header")
