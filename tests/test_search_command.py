@@ -121,9 +121,9 @@ def test_a_state_that_does_not_hold_is_said_and_searched_anew(tiny, no_gate, wor
     changed["kept"]["population"][0][0] = 1.25  # another winner, had it been believed
     old = {"key": state["key"], **state["kept"]}
     for content, why in (
-        (json.dumps(changed) + "\n", "does not match its checksum"),
+        (json.dumps(changed) + "\n", "its content does not match its checksum"),
         (json.dumps(old), "no checksum of this version"),
-        (json.dumps(state | {"key": "0" * 64}) + "\n", "does not match its checksum"),
+        (json.dumps(state | {"key": "0" * 64}) + "\n", "its content does not match its checksum"),
         ("[]", "no checksum of this version"),
         ("5", "no checksum of this version"),
         ("[" * 200_000, "no checksum of this version"),

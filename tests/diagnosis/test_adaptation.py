@@ -83,8 +83,8 @@ def test_kept_weights_are_not_believed_by_their_name(subject, maker, tmp_path, m
     save_file({name: -value for name, value in negated.items()}, file)
     monkeypatch.setattr(adaptation, "_train", lambda *_: first.checkpoint.model)  # it is known what comes out
     for content, why in (
-        (file.read_bytes(), "does not match its checksum"),
-        (whole[:-4], "does not match its checksum"),
+        (file.read_bytes(), "its content does not match its checksum"),
+        (whole[:-4], "its content does not match its checksum"),
         (None, "is missing"),
     ):
         file.unlink()
