@@ -237,7 +237,6 @@ def _estimate(rows) -> dict[str, float | None]:
 
 def _key(subject: "Subject", settings: Mapping[str, Any], searched: "Judge") -> str:
     """Returns a hash of all that the generations of a search depend on."""
-    import jax
 
     from rope_jax.diagnosis import kept_files
 
@@ -248,8 +247,8 @@ def _key(subject: "Subject", settings: Mapping[str, Any], searched: "Judge") -> 
         "versions": _versions(),
     }
     runs = searched.runs
-    arrays = (runs.arms.schemes("none", searched.bias), list(runs.named.values()), searched.items)
-    return kept_files.digest(json.dumps(described, sort_keys=True), jax.tree.leaves(arrays))
+    scheme, named = runs.arms.schemes("none", searched.bias), list(runs.named.values())
+    return kept_files.digest(described, scheme, named, searched.items)
 
 
 def _versions() -> dict[str, str]:

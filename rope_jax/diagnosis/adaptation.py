@@ -68,8 +68,12 @@ def adapted(
 
 
 def _key(subject: Subject, schemes: Schemes, settings: str) -> str:
-    told = [kept_files.made_with(subject.checkpoint), subject.target_length, subject.counts, settings]
-    return kept_files.digest(repr(told), jax.tree.leaves(schemes))
+    told = {
+        "made with": kept_files.made_with(subject.checkpoint),
+        "subject": [subject.target_length, repr(subject.counts)],
+        "settings": settings,
+    }
+    return kept_files.digest(told, schemes)
 
 
 def _train(subject: Subject, schemes: Schemes, steps: int, learning_rate: float, seed: int, on_step):

@@ -2,12 +2,10 @@
 
 import copy
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float64
 
@@ -211,11 +209,9 @@ class CellRuns:
         described: dict[str, Any] = {
             **kept_files.made_with(self.subject.checkpoint),
             "length": self.subject.trained_length,
-            "structure": str(jax.tree_util.tree_structure((scheme, items.short, items.long))),
             "note": note,
         }
-        arrays = jax.tree.leaves((scheme, items.short, items.long, items.text, items.counted))
-        return kept_files.digest(json.dumps(described, sort_keys=True), arrays)
+        return kept_files.digest(described, scheme, items.short, items.long, items.text, items.counted)
 
     def _load(self, key: str) -> dict[str, np.ndarray] | None:
         raw = None if self._store is None else kept_files.read_arrays(self._file(self._store, key), key)

@@ -1,11 +1,9 @@
 """Biases fitted for rows of text, each group of rows on text that shares nothing with it."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from rope_jax.biases import alibi_paper
@@ -155,19 +153,21 @@ def _table(
         "settings": [settings.num_buckets, settings.max_distance, settings.steps, settings.seed],
     }
     scheme = arms.schemes("none", None)
-    key = kept_files.digest(json.dumps(told, sort_keys=True), (*jax.tree.leaves(scheme), pieces))
+    key = kept_files.digest(told, scheme, pieces)
     file = None if store is None else store / f"table-{key[:24]}.npz"
     kept = None if file is None else kept_files.read_arrays(file, key)
     if kept is not None:
         return fitting.FittedTable(kept["table"], int(kept["reached"]), float(kept["before"]), float(kept["after"]))
-    done = 0
+    unfinished = None if store is None else store / f"table-{key[:24]}-steps.npz"
 
-    def on_step() -> None:
-        nonlocal done
-        done += 1
-        progress(f"fitting T5 on {source}, steps", done, settings.steps)
+    def on_step(state: fitting.FitState) -> None:
+        progress(f"fitting T5 on {source}, steps", state.steps, settings.steps)
+        if unfinished is not None:
+            arrays = {f"leaf-{at}": leaf for at, leaf in enumerate(state.leaves)}
+            kept_files.write_arrays(unfinished, key, {"steps": np.asarray(state.steps), **arrays})
 
-    progress(f"fitting T5 on {source}, steps", 0, settings.steps)
+    resume = None if unfinished is None else _resumed(unfinished, key)
+    progress(f"fitting T5 on {source}, steps", 0 if resume is None else resume.steps, settings.steps)
     found = fitting.fit_t5_table(
         program,
         checkpoint.model,
@@ -178,8 +178,17 @@ def _table(
         max_distance=settings.max_distance,
         steps=settings.steps,
         seed=settings.seed,
+        resume=resume,
         on_step=on_step,
     )
-    if file is not None:
+    if file is not None and unfinished is not None:
         kept_files.write_arrays(file, key, {name: np.asarray(x) for name, x in dataclasses.asdict(found).items()})
+        unfinished.unlink(missing_ok=True)
     return found
+
+
+def _resumed(file: Path, key: str) -> fitting.FitState | None:
+    kept = kept_files.read_arrays(file, key)
+    if kept is None:
+        return None
+    return fitting.FitState(int(kept["steps"]), tuple(kept[f"leaf-{at}"] for at in range(len(kept) - 1)))

@@ -40,10 +40,16 @@ class _UnusableError(Exception):
     """What lies there is not what was asked for; the message says why."""
 
 
-def digest(told: str, arrays: Iterable[Any]) -> str:
-    """Returns a hash of a description and of arrays, their dtypes and shapes: the key of finished work."""
-    found = hashlib.sha256(told.encode())
-    for array in map(np.asarray, arrays):
+def digest(described: Mapping[str, Any], *trees: Any) -> str:
+    """Returns the key of finished work: a hash of what it depends on.
+
+    Args:
+      described: plain values.
+      *trees: pytrees of arrays; their structure counts, with what is static in it, and dtypes, shapes and values.
+    """
+    leaves, structure = jax.tree.flatten(trees)
+    found = hashlib.sha256(json.dumps([described, str(structure)], sort_keys=True).encode())
+    for array in map(np.asarray, leaves):
         found.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
     return found.hexdigest()
 

@@ -1,6 +1,5 @@
 """Next-token losses of one checkpoint, every finished group of rows kept on disk, and a word on what is being done."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,8 +64,7 @@ class KeptLosses:
         return self._program(scheme, tokens)
 
     def _key(self, scheme: Schemes, tokens: np.ndarray) -> str:
-        told = {"losses": self._described, "structure": str(jax.tree_util.tree_structure(scheme))}
-        return kept_files.digest(json.dumps(told, sort_keys=True), (*jax.tree.leaves(scheme), tokens))
+        return kept_files.digest({"losses": self._described}, scheme, tokens)
 
     def _telling(self, *arguments):
         out, lse = attend(*arguments)
