@@ -1,15 +1,15 @@
 """The search command: its result, that a killed search goes on to the same, and what it refuses in one line."""
 
 import json
+import os
 
 import pytest
 from flax import nnx
 
 from rope_jax import cli
 from rope_jax.checkpoints.saving import llama_config, save_llama
-from rope_jax.commands import search
 from rope_jax.decoder import Decoder, DecoderConfig
-from rope_jax.diagnosis import attribution, factor_search
+from rope_jax.diagnosis import attribution, factor_search, kept_files
 from rope_jax.subjects import haystacks
 
 SMALL = ["--target_length=256", "--population=9", "--generations=2", "--haystacks=2"]
@@ -79,14 +79,14 @@ def test_a_killed_search_goes_on_to_the_same_result(tiny, no_gate, workdir, caps
     assert record["gain"]["over"] == max(record["named"], key=lambda n: record["named"][n]["objective"]["search"])
     assert record["compilations"] == 2
 
-    def killed_in_generation_2(out, files):
-        write_all(out, files)
-        if json.loads(files["search-state.json"])["generation"] == 1:
+    def killed_in_generation_2(file, key, state):
+        write_json(file, key, state)
+        if state["generation"] == 1:
             raise KeyboardInterrupt
 
-    write_all = search.write_all
+    write_json = kept_files.write_json
     with monkeypatch.context() as patch:
-        patch.setattr(search, "write_all", killed_in_generation_2)
+        patch.setattr(kept_files, "write_json", killed_in_generation_2)
         assert cli.main(["search", tiny, *SMALL, "--out=parts"]) == 130
     assert [file.name for file in (workdir / "parts").iterdir()] == ["search-state.json"]
     capsys.readouterr()
@@ -110,18 +110,48 @@ def test_a_killed_search_goes_on_to_the_same_result(tiny, no_gate, workdir, caps
     assert cli.main(argv) == 0
 
 
-def test_a_state_of_another_search_or_a_damaged_one_is_replaced(tiny, no_gate, workdir, capsys):
-    (workdir / "out").mkdir()
-    state = workdir / "out" / "search-state.json"
+def test_a_state_that_does_not_hold_is_said_and_searched_anew(tiny, no_gate, workdir, capsys):
+    file = workdir / "out" / "search-state.json"
     argv = ["search", tiny, *SMALL, "--generations=1", "--out=out", "--json"]
-    results = []
-    for content in ('{"key": "another"}', "[]"):
-        state.write_text(content)
-        assert cli.main(argv) == 0
+    assert cli.main(argv) == 0
+    result, _ = capsys.readouterr()
+    whole = file.read_text()
+    state = json.loads(whole)
+    changed = json.loads(whole)
+    changed["kept"]["population"][0][0] = 1.25  # another winner, had it been believed
+    old = {"key": state["key"], **state["kept"]}
+    for content, why in (
+        (json.dumps(changed) + "\n", "its content does not match its checksum"),
+        (json.dumps(old), "no checksum of this version"),
+        (json.dumps(state | {"key": "0" * 64}) + "\n", "its content does not match its checksum"),
+        ("[]", "no checksum of this version"),
+        ("5", "no checksum of this version"),
+        ("[" * 200_000, "no checksum of this version"),
+        (whole[:-20], "no checksum of this version"),
+    ):
+        file.write_text(content)
+        assert cli.main(argv) == 0, why
         out, err = capsys.readouterr()
-        assert ("is of another search" if "key" in content else "cannot be read") in err
-        results.append(out)
-    assert results[0] == results[1]
+        assert f"search-state.json: {why}" in err
+        assert "goes on" not in err
+        assert out == result
+        assert file.read_text() == whole
+    assert cli.main([*argv, "--seed=1"]) == 0
+    assert "search-state.json: computed from something else" in capsys.readouterr().err
+
+
+def test_a_pipe_in_place_of_the_state_is_refused(tiny, no_gate, workdir, capsys):
+    (workdir / "out").mkdir()
+    os.mkfifo(workdir / "out" / "search-state.json")
+    assert cli.main(["search", tiny, *SMALL, "--generations=1", "--out=out"]) == 2
+    assert "search-state.json: cannot keep finished work there: not a regular file" in capsys.readouterr().err
+
+
+def test_too_many_contexts_are_refused_with_their_bytes(tiny, workdir, capsys):
+    assert cli.main(["search", tiny, "--target_length=1048576", "--haystacks=4096"]) == 2
+    _, err = capsys.readouterr()
+    assert "20480 contexts of 192 and 1048576 tokens need about" in err
+    assert list(workdir.iterdir()) == []
 
 
 def test_every_candidate_runs_with_the_bias(tiny, no_gate, capsys):

@@ -1,12 +1,10 @@
-"""What commands share in writing: a result directory that gets all files or none, and a bar of progress."""
+"""What commands share in writing: a result directory that gets all files or none."""
 
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from rope_jax.errors import InputError
 
@@ -25,30 +23,6 @@ def checked_out(out: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
         if os.path.isdir(out / name):
             raise InputError(f"--out: {out / name} is a directory, a file is to be written there")
     return out
-
-
-class Progress:
-    """A bar on standard error, a new one whenever a stage begins."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Shows that `done` of `total` parts of a stage are done."""
-        import tqdm
-
-        if self._bar is None or done == 1:
-            self.__exit__()
-            self._bar = tqdm.tqdm(total=total, file=sys.stderr, mininterval=0.5, leave=False)
-        self._bar.set_description(stage, refresh=False)
-        self._bar.update(done - self._bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def put_in_place(temporary: str | pathlib.Path, target: pathlib.Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from rope_jax.commands.output import Progress, checked_out, write_all
+from rope_jax.commands.output import checked_out, write_all
+from rope_jax.commands.progress import Progress
 from rope_jax.diagnosis import scalings
 from rope_jax.diagnosis.scalings import FAULTS
 from rope_jax.errors import InputError
@@ -88,7 +89,10 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     """Runs the case; returns the exit status."""
     out = _checked(flags)
 
-    from rope_jax.subjects import subject  # imports JAX: only once the flags are known to be good
+    # Imports JAX: only once the flags are known to be good.
+    from rope_jax.diagnosis.ladder import target_lengths
+    from rope_jax.subjects import subject
+    from rope_jax.subjects.context_sizes import check_size
 
     directories = [pathlib.Path(arguments[0])] if arguments else list(subject.standins())
     if not directories:
@@ -97,6 +101,13 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         directories = directories[:1]
 
     known = [subject.read_standin(directory) for directory in directories]
+    trained = known[0].checkpoint.positions.original_length
+    for target in (
+        flags.target_length or 8 * trained,
+        *target_lengths([_ratio(text) for text in flags.ratios], trained),
+    ):
+        # All that may be asked on, before anything is run.
+        check_size(rows=flags.most_haystacks or flags.haystacks, lengths=[trained, target])
 
     def subjects_at(length: int | None, part: int = 0) -> list[Any]:
         sizes = {"rows": flags.haystacks, "text_rows": flags.rows or _TEXT_ROWS}

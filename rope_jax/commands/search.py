@@ -14,7 +14,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -25,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
-from rope_jax.commands.output import Progress, checked_out, write_all
+from rope_jax.commands.output import checked_out, write_all
+from rope_jax.commands.progress import Progress
 from rope_jax.errors import InputError
 from rope_jax.subjects.haystacks import TRAINING
 
@@ -71,7 +71,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     out = _checked(arguments, flags)
 
     # JAX is imported only once the flags are known to be good.
-    from rope_jax.diagnosis import attribution, factor_search
+    from rope_jax.diagnosis import attribution, factor_search, kept_files
     from rope_jax.diagnosis.verdict import Margins
     from rope_jax.subjects.subject import read_standin
 
@@ -100,8 +100,8 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
             generations=flags.generations,
             largest=runs.largest,
             seed=flags.seed,
-            resume=_resumed(out / _STATE, key, pairs=len(runs.named["none"])),
-            keep=lambda population: write_all(out, {_STATE: _state(population, key)}),
+            resume=_resumed(out / _STATE, key),
+            keep=lambda population: kept_files.write_json(out / _STATE, key, _state(population)),
             progress=progress,
         )
         record = {
@@ -237,21 +237,18 @@ def _estimate(rows) -> dict[str, float | None]:
 
 def _key(subject: "Subject", settings: Mapping[str, Any], searched: "Judge") -> str:
     """Returns a hash of all that the generations of a search depend on."""
-    import jax
-    import numpy as np
+
+    from rope_jax.diagnosis import kept_files
 
     described = {
-        "weights": subject.checkpoint.sha256,
+        **kept_files.made_with(subject.checkpoint),
         "lengths": [subject.trained_length, subject.target_length],
         "settings": dict(settings),
         "versions": _versions(),
     }
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     runs = searched.runs
-    arrays = (runs.arms.schemes("none", searched.bias), list(runs.named.values()), searched.items)
-    for array in jax.tree.leaves(arrays):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    scheme, named = runs.arms.schemes("none", searched.bias), list(runs.named.values())
+    return kept_files.digest(described, scheme, named, searched.items)
 
 
 def _versions() -> dict[str, str]:
@@ -270,40 +267,28 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _state(population: "Population", key: str) -> str:
-    # Python writes the shortest decimals that read back as the same float64, so nothing is lost on the way.
-    state = {
-        "key": key,
+def _state(population: "Population") -> dict[str, Any]:
+    return {
         "generation": population.generation,
         "population": population.factors.tolist(),
         "scores": population.scores.tolist(),
         "history": [dict(line) for line in population.history],
     }
-    return json.dumps(state, allow_nan=False) + "\n"
 
 
-def _resumed(file: pathlib.Path, key: str, *, pairs: int) -> "Population | None":
-    """Returns the last finished generation of the same search, or None where there is none or it cannot be read."""
+def _resumed(file: pathlib.Path, key: str) -> "Population | None":
+    """Returns the last finished generation of the same search, or None where none is kept."""
     import numpy as np
 
+    from rope_jax.diagnosis import kept_files
     from rope_jax.diagnosis.factor_search import Population
 
-    if not os.path.isfile(file):
+    state = kept_files.read_json(file, key)
+    if state is None:
         return None
-    try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-        if state["key"] != key:
-            print(f"rope-jax search: {file} is of another search and will be replaced", file=sys.stderr)
-            return None
-        factors, scores = np.asarray(state["population"], np.float64), np.asarray(state["scores"], np.float64)
-        if factors.shape != (len(scores), pairs) or len(state["history"]) != state["generation"] + 1:
-            raise ValueError("its parts do not belong together")
-        found = Population(state["generation"], factors, scores, tuple(state["history"]))
-    except (OSError, ValueError, TypeError, KeyError):
-        print(f"rope-jax search: {file} cannot be read as a state: the search starts anew", file=sys.stderr)
-        return None
-    print(f"rope-jax search: goes on after generation {found.generation} of {file}", file=sys.stderr)
-    return found
+    print(f"rope-jax search: goes on after generation {state['generation']} of {file}", file=sys.stderr)
+    factors, scores = np.asarray(state["population"], np.float64), np.asarray(state["scores"], np.float64)
+    return Population(state["generation"], factors, scores, tuple(state["history"]))
 
 
 def _table(record: Mapping[str, Any]) -> str:

@@ -10,7 +10,8 @@ import sys
 from absl import flags as absl_flags
 
 from rope_jax.commands import probe_case
-from rope_jax.commands.output import Progress, checked_out, write_all
+from rope_jax.commands.output import checked_out, write_all
+from rope_jax.commands.progress import Progress
 from rope_jax.diagnosis import scalings
 from rope_jax.errors import InputError
 
@@ -22,6 +23,7 @@ FLAGS = (
 """Those that only this reads."""
 
 _ROWS = 8
+_STORE = "cells"  # in the directory of the result: finished work
 _FILES = ("diagnosis.json", "diagnosis.csv", "diagnosis.txt", "diagnosis.html")
 
 
@@ -29,14 +31,44 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     """Runs the command; returns the exit status."""
     out, text_path = _checked(arguments, flags)
 
-    # JAX is imported only once the flags are known to be good.
-    from rope_jax.checkpoints.loading import load_checkpoint
-    from rope_jax.diagnosis.measurement import Settings, measure
+    with Progress("rope-jax diagnose") as progress:
+        progress("starting", 0, 1)
+        # JAX is imported only once the flags are known to be good.
+        measured, ready = _measured(arguments[0], flags, text_path, out / _STORE, progress)
+
     from rope_jax.reports.text_records import csv_text, json_record, table_text
+    from rope_jax.reports.text_report import html_page
+
+    record = json.dumps(json_record(measured), allow_nan=False)
+    table = table_text(measured)
+    command = shlex.join(["rope-jax", *sys.argv[1:]]) if sys.argv[1:2] == ["diagnose"] else USAGE
+    page = html_page(measured, command=command)
+    write_all(out, dict(zip(_FILES, (record + "\n", csv_text(measured), table, page), strict=True)))
+    print(record if flags.json else table + f"\nwritten to {out}: {', '.join(_FILES)}")
+    if ready.subject is not None:
+        return probe_case.conclude([ready.subject], flags, out, silent=flags.json)
+    if flags.fail_if is None:
+        return 0
+    from rope_jax.diagnosis import gates
+
+    if not flags.json:
+        print(f"undecided: --fail_if is of a status quo, and none was judged; {ready.finding}")
+    return gates.UNDECIDED
+
+
+def _measured(origin: str, flags: absl_flags.FlagValues, text_path: pathlib.Path, store: pathlib.Path, progress):
+    """Returns the measurement, and whether the checkpoint answers probes."""
+    from rope_jax.checkpoints.loading import load_checkpoint
+    from rope_jax.diagnosis.kept_files import what_is_kept
+    from rope_jax.diagnosis.language_subject import readiness
+    from rope_jax.diagnosis.measurement import Settings, measure
+    from rope_jax.diagnosis.verdict import Margins
     from rope_jax.subjects.text import chunks, read_chunks, read_text, without_overlap
 
-    checkpoint = load_checkpoint(arguments[0])
+    progress(f"reading {origin}", 0, 1)
+    checkpoint = load_checkpoint(origin)
     vocabulary = checkpoint.config.vocab_size
+    progress(f"reading {text_path}", 0, 1)
     text = read_text(
         text_path,
         length=flags.target_length,
@@ -47,6 +79,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     )
     fit_tokens = None
     if flags.fit_text is not None:
+        progress(f"reading {flags.fit_text}", 0, 1)
         fit_tokens = read_chunks(
             pathlib.Path(flags.fit_text),
             length=flags.trained_length or checkpoint.positions.original_length,
@@ -69,13 +102,12 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         layout=flags.layout,
         seed=flags.seed,
     )
-    with Progress() as progress:
-        measured = measure(checkpoint, text, settings, fit_tokens=fit_tokens, progress=progress)
+    kept = what_is_kept(store)
+    if kept is not None:
+        print(f"rope-jax diagnose: {kept}", file=sys.stderr)
+    measured = measure(checkpoint, text, settings, fit_tokens=fit_tokens, store=store, progress=progress)
 
-    from rope_jax.diagnosis.language_subject import readiness
-    from rope_jax.diagnosis.verdict import Margins
-    from rope_jax.reports.text_report import html_page
-
+    progress("asking the probes in English at the trained length", 0, 1)
     leftover = chunks(text.leftover if fit_tokens is None else fit_tokens, measured.trained_length)
     ready = readiness(
         checkpoint,
@@ -86,23 +118,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         gate=Margins().gate,
         seed=flags.seed,
     )
-    measured = dataclasses.replace(measured, findings=(*measured.findings, ready.finding))
-
-    record = json.dumps(json_record(measured), allow_nan=False)
-    table = table_text(measured)
-    command = shlex.join(["rope-jax", *sys.argv[1:]]) if sys.argv[1:2] == ["diagnose"] else USAGE
-    page = html_page(measured, command=command)
-    write_all(out, dict(zip(_FILES, (record + "\n", csv_text(measured), table, page), strict=True)))
-    print(record if flags.json else table + f"\nwritten to {out}: {', '.join(_FILES)}")
-    if ready.subject is not None:
-        return probe_case.conclude([ready.subject], flags, out, silent=flags.json)
-    if flags.fail_if is None:
-        return 0
-    from rope_jax.diagnosis import gates
-
-    if not flags.json:
-        print(f"undecided: --fail_if is of a status quo, and none was judged; {ready.finding}")
-    return gates.UNDECIDED
+    return dataclasses.replace(measured, findings=(*measured.findings, ready.finding)), ready
 
 
 def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathlib.Path, pathlib.Path]:
@@ -131,8 +147,17 @@ def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathli
     for name in ("text", "fit_text", "t5_table"):
         path = getattr(flags, name)
         if path is not None and not os.path.isfile(path):
-            raise InputError(f"--{name}: {path}: no such file")
-    return checked_out(pathlib.Path(flags.out), _FILES), pathlib.Path(flags.text)
+            raise InputError(f"--{name}: {path}: {'not a regular file' if os.path.lexists(path) else 'no such file'}")
+    out = checked_out(pathlib.Path(flags.out), _FILES)
+    try:  # before hours of work that could not be kept
+        os.lstat(out / _STORE)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(f"--out: cannot write into {out}: {error.strerror}") from error
+    if os.path.lexists(out / _STORE) and not os.path.isdir(out / _STORE):
+        raise InputError(f"--out: {out / _STORE} is not a directory")
+    return out, pathlib.Path(flags.text)
 
 
 def _table(path: str | None, num_heads: int):
@@ -140,12 +165,14 @@ def _table(path: str | None, num_heads: int):
         return None
     import numpy as np
 
-    from rope_jax.subjects.text import load_npy
+    from rope_jax.subjects.array_files import read_npy
 
-    table = load_npy(pathlib.Path(path))
-    largest = np.finfo(np.float32).max
-    if table.ndim != 2 or table.shape[0] != num_heads or table.dtype.kind != "f" or not (abs(table) <= largest).all():
-        raise InputError(
-            f"--t5_table: {path}: needs finite floats [{num_heads} heads, buckets], got {table.dtype} {table.shape}"
-        )
+    table = read_npy(pathlib.Path(path))
+    needed = f"--t5_table: {path}: needs finite floats [{num_heads} heads, buckets]"
+    if table.ndim != 2 or table.shape[0] != num_heads or table.dtype.kind != "f":
+        raise InputError(f"{needed}, got {table.dtype} {table.shape}")
+    wrong = np.argwhere(~(abs(table) <= np.finfo(np.float32).max))
+    if len(wrong):
+        at = tuple(map(int, wrong[0]))
+        raise InputError(f"{needed}, got {table[at]} at {list(at)}")
     return table.astype(np.float32)

@@ -13,11 +13,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from rope_jax import __version__
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Schemes
-from rope_jax.diagnosis.cell_runs import digest
+from rope_jax.diagnosis import kept_files
 from rope_jax.diagnosis.losses import next_token_losses
 from rope_jax.diagnosis.rows import summed_gradient
 from rope_jax.subjects import haystacks
@@ -54,22 +53,27 @@ def adapted(
     """
     key = _key(subject, schemes, f"{name} {steps} {learning_rate} {seed}")
     directory = None if store is None else store / f"adapted-{key[:24]}"
-    if directory is None or not (directory / "config.json").is_file():
-        model = _train(subject, schemes, steps, learning_rate, seed, on_step)
-    else:
+    if directory is not None and kept_files.is_sealed(directory, key):
         model = load_checkpoint(directory).model
-    if directory is not None and not (directory / "config.json").is_file():
-        rotary = subject.checkpoint.positions.main_group.rotary
-        assert rotary is not None
-        assert rotary.base is not None
-        save_llama(directory, model, llama_config(model, base=rotary.base, trained_length=subject.trained_length))
+    else:
+        model = _train(subject, schemes, steps, learning_rate, seed, on_step)
+        if directory is not None:
+            rotary = subject.checkpoint.positions.main_group.rotary
+            assert rotary is not None
+            assert rotary.base is not None
+            save_llama(directory, model, llama_config(model, base=rotary.base, trained_length=subject.trained_length))
+            kept_files.seal_directory(directory, key, ("config.json", "model.safetensors"))
     checkpoint = dataclasses.replace(subject.checkpoint, model=model, sha256=key)
     return dataclasses.replace(subject, checkpoint=checkpoint)
 
 
 def _key(subject: Subject, schemes: Schemes, settings: str) -> str:
-    told = [subject.checkpoint.sha256, subject.target_length, subject.counts, __version__, jax.__version__, settings]
-    return digest(repr(told), jax.tree.leaves(schemes))
+    told = {
+        "made with": kept_files.made_with(subject.checkpoint),
+        "subject": [subject.target_length, repr(subject.counts)],
+        "settings": settings,
+    }
+    return kept_files.digest(told, schemes)
 
 
 def _train(subject: Subject, schemes: Schemes, steps: int, learning_rate: float, seed: int, on_step):

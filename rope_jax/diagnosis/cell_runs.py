@@ -2,24 +2,19 @@
 
 import copy
 import dataclasses
-import hashlib
-import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float64
 
-from rope_jax import __version__
 from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Schemes
-from rope_jax.diagnosis import probes
+from rope_jax.diagnosis import kept_files, probes
 from rope_jax.diagnosis.losses import LossProgram
 from rope_jax.diagnosis.probes import Answers, ProbeProgram
-from rope_jax.errors import CheckpointError, InputError
+from rope_jax.errors import CheckpointError
 from rope_jax.subjects.haystacks import Haystacks
 from rope_jax.subjects.subject import Reach, Subject
 
@@ -113,14 +108,6 @@ def outcomes_of(answers: Mapping[Reach, Answers], asked: Mapping[Reach, Haystack
         result.log_odds[reach] = {name: probes.by_row(given.log_odds, items, name) for name in names}
         result.accuracy[reach] = {name: probes.by_row(given.right, items, name) for name in names}
     return result
-
-
-def digest(told: str, arrays: Iterable[Any]) -> str:
-    """Returns a hash of a description and of arrays, their dtypes and shapes: what finished work is known by."""
-    found = hashlib.sha256(told.encode())
-    for array in map(np.asarray, arrays):
-        found.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
-    return found.hexdigest()
 
 
 class CellRuns:
@@ -220,46 +207,20 @@ class CellRuns:
     def _key(self, scheme: Schemes, note: str) -> str:
         items = self.subject.items
         described: dict[str, Any] = {
-            "weights": self.subject.checkpoint.sha256,
-            "config": repr(self.subject.checkpoint.config),
-            "versions": [__version__, jax.__version__],
-            # A GPU makes products of fewer bits by default.
-            "arithmetic": [jax.default_backend(), str(jax.config.jax_default_matmul_precision)],  # type: ignore[attr-defined]
+            **kept_files.made_with(self.subject.checkpoint),
             "length": self.subject.trained_length,
-            "structure": str(jax.tree_util.tree_structure((scheme, items.short, items.long))),
             "note": note,
         }
-        arrays = jax.tree.leaves((scheme, items.short, items.long, items.text, items.counted))
-        return digest(json.dumps(described, sort_keys=True), arrays)[:32]
+        return kept_files.digest(described, scheme, items.short, items.long, items.text, items.counted)
 
     def _load(self, key: str) -> dict[str, np.ndarray] | None:
-        if self._store is None or not (self._store / f"{key}.npz").is_file():
-            return None
-        try:
-            with open(self._store / f"{key}.npz", "rb") as file, np.load(file, allow_pickle=False) as archive:
-                raw = {name: archive[name] for name in archive.files}
-        except Exception:
-            return None  # damaged, which a reader of zip files and arrays says in many ways: computed anew
-        if not self._is_whole(raw):
-            return None
-        self.taken += 1
+        raw = None if self._store is None else kept_files.read_arrays(self._file(self._store, key), key)
+        self.taken += raw is not None
         return raw
 
-    def _is_whole(self, raw: Mapping[str, np.ndarray]) -> bool:
-        items = self.subject.items
-        shapes: dict[str, tuple[int, ...]] = {reach: asked.choices.shape for reach, asked in items.asked.items()}
-        shapes["losses"] = items.counted.shape
-        found = {name: value.shape for name, value in raw.items()}
-        return found == shapes and all(np.isfinite(value).all() for value in raw.values())
-
     def _save(self, key: str, raw: Mapping[str, np.ndarray]) -> None:
-        if self._store is None:
-            return
-        partial = self._store / f".{key}.{os.getpid()}.partial"
-        try:
-            self._store.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                np.savez(file, **raw)  # type: ignore[arg-type]
-            os.replace(partial, self._store / f"{key}.npz")
-        except OSError as error:
-            raise InputError(f"{self._store}: cannot keep finished cells there: {error.strerror}") from error
+        if self._store is not None:
+            kept_files.write_arrays(self._file(self._store, key), key, raw)
+
+    def _file(self, store: Path, key: str) -> Path:
+        return store / f"{key[:32]}.npz"

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes
 from rope_jax.diagnosis.faults import fault
 from rope_jax.errors import InputError
 from rope_jax.statistics.intervals import Estimate
+from rope_jax.subjects.array_files import read_float_npz
 from rope_jax.subjects.haystacks import first_asked
 from rope_jax.subjects.subject import REACHES, Subject
 
@@ -120,24 +120,19 @@ def read_observed(file: Path, subject: Subject) -> dict[str, np.ndarray]:
     """Returns the logits that a deployment gave to the items of `write_items`.
 
     Raises:
-      InputError: if the file is not readable, or its arrays are not what was asked for.
+      InputError: if the file is not readable, or its arrays are not what was asked for: floats of the shape of the
+        choices, finite and within float32 wherever there is a choice.
     """
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            given = {name: np.asarray(archive[name]) for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file}: not a readable .npz: {error}") from error
+    choices = {reach: getattr(subject.items, reach).choices for reach in REACHES}
+    given = read_float_npz(file, {reach: asked.shape for reach, asked in choices.items()})
     result: dict[str, np.ndarray] = {}
     for reach in REACHES:
-        choices = getattr(subject.items, reach).choices
-        if reach not in given:
-            raise InputError(f"{file}: has no array {reach!r}")
-        logits = given[reach]
-        if logits.shape != choices.shape or logits.dtype.kind != "f":
-            raise InputError(f"{file}: {reach!r} needs floats {choices.shape}, got {logits.dtype} {logits.shape}")
-        if not np.isfinite(logits[choices >= 0]).all():
-            raise InputError(f"{file}: {reach!r} has a logit that is not finite")
-        result[reach] = np.where(choices >= 0, logits, 0).astype(np.float32)
+        logits = np.where(choices[reach] >= 0, given[reach], 0)
+        wrong = np.argwhere(~(np.abs(logits) <= np.finfo(np.float32).max))
+        if len(wrong):
+            at = tuple(map(int, wrong[0]))
+            raise InputError(f"{file}: {reach!r} at {list(at)} is {logits[at]}: not finite, or beyond float32")
+        result[reach] = logits.astype(np.float32)
     return result
 
 

@@ -22,6 +22,7 @@ from rope_jax.diagnosis.case_setup import rules_of
 from rope_jax.diagnosis.cell_runs import Scores, outcomes
 from rope_jax.diagnosis.probes import ProbeProgram
 from rope_jax.errors import CheckpointError, InputError
+from rope_jax.subjects.context_sizes import check_size
 from rope_jax.subjects.haystacks import Haystacks
 from rope_jax.subjects.subject import REACHES, Subject
 
@@ -52,8 +53,13 @@ class Asked(NamedTuple):
 
 
 def items_of(subject: Subject, *, rows: int, seed: int) -> tuple[Asked, Asked]:
-    """Returns what is searched on and what the result is judged on, `rows` and `FRESH * rows` haystacks a length."""
+    """Returns what is searched on and what the result is judged on, `rows` and `FRESH * rows` haystacks a length.
+
+    Raises:
+      InputError: if they are too many to fit into memory.
+    """
     length, target = subject.trained_length, subject.target_length
+    check_size(rows=(1 + FRESH) * rows, lengths=[length, target])
 
     def drawn(stream: int, count: int) -> Asked:
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from rope_jax.biases import Bias
+from rope_jax.decoder import Schemes
 from rope_jax.diagnosis.arms import Arms
-from rope_jax.diagnosis.losses import LossProgram
 from rope_jax.statistics.intervals import Estimate, estimate
 from rope_jax.subjects.text import Rows
 
@@ -18,33 +18,30 @@ Losses = Mapping[Cell, Float32[np.ndarray, "rows positions"]]
 
 
 def run_cells(
-    program: LossProgram,
+    program: Callable[[Schemes, Rows], np.ndarray],
     arms: Arms,
     rows: Rows,
     *,
     scalings: Sequence[str],
     biases: Mapping[str, Sequence[Bias | None]],
-    on_row: Callable[[str], None] = lambda cell: None,
+    on_start: Callable[[str], None] = lambda what: None,
 ) -> Losses:
-    """Returns the losses `[rows, tokens - 1]` of every cell.
+    """Returns the losses `[rows, tokens - 1]` of every cell; a row is done in all of them before the next one begins.
 
     Args:
-      program: losses of the frozen decoder; every cell runs the same compiled one.
+      program: losses of the frozen decoder, a `LossProgram` or `KeptLosses`; every cell runs the same compiled one.
       arms: makes the schemes.
       rows: the evaluated rows, the same in every cell.
       scalings: names of the scaling arms.
       biases: for each bias arm one bias a row, since a fitted one may differ from row to row (cross-fitting).
-      on_row: called with the cell's name after each row, for a progress bar.
+      on_start: called before each row of each cell, with their names.
     """
-    losses = {}
-    for bias_name, bias_of_row in biases.items():
-        for scaling_name in scalings:
-            per_row = []
-            for row, bias in zip(rows, bias_of_row, strict=True):
-                per_row.append(program(arms.schemes(scaling_name, bias), row[None])[0])
-                on_row(f"{scaling_name} x {bias_name}")
-            losses[scaling_name, bias_name] = np.stack(per_row)
-    return losses
+    per_row: dict[Cell, list[np.ndarray]] = {(scaling, bias): [] for bias in biases for scaling in scalings}
+    for at, row in enumerate(rows):
+        for (scaling, bias), found in per_row.items():
+            on_start(f"row {at + 1} of {len(rows)}, {scaling} x {bias}")
+            found.append(program(arms.schemes(scaling, biases[bias][at]), row[None])[0])
+    return {cell: np.stack(found) for cell, found in per_row.items()}
 
 
 def position_bins(trained_length: int, length: int) -> list[tuple[int, int]]:

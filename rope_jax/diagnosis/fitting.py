@@ -4,7 +4,9 @@ Both look only at text that is not evaluated, in chunks no longer than the train
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +49,7 @@ def largest_multiplier(
     margin: float,
     counted: np.ndarray | None = None,
     bisections: int = 8,
+    on_start: Callable[[float, int, int], None] = lambda multiplier, done, total: None,
 ) -> Multiplier:
     """Returns the largest multiplier of ALiBi's slopes whose mean loss rises by at most `margin` nats.
 
@@ -60,10 +63,12 @@ def largest_multiplier(
       margin: nats a token.
       counted: weight of every next token in the mean, `[chunks, tokens - 1]`; all alike where None.
       bisections: halvings of the last gap; 8 leave 0.3 %.
+      on_start: called before each group of chunks, with the multiplier, chunks done, and of how many.
     """
 
     def mean_loss(multiplier: float) -> float:
-        return _mean_loss(program, schemes_at(multiplier), chunks, counted)
+        told = functools.partial(on_start, multiplier)
+        return _mean_loss(program, schemes_at(multiplier), chunks, counted, on_start=told)
 
     without = mean_loss(0.0)
     tried: list[tuple[float, float]] = []
@@ -86,11 +91,22 @@ def largest_multiplier(
     return Multiplier(best[0], best[1], tuple(tried))
 
 
-def _mean_loss(program: Losses, scheme: Schemes, chunks: Rows, counted: np.ndarray | None) -> float:
+def _mean_loss(
+    program: Losses,
+    scheme: Schemes,
+    chunks: Rows,
+    counted: np.ndarray | None,
+    *,
+    on_start: Callable[[int, int], None] = lambda done, total: None,
+) -> float:
     # One shape for all calls: the last, partial group of chunks is left out.
     groups = len(chunks) // _CHUNKS_AT_ONCE or 1
     parts = np.array_split(chunks[: groups * _CHUNKS_AT_ONCE], groups)
-    losses = np.concatenate([program(scheme, part) for part in parts]).astype(np.float64)
+    found: list[np.ndarray] = []
+    for part in parts:
+        on_start(sum(map(len, found)), sum(map(len, parts)))
+        found.append(program(scheme, part))
+    losses = np.concatenate(found).astype(np.float64)
     return float(np.average(losses, weights=None if counted is None else counted[: len(losses)]))
 
 
@@ -114,6 +130,18 @@ class FittedTable:
         return t5_bias(self.table, max_distance=max_distance)
 
 
+class FitState(NamedTuple):
+    """A fit that is not finished.
+
+    Attributes:
+      steps: done.
+      leaves: the table and the moments of Adam.
+    """
+
+    steps: int
+    leaves: tuple[np.ndarray, ...]
+
+
 def fit_t5_table(
     program: Losses,
     decoder: Decoder,
@@ -127,7 +155,8 @@ def fit_t5_table(
     counted: np.ndarray | None = None,
     learning_rate: float = 0.02,
     seed: int = 0,
-    on_step: Callable[[], None] = lambda: None,
+    resume: FitState | None = None,
+    on_step: Callable[[FitState], None] = lambda state: None,
 ) -> FittedTable:
     """Returns the T5 table that lowers the loss of frozen weights on `chunks` most, by Adam from zeros.
 
@@ -143,7 +172,8 @@ def fit_t5_table(
       counted: weight of every next token in the loss, `[chunks, tokens - 1]`; all alike where None.
       learning_rate: the first step's, nats.
       seed: of the order in which chunks are drawn.
-      on_step: called after each step, for a progress bar.
+      resume: a step of the same fit to go on from.
+      on_step: called after each step, with what the next one goes on from.
     """
     starts = np.asarray(bucket_starts(num_buckets, max_distance))
     reached = int((starts < chunks.shape[1]).sum())
@@ -173,11 +203,14 @@ def fit_t5_table(
     rng = np.random.default_rng(seed)
     size = min(_CHUNKS_AT_ONCE, len(chunks))
     order = np.concatenate([rng.permutation(len(chunks)) for _ in range(-(-steps * size // len(chunks)))])
-    for at in range(steps):
+    if resume is not None:
+        structure = jax.tree.structure((table, moments))
+        table, moments = jax.tree.unflatten(structure, map(jnp.asarray, resume.leaves))
+    for at in range(0 if resume is None else resume.steps, steps):
         drawn = order[at * size : (at + 1) * size]
         table, moments = step(
             table, moments, state, jnp.asarray(chunks[drawn]), jnp.asarray(weights[drawn], jnp.float32)
         )
-        on_step()
+        on_step(FitState(at + 1, tuple(map(np.asarray, jax.tree.leaves((table, moments))))))
     before, after = (_mean_loss(program, tied(one), chunks, counted) for one in (jnp.zeros_like(table), table))
     return FittedTable(np.asarray(jnp.take(table, owner, axis=1)), reached, before, after)

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,10 @@ from rope_jax.biases import Bias, alibi_paper, bucket_starts, t5_bias
 from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.checkpoints.layout import LayoutLoss, layout_by_loss, require_layout
 from rope_jax.checkpoints.positions import PositionConfig
-from rope_jax.diagnosis import factorial, fitting
+from rope_jax.diagnosis import factorial
 from rope_jax.diagnosis.arms import Arms
-from rope_jax.diagnosis.losses import LossProgram
+from rope_jax.diagnosis.folds import FitSettings, Fold, fit, fit_texts
+from rope_jax.diagnosis.kept_losses import KeptLosses
 from rope_jax.diagnosis.scalings import ARMS, BIAS_ARMS, scaling_rule
 from rope_jax.errors import CheckpointError, InputError
 from rope_jax.length_rules import at_length
@@ -26,7 +29,7 @@ from rope_jax.phases import Phase
 from rope_jax.rotation import Layout
 from rope_jax.rules import Rule
 from rope_jax.statistics import intervals
-from rope_jax.subjects.text import Rows, Text, chunks, without_overlap
+from rope_jax.subjects.text import Text, chunks
 
 _LAYOUT_ROWS = 8
 
@@ -62,25 +65,6 @@ class Settings:
     phase: Phase = "exact"
     layout: Layout | None = None
     seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Fold:
-    """Rows that share fitted biases, and what those were fitted on.
-
-    Attributes:
-      rows: indices of the evaluated rows.
-      source: the text that was fitted on, in words.
-      chunks: chunks of that text.
-      multiplier: ALiBi's A*, or None where the arm was not run.
-      table: the T5 table, or None where it was given or not run.
-    """
-
-    rows: tuple[int, ...]
-    source: str
-    chunks: int
-    multiplier: fitting.Multiplier | None
-    table: fitting.FittedTable | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +123,7 @@ def measure(
     settings: Settings,
     *,
     fit_tokens: np.ndarray | None = None,
+    store: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Measurement:
     """Returns the diagnosis of `checkpoint` on `text`.
@@ -149,6 +134,7 @@ def measure(
       settings: see `Settings`.
       fit_tokens: other text to fit on, `[tokens]`; parts that occur in the evaluated rows are left out. Without it
         and without leftover, the rows are split in two, and each half is fitted for the other (cross-fitting).
+      store: directory of finished losses and fits, so that a run that was cut off goes on; None for none.
       progress: called as work proceeds.
 
     Raises:
@@ -172,31 +158,44 @@ def measure(
     rules, omitted = arms.meaningful()
 
     with _timed(seconds, "layout check"):
+        progress("checking the layout of the rotary pairs on text", 0, 1)
         head = chunks(text.rows, trained_length)[:_LAYOUT_ROWS]
         layout = layout_by_loss(checkpoint.model, jnp.asarray(head), arms.schemes("none", None))
         if settings.layout is None:  # who names a layout gets it, and the finding beside the numbers
             require_layout(layout, arms.layout, origin=checkpoint.origin)
 
-    program = LossProgram(checkpoint.model)
+    program = KeptLosses(checkpoint, store=store)
     needs_fit = [arm for arm in ("alibi_star", "t5") if arm in settings.biases]
     if settings.t5_table is not None:
         needs_fit = [arm for arm in needs_fit if arm != "t5"]
+    fitted = FitSettings(
+        names=needs_fit,
+        margin=settings.margin,
+        num_buckets=settings.num_buckets,
+        max_distance=settings.max_distance,
+        steps=settings.fit_steps,
+        seed=settings.seed,
+    )
     folds: list[Fold] = []
     with _timed(seconds, "fitting"):
-        for rows, source, pieces in _fit_texts(text, fit_tokens, trained_length) if needs_fit else []:
-            folds.append(_fit(checkpoint, program, arms, settings, needs_fit, rows, source, pieces, progress))
+        for rows, source, pieces in fit_texts(text, fit_tokens, trained_length) if needs_fit else []:
+            folds.append(fit(checkpoint, program, arms, fitted, rows, source, pieces, store=store, progress=progress))
 
     biases = _bias_of_every_row(settings, folds, config.num_heads, len(text.rows))
-    cells_program = LossProgram(checkpoint.model)
-    total, done = len(rules) * len(biases) * len(text.rows), 0
+    cells_program = KeptLosses(checkpoint, store=store, by_layer=True)
+    total, started = len(rules) * len(biases) * len(text.rows), 0
 
-    def on_row(cell: str) -> None:
-        nonlocal done
-        done += 1
-        progress(cell, done, total)
+    def on_start(what: str) -> None:
+        nonlocal started
+        progress(what, started, total)
+        cells_program.tell = functools.partial(_told, progress, what, started, total)
+        started += 1
 
     with _timed(seconds, "cells"):
-        losses = factorial.run_cells(cells_program, arms, text.rows, scalings=list(rules), biases=biases, on_row=on_row)
+        losses = factorial.run_cells(
+            cells_program, arms, text.rows, scalings=list(rules), biases=biases, on_start=on_start
+        )
+        progress("all rows", total, total)
     for (scaling, bias), loss in losses.items():
         if not np.isfinite(loss).all():
             raise CheckpointError(f"{checkpoint.origin}: scaling {scaling} with bias {bias} has losses beyond float32")
@@ -276,77 +275,6 @@ def _max_offset(settings: Settings) -> int:
     return bucket_starts(buckets, settings.max_distance)[-1]
 
 
-def _fit_texts(
-    text: Text, fit_tokens: np.ndarray | None, trained_length: int
-) -> list[tuple[tuple[int, ...], str, Rows]]:
-    """Returns, for each group of rows, text that shares nothing with them, in chunks of the trained length."""
-    count = len(text.rows)
-    every = tuple(range(count))
-    if fit_tokens is not None:
-        candidates = chunks(fit_tokens, trained_length)
-        kept = without_overlap(candidates, text.rows)
-        if not len(kept):
-            raise InputError(f"the fitting text has no chunk of {trained_length} tokens that is not also evaluated")
-        return [(every, f"given text, {len(candidates) - len(kept)} overlapping chunks left out", kept)]
-    leftover = without_overlap(chunks(text.leftover, trained_length), text.rows)
-    if len(leftover) >= 16:
-        return [(every, "the rest of the text", leftover)]
-    if count < 2:
-        raise InputError("one row leaves no disjoint text to fit A* and T5 on: give more rows or a fitting text")
-    first, second = every[: count // 2], every[count // 2 :]
-    halves = []
-    for judged, other in ((first, second), (second, first)):
-        named = f"rows {other[0]}-{other[-1]}"
-        kept = without_overlap(chunks(text.rows[list(other)], trained_length), text.rows[list(judged)])
-        if not len(kept):
-            raise InputError(f"{text.origin}: {named} repeat the rows that are judged: no disjoint text to fit on")
-        halves.append((judged, f"{named} (cross-fitting)", kept))
-    return halves
-
-
-def _fit(
-    checkpoint: Checkpoint,
-    program: LossProgram,
-    arms: Arms,
-    settings: Settings,
-    needs_fit: Sequence[str],
-    rows: tuple[int, ...],
-    source: str,
-    pieces: Rows,
-    progress: Progress,
-) -> Fold:
-    heads = checkpoint.config.num_heads
-    multiplier = table = None
-    if "alibi_star" in needs_fit:
-        multiplier = fitting.largest_multiplier(
-            program,
-            lambda value: arms.schemes("none", alibi_paper(heads, multiplier=value)),
-            pieces[:64],
-            margin=settings.margin,
-        )
-    if "t5" in needs_fit:
-        done = 0
-
-        def on_step() -> None:
-            nonlocal done
-            done += 1
-            progress("fitting T5", done, settings.fit_steps)
-
-        table = fitting.fit_t5_table(
-            program,
-            checkpoint.model,
-            lambda bias: arms.schemes("none", bias),
-            pieces,
-            num_heads=heads,
-            num_buckets=settings.num_buckets,
-            max_distance=settings.max_distance,
-            steps=settings.fit_steps,
-            seed=settings.seed,
-            on_step=on_step,
-        )
-    return Fold(rows, source, len(pieces), multiplier, table)
-
-
 def _bias_of_every_row(
     settings: Settings, folds: Sequence[Fold], num_heads: int, count: int
 ) -> dict[str, list[Bias | None]]:
@@ -380,6 +308,10 @@ def _curve_bins(length: int, count: int = 20) -> list[tuple[int, int]]:
     """Bins for plots: even in the logarithm, but none so short that its mean is one story's noise."""
     edges = np.unique(np.round(np.geomspace(max(length // 128, 1), length - 1, count)).astype(int))
     return [(int(low), int(high)) for low, high in itertools.pairwise([0, *edges])]
+
+
+def _told(progress: Progress, stage: str, done: int, total: int, what: str) -> None:
+    progress(f"{stage}: {what}", done, total)
 
 
 @contextlib.contextmanager

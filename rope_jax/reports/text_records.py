@@ -8,7 +8,8 @@ from typing import Any
 
 from rope_jax.diagnosis.arms import declared_rotary
 from rope_jax.diagnosis.factorial import Cell
-from rope_jax.diagnosis.measurement import Fold, Measurement
+from rope_jax.diagnosis.folds import Fold
+from rope_jax.diagnosis.measurement import Measurement
 from rope_jax.statistics.intervals import Estimate
 
 KEYS = {

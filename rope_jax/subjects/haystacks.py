@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float64, Int32
 
 from rope_jax.errors import InputError
+from rope_jax.subjects.context_sizes import check_size
 
 PROBES = ("ret", "bind", "ord", "dist", "ith", "count")
 """Retrieval, binding, order, distance, i-th repeat, and counting, which no position decides."""
@@ -129,10 +130,11 @@ def haystacks(
       counts: facts and questions; the defaults fit from 192 tokens on.
 
     Raises:
-      InputError: if so many facts do not fit, or cannot be asked about.
+      InputError: if so many facts do not fit or cannot be asked about, or so many rows do not fit into memory.
     """
     counts = counts or Counts()
     _check(counts)
+    check_size(rows=rows, lengths=[length])
     made = [_row(rng, length, largest_gap, counts) for _ in range(rows)]
     return Haystacks(*(np.stack(column) for column in zip(*made, strict=True)))
 
@@ -348,7 +350,11 @@ def repeated_text(rng: np.random.Generator, *, rows: int, length: int, farthest:
       length: tokens of each.
       farthest: most tokens from a copied token back to its source.
       subset: symbols that a row draws from.
+
+    Raises:
+      InputError: if they are too many to fit into memory.
     """
+    check_size(rows=0, lengths=[length], text_rows=rows)
     tokens = np.empty((rows, length), np.int32)
     predictable = np.zeros((rows, length - 1))
     for row in range(rows):

@@ -25,6 +25,7 @@ import tokenizers
 
 from rope_jax.errors import InputError
 from rope_jax.subjects import contract_text
+from rope_jax.subjects.context_sizes import check_size
 from rope_jax.subjects.haystacks import GROUP, PROBES, Counts, Haystacks
 
 STATUS = "plumbing tested, not validated"
@@ -62,13 +63,14 @@ def language_haystacks(
       counts: facts and questions; `LANGUAGE_COUNTS` where None. It must hold no `distances`.
 
     Raises:
-      InputError: if so many facts do not fit, or the tokenizer cannot tell enough words apart.
+      InputError: if so many facts or rows do not fit, or the tokenizer cannot tell enough words apart.
     """
     counts = counts or LANGUAGE_COUNTS
     if counts.distances:
         raise InputError(f"dist: not asked in language; counts.distances must be 0, got {counts.distances}")
     if counts.repeats > len(contract_text.ORDINALS):
         raise InputError(f"ith: at most {len(contract_text.ORDINALS)} repeats in language, got {counts.repeats}")
+    check_size(rows=rows, lengths=[length])
     writer = _Writer(tokenizer)
     words = _words(writer, counts)
     made = [_row(row, writer, words, length, largest_gap, counts) for row in rng.spawn(rows)]

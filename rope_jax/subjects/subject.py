@@ -14,6 +14,7 @@ from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.errors import InputError
 from rope_jax.subjects import haystacks
+from rope_jax.subjects.context_sizes import check_size
 from rope_jax.subjects.haystacks import TRAINING, Counts, Haystacks
 from rope_jax.subjects.text import Rows
 
@@ -167,7 +168,11 @@ def standin_items(
       text_rows: rows of repeated text.
       seed: of all items.
       part: further parts, 1 or more, are other draws of as many.
+
+    Raises:
+      InputError: if they are too many to fit into memory.
     """
+    check_size(rows=rows, lengths=[trained_length, target_length], text_rows=text_rows)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_FURTHER, part) if part else (_JUDGED,)))
     short, long = (
         _made(rng, rows=rows, length=length, trained_length=trained_length, counts=counts)

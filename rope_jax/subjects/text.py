@@ -2,12 +2,12 @@
 
 import dataclasses
 import pathlib
-import zipfile
 
 import numpy as np
 from jaxtyping import Int32
 
 from rope_jax.errors import InputError
+from rope_jax.subjects.array_files import read_npy
 
 Rows = Int32[np.ndarray, "rows tokens"]
 
@@ -115,18 +115,6 @@ def without_overlap(
     return candidates[np.asarray([seen.isdisjoint(runs(chunk)) for chunk in candidates], bool)]
 
 
-def load_npy(path: pathlib.Path) -> np.ndarray:
-    """Returns the array in a `.npy`, as a window on the file: a header can claim more than memory holds."""
-    try:
-        array = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable .npy array: {_first_line(error)}") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise InputError(f"{path}: not a readable .npy array: it is a .npz archive")
-    return array
-
-
 def _check_ids(tokens: np.ndarray, vocab_size: int, path: pathlib.Path) -> None:
     if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
         raise InputError(
@@ -135,8 +123,9 @@ def _check_ids(tokens: np.ndarray, vocab_size: int, path: pathlib.Path) -> None:
 
 
 def _read_npy(path: pathlib.Path) -> np.ndarray:
-    rows = load_npy(path)
-    if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.integer) or 0 in rows.shape:
+    rows = read_npy(path)
+    # By kind: numpy counts durations among its integers.
+    if rows.ndim != 2 or rows.dtype.kind not in "iu" or 0 in rows.shape:
         raise InputError(f"{path}: token rows must be a non-empty 2-D integer array, got {rows.dtype} {rows.shape}")
     return rows
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from cases import save_standin, tiny_subject, used
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from rope_jax.diagnosis import adaptation
 from rope_jax.diagnosis.adaptation import adapted
@@ -70,6 +71,35 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(subject, maker, tmp_
     monkeypatch.setattr(adaptation, "_train", None)  # would fail if it were called
     kept = adapted(subject, maker(QUO), name="x", steps=2, store=tmp_path)
     assert kept.checkpoint.sha256 == first.checkpoint.sha256
+    assert all((a == b).all() for a, b in zip(weights(first), weights(kept), strict=True))
+
+
+def test_kept_weights_are_not_believed_by_their_name(subject, maker, tmp_path, monkeypatch, capsys):
+    first = adapted(subject, maker(QUO), name="x", steps=1, store=tmp_path)
+    (directory,) = tmp_path.iterdir()
+    file = directory / "model.safetensors"
+    whole = file.read_bytes()
+    negated = load_file(file)
+    save_file({name: -value for name, value in negated.items()}, file)
+    monkeypatch.setattr(adaptation, "_train", lambda *_: first.checkpoint.model)  # it is known what comes out
+    for content, why in (
+        (file.read_bytes(), "its content does not match its checksum"),
+        (whole[:-4], "its content does not match its checksum"),
+        (None, "is missing"),
+    ):
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        capsys.readouterr()
+        again = adapted(subject, maker(QUO), name="x", steps=1, store=tmp_path)
+        assert f"model.safetensors: {why}: computed anew" in capsys.readouterr().err
+        assert all((a == b).all() for a, b in zip(weights(first), weights(again), strict=True))
+        assert file.read_bytes() == whole
+    (directory / "kept.json").unlink()  # cut off before the last file, or an old version
+    adapted(subject, maker(QUO), name="x", steps=1, store=tmp_path)
+    assert "no kept.json" in capsys.readouterr().err
+    monkeypatch.setattr(adaptation, "_train", None)  # would fail if it were called
+    kept = adapted(subject, maker(QUO), name="x", steps=1, store=tmp_path)
     assert all((a == b).all() for a, b in zip(weights(first), weights(kept), strict=True))
 
 

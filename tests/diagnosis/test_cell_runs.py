@@ -103,7 +103,7 @@ def test_a_damaged_file_is_computed_anew_and_repaired(runs, schemes, tmp_path):
         repaired = runs()
         repaired._compute = lambda _: good  # it is known what is computed; here only whether it is
         same(repaired.raw(schemes(UNCHANGED)), good)
-        assert repaired.ran + repaired.taken == 1
+        assert (repaired.ran, repaired.taken) == (1, 0)
     file.write_bytes(whole[:-30])
     really = runs()
     same(really.raw(schemes(UNCHANGED)), good)
@@ -126,6 +126,34 @@ def test_a_file_without_all_that_was_asked_is_computed_anew(runs, schemes, tmp_p
         repaired._compute = lambda _: good
         same(repaired.raw(schemes(UNCHANGED)), good)
         assert (repaired.ran, repaired.taken) == (1, 0)
+
+
+def test_no_file_is_believed_by_its_name(runs, schemes, tmp_path, capsys):
+    made = {cell: runs().raw(schemes(cell)) for cell in (UNCHANGED, BIASED)}
+    store = tmp_path / "deep" / "store"
+    files = {cell: store / f"{runs()._key(schemes(cell), '')[:32]}.npz" for cell in made}
+    whole = {cell: file.read_bytes() for cell, file in files.items()}
+    assert set(store.iterdir()) == set(files.values())
+    with np.load(files[BIASED]) as archive:
+        np.savez(tmp_path / "stronger.npz", **{name: 1.5 * archive[name] for name in archive.files})
+    inner = bytearray(whole[BIASED])
+    inner[len(inner) // 2] ^= 1
+    for planted, why in (
+        (whole[UNCHANGED], "computed from something else"),  # another cell's file under this one's name
+        ((tmp_path / "stronger.npz").read_bytes(), "no checksum of this version"),
+        (bytes(inner), "does not match its checksum"),
+    ):
+        files[BIASED].write_bytes(planted)
+        capsys.readouterr()
+        again = runs()
+        for cell, raw in made.items():
+            same(again.raw(schemes(cell)), raw)
+        assert (again.ran, again.taken) == (1, 1)
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert f"{files[BIASED]}: " in err
+        assert why in err
+        assert files[BIASED].read_bytes() == whole[BIASED]
 
 
 def changed_items(subject, **changes):
@@ -212,5 +240,5 @@ def test_a_model_that_overflows_is_named(runs, subject, schemes):
 
 def test_a_store_that_cannot_be_written_is_one_line(runs, schemes, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match=r"file: cannot keep finished cells there: .*exists"):
+    with pytest.raises(InputError, match=r"file: cannot keep finished work there: .*exists"):
         runs(store=tmp_path / "file")(schemes(UNCHANGED))

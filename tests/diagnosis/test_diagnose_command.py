@@ -185,7 +185,8 @@ def test_files_already_in_the_directory_stay_and_nothing_else_appears(checkpoint
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
     assert diagnose(checkpoint, tokens, tmp_path / "out", "--biases=none", "--scalings=none") == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"mine", *(f"diagnosis.{x}" for x in SUFFIXES)}
+    written = {"mine", "cells", *(f"diagnosis.{x}" for x in SUFFIXES)}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == written
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -116,6 +116,10 @@ def test_every_measure_of_a_gate_can_be_named():
         (("--target_length=0",), "--target_length must be from 1"),
         (("--haystacks=0",), "--haystacks must be from 1"),
         (("--haystacks=8", "--most_haystacks=7"), "--most_haystacks must be from the 8 of --haystacks"),
+        (("--haystacks=16384", "--target_length=1048576"), f"need about {16384 * (2**20 + TRAINED) * 8 + 2**26} bytes"),
+        (("--most_haystacks=16384", "--target_length=1048576"), "16384 contexts of 192 and 1048576 tokens"),
+        (("--haystacks=16384", "--ratios=2,1024"), "16384 contexts of 192 and 196608 tokens"),
+        (("--rows=16384", "--target_length=1048576"), "16384 rows of text of 1048576 tokens"),
         (("--most_haystacks=40", "--observed=x.npz"), "no asking on up to --most_haystacks"),
         (("--rows=-1",), "--rows must be from 1"),
         (("--ratios=1",), "--ratios: '1' is no number above 1"),
@@ -191,7 +195,7 @@ def test_a_file_in_place_of_the_store_is_one_line(directory, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "cells").write_text("mine")
     assert diagnose(directory, tmp_path / "out") == 2
-    assert "cannot keep finished cells" in capsys.readouterr().err
+    assert "cannot keep finished work" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cells"]
 
 

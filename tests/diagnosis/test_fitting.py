@@ -94,11 +94,17 @@ def test_the_fit_lowers_the_loss_and_ties_buckets_never_reached(decoder, tokens)
     assert np.unique(fitted.table[0, :7]).size == 7
 
 
-def test_the_fit_is_reproducible(decoder, tokens):
+def test_the_fit_is_reproducible_from_any_step_on(decoder, tokens):
     arguments = {"num_heads": 2, "num_buckets": 8, "max_distance": 16, "steps": 3}
     first = fit_t5_table(LossProgram(decoder), decoder, schemes_with, tokens, **arguments)
-    second = fit_t5_table(LossProgram(decoder), decoder, schemes_with, tokens, **arguments)
+    states = []
+    program = LossProgram(decoder)
+    second = fit_t5_table(program, decoder, schemes_with, tokens, **arguments, on_step=states.append)
     np.testing.assert_array_equal(first.table, second.table)
+    assert [state.steps for state in states] == [1, 2, 3]
+    resumed = fit_t5_table(program, decoder, schemes_with, tokens, **arguments, resume=states[0])
+    np.testing.assert_array_equal(first.table, resumed.table)
+    assert resumed.after == first.after
 
 
 def test_the_gradient_of_the_table_is_that_of_finite_differences(decoder, tokens):

@@ -28,6 +28,9 @@ def test_rows_are_cut_and_the_rest_is_left_over(tmp_path):
     ("array", "what"),
     [
         (np.zeros((2, 8), np.float32), "integer"),
+        (np.zeros((2, 8), "m8[s]"), "integer array, got timedelta64[s] (2, 8)"),
+        (np.zeros((2, 8), "M8[D]"), "integer"),
+        (np.zeros((2, 8), bool), "integer"),
         (np.zeros(8, np.int32), "2-D"),
         (np.zeros((0, 8), np.int32), "non-empty"),
         (np.zeros((2, 7), np.int32), "fewer than the target length 8"),
