@@ -10,7 +10,7 @@ from rope_jax.diagnosis.resolution import BLOCK
 from rope_jax.errors import InputError
 
 MOST_OFFSETS = 2**17
-MOST_PAIRS = 2048
+MOST_PAIRS = 1024
 _CELLS = 2**24  # (pair, offset): as many as 128 pairs have at the most offsets
 _BYTES = 16 * 6  # a cell of a phase table: a complex number, and copies of it at work
 
@@ -74,13 +74,15 @@ def around(centres: Sequence[int], reach: int, *, pairs: int) -> OffsetSamples:
 
 
 def evenly(reach: int, *, pairs: int) -> OffsetSamples:
-    """Returns every offset below `reach`, or, beyond `most_offsets`, that many: half at both ends, half in between.
+    """Returns every offset below `reach`, or, beyond a limit, that many: half at both ends, half in between.
+
+    The limit is eight times `most_offsets`: a dip is a single offset, of which its neighbours say little.
 
     Args:
-      reach: offsets `0 ... reach - 1`; one more than the most still counts as the most, a target length counted in.
+      reach: offsets `0 ... reach - 1`; one more than the limit is still within it, a target length counted in.
       pairs: rotary pairs.
     """
-    most, last = most_offsets(pairs) // BLOCK, (reach - 1) // BLOCK
+    most, last = 8 * most_offsets(pairs) // BLOCK, (reach - 1) // BLOCK
     if reach <= most * BLOCK + 1:
         return _samples(np.arange(last + 2), reach)
     dense = max(most // 4, 1)

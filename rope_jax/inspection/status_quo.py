@@ -122,8 +122,9 @@ def status_quo(
         )
     if not 2 <= target_length <= LARGEST_TARGET:
         raise InputError(f"target length must lie in 2 ... {LARGEST_TARGET}, got {target_length}")
-    if config.main_group.rotary is not None:
-        check_pairs(config.main_group.rotary.dim // 2, target_length, origin=config.origin)
+    for group in config.groups:
+        if group.rotary is not None:
+            check_pairs(group.rotary.dim // 2, min(target_length, group.window or target_length), origin=config.origin)
     rule, scaling_source = _scaling(config, scaling_name, target_length / config.original_length)
     bias, bias_source = _bias(config, bias_name)
     return StatusQuo(config, target_length, amplitude, rule, scaling_source, bias, bias_source)

@@ -61,11 +61,13 @@ class NonNegativeBase:
       fails_again_at: the next larger `lambda` of the scan at which `B` dips below zero, up to twice `multiplier`,
         or None.
       step: ratio of neighbouring `lambda` in the scan, less 1; a narrower interval could be missed.
+      offsets: `m` looked at; fewer than `L' + 1` for a very long context.
     """
 
     multiplier: float | None
     fails_again_at: float | None
     step: float
+    offsets: int
 
 
 def content_curve(frequencies: Frequencies, length: int) -> Float64[np.ndarray, " offsets"]:
@@ -85,8 +87,8 @@ def non_negative_multiplier(
 
     It is not monotone in `lambda`: a larger base can fail again, so the answer comes from a scan upwards from 1 in
     steps of a constant ratio, its edge then narrowed by halving. After the first success the scan goes on to twice
-    that `lambda`, to see whether it fails again. Beyond `offset_samples.most_offsets` not every offset is looked at: a
-    dip between those that are is missed, and the answer is a lower bound.
+    that `lambda`, to see whether it fails again. Of a very long context not every offset is looked at, see
+    `offset_samples.evenly`: a dip between those that are is missed, and the answer is a lower bound.
 
     Args:
       frequencies: `theta`, trained, `[pairs]`.
@@ -126,9 +128,9 @@ def non_negative_multiplier(
             if first is None:
                 first = _edge(holds, below, multiplier)
         elif first is not None:
-            return NonNegativeBase(first, multiplier, step)
+            return NonNegativeBase(first, multiplier, step, len(samples.offsets))
         below, multiplier = multiplier, multiplier * (1 + step)
-    return NonNegativeBase(first, None, step)
+    return NonNegativeBase(first, None, step, len(samples.offsets))
 
 
 def _edge(holds: Callable[[float], bool], fails: float, succeeds: float) -> float:
