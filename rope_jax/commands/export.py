@@ -87,6 +87,11 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     return 0
 
 
+def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:
+    """Returns what is kept of a run that was stopped."""
+    return "an export takes seconds and keeps nothing; its file is as it was, or whole: run it again"
+
+
 def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathlib.Path | None, pathlib.Path]:
     """Returns the config's path, or None for a preset, and where the result goes, before any work is done."""
     from rope_jax.inspection.status_quo import LARGEST_TARGET

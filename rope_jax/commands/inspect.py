@@ -86,6 +86,11 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     return 0
 
 
+def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:
+    """Returns what is kept of a run that was stopped."""
+    return "an inspection takes seconds and keeps nothing: run it again"
+
+
 def _plot_path(given: str | None, preset: str | None, path: str | None) -> pathlib.Path | None:
     """Returns where the plot goes, checked before any work is done, or None for no plot."""
     if given == "":

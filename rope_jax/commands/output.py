@@ -27,6 +27,15 @@ def checked_out(out: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
     return out
 
 
+def kept_in(out: pathlib.Path) -> str:
+    """Returns what a stopped command that keeps finished parts in folders of `out` has kept, and how to go on."""
+    entries = sorted(out.iterdir()) if os.path.isdir(out) else []
+    filled = [str(one) for one in entries if one.name[0] != "." and one.is_dir() and os.listdir(one)]
+    if filled:
+        return f"what was finished is kept in {', '.join(filled)}: the same command goes on from there"
+    return "no part was finished and nothing is kept: run it again"
+
+
 class Progress:
     """A bar on standard error, a new one whenever a stage begins."""
 

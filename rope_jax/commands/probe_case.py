@@ -21,7 +21,7 @@ FLAGS = ("write_items", "observed", "ratios", "most_haystacks")
 
 _MEASURES = ("short_cost", "long_cost", "short_loss", "precision_drop", "retrieval_drop")
 _FILES = ("verdict.json", "costs.json", "verdict.txt", "verdict.html")
-_DEFAULT_OUT = "rope-jax-diagnosis"
+DEFAULT_OUT = "rope-jax-diagnosis"
 _LARGEST_ROWS = 2**14
 _LARGEST_RATIO = 1024
 _PAPER_LENGTH = 4096
@@ -272,7 +272,7 @@ def _checked(flags: absl_flags.FlagValues) -> pathlib.Path:
         raise InputError(
             "--observed is of the haystacks that were written: there is no asking on up to --most_haystacks"
         )
-    return checked_out(pathlib.Path(flags.out or _DEFAULT_OUT), _FILES)
+    return checked_out(pathlib.Path(flags.out or DEFAULT_OUT), _FILES)
 
 
 def check_request(flags: absl_flags.FlagValues) -> None:

@@ -38,8 +38,8 @@ KEYS: Mapping[str, str] = {
     "settings.score": "what the number is that options are ranked by",
     "settings.offsets": "offsets of the main group at which curves are worked out, or null. All of them up to 131,072 "
     "(fewer for more than 128 pairs); beyond, blocks of 256 that stand for their surroundings, ever sparser with the "
-    "distance to 0, to every Delta* and to the end: peak_offset, peak_coherence, g50, retained_mass and scores are then "
-    "estimates",
+    "distance to 0, to every Delta* and to the end: peak_offset, peak_coherence, g50, retained_mass and scores are "
+    "then estimates",
     "layer_groups": "layers that share one scheme, under the status quo",
     "layer_groups[].name": "layer type",
     "layer_groups[].layers": "indices of its layers",
