@@ -77,7 +77,7 @@ def guarded() -> Iterator[tuple[GuardedStream, GuardedStream]]:
 
 
 def _occupy_closed() -> None:
-    """Opens nothing at all as whichever standard streams are closed, so that no file of the command gets their place."""
+    """Opens the null device as every standard stream that is closed, so that no file of the command gets its place."""
     for standard in (0, 1, 2):
         try:
             os.fstat(standard)

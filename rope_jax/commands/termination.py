@@ -11,7 +11,7 @@ INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 """Exit statuses, as shells report a process that a signal ended."""
 
-_GRACE = 5.0  # seconds
+_GRACE = 10.0  # seconds
 
 
 class Terminated(BaseException):
