@@ -132,7 +132,8 @@ def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathli
         path = getattr(flags, name)
         if path is not None and not os.path.isfile(path):
             raise InputError(f"--{name}: {path}: no such file")
-    return checked_out(pathlib.Path(flags.out), _FILES), pathlib.Path(flags.text)
+    inputs = (arguments[0], flags.text, flags.fit_text, flags.t5_table)
+    return checked_out(pathlib.Path(flags.out), _FILES, inputs=inputs), pathlib.Path(flags.text)
 
 
 def _table(path: str | None, num_heads: int):

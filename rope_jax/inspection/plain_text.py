@@ -9,7 +9,7 @@ import matplotlib
 
 
 @contextlib.contextmanager
-def drawn_plainly(style: dict[str, Any]) -> Iterator[None]:
+def drawn_plainly(style: Any) -> Iterator[None]:
     """Draws and writes with a style, no text of which is typeset as a formula, whatever dollar signs it holds.
 
     Args:
