@@ -19,4 +19,5 @@ def drawn_plainly(style: Any) -> Iterator[None]:
     with matplotlib.rc_context({**style, "text.parse_math": False}), warnings.catch_warnings():
         # Readers of an SVG have fonts of their own; in a PNG a box stands for the letter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support .* natively")
         yield
