@@ -1,7 +1,5 @@
 """Runs the command: `python -m rope_jax`."""
 
-import sys
+from rope_jax.cli import process
 
-from rope_jax.cli import main
-
-sys.exit(main())
+process()

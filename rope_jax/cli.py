@@ -2,19 +2,22 @@
 
 import contextlib
 import importlib
-import io
 import os
 import re
 import sys
 import traceback
 from types import ModuleType
+from typing import NoReturn
 
 from absl import flags as absl_flags
 
 from rope_jax import __version__
+from rope_jax.commands.streams import guarded
+from rope_jax.commands.termination import INTERRUPTED, TERMINATED, Terminated, raised_on_sigterm
 from rope_jax.errors import RopeJaxError
 
-# A module has SUMMARY, USAGE, define_flags(flag_values) and run(arguments, flags) -> exit status.
+# A module has SUMMARY, USAGE, define_flags(flag_values), run(arguments, flags) -> exit status, and
+# kept(arguments, flags) -> what is kept of a run that was stopped, and how to go on.
 COMMANDS = {
     "inspect": "rope_jax.commands.inspect",
     "diagnose": "rope_jax.commands.diagnose",
@@ -22,35 +25,64 @@ COMMANDS = {
     "search": "rope_jax.commands.search",
 }
 
+UNWRITTEN = 74
+"""Exit status where the result could not be written to stdout: EX_IOERR of sysexits.h."""
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status.
+    """Runs the command and returns its exit status, which a failing stream does not change once it says something.
 
-    0: done. 1: a bug, with its traceback. 2: bad input, with one line on stderr. 130: interrupted.
+    0: done. 1: a bug, with its traceback. 2: bad input, with one line on stderr. 3, 4: a gate, see `diagnose`.
+    74: done, but the result could not be written to stdout. 130, 143: interrupted, terminated.
 
     Args:
       argv: arguments without the program's name; those of the process by default.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    # A path can hold bytes that are no text, and a terminal lack a letter: neither is worth losing a result for.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    with guarded() as (output, _):
+        status = _status(arguments)
+        output.flush()
+        # Whoever read a pipe and left has seen enough: that is no failure.
+        if output.failure is not None and not isinstance(output.failure, BrokenPipeError):
+            reason = getattr(output.failure, "strerror", None) or output.failure
+            print(f"rope-jax: error: cannot write to standard output: {reason}", file=sys.stderr)
+            status = status or UNWRITTEN
+    return status
+
+
+def process() -> NoReturn:
+    """Runs the command as a process and ends it."""
+    status = main()
+    if status in (INTERRUPTED, TERMINATED):
+        os._exit(status)  # not waiting for threads that still work on what nobody wants any more
+    sys.exit(status)
+
+
+def _status(arguments: list[str]) -> int:
+    def terminated() -> int:
+        return _stopped("terminated", arguments, TERMINATED)
+
     try:
-        status = _dispatch(arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; the interpreter's own flush at exit must not complain either.
-        with contextlib.suppress(OSError, ValueError):  # where stdout is no file
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        with raised_on_sigterm(terminated):
+            return _dispatch(arguments)
     except MemoryError:
         return _refuse("rope-jax", "out of memory: fewer rows, a shorter target or a smaller model may fit")
     except KeyboardInterrupt:
-        print("rope-jax: interrupted", file=sys.stderr)
-        return 130
+        return _stopped("interrupted", arguments, INTERRUPTED)
+    except Terminated:
+        return terminated()
     except Exception:
         traceback.print_exc()
         return 1
+
+
+def _stopped(how: str, arguments: list[str], status: int) -> int:
+    """Says in one line what is kept of a command that was told to stop, and how to go on; returns the status."""
+    what = "nothing was begun"
+    with contextlib.suppress(absl_flags.Error, IndexError, KeyError):
+        command, positional, flags = _parsed(arguments)
+        what = command.kept(positional, flags)
+    print(f"rope-jax: {how}; {' '.join(what.split())}", file=sys.stderr)
     return status
 
 
@@ -68,23 +100,29 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in COMMANDS:
         return _refuse("rope-jax", f"unknown command {name!r}; there are: {known}")
     try:
-        command = importlib.import_module(COMMANDS[name])
-        flags = absl_flags.FlagValues()
-        flags.set_gnu_getopt(True)
-        absl_flags.DEFINE_boolean("json", False, "One JSON object on stdout, nothing else.", flag_values=flags)
-        absl_flags.DEFINE_boolean("help", False, "This text.", short_name="h", flag_values=flags)
-        command.define_flags(flags)
-        # absl knows two flags of its own: one reads a file by surprise, the other lets misspelt flags pass.
-        for own in ("flagfile", "undefok"):
-            if any(re.fullmatch(rf"--?{own}(=.*)?", argument, re.DOTALL) for argument in arguments):
-                raise absl_flags.UnrecognizedFlagError(own)
-        positional = flags([f"rope-jax {name}", *arguments[1:]])[1:]
+        command, positional, flags = _parsed(arguments)
         if flags.help:
             print(_help(command, flags))
             return 0
         return command.run(positional, flags)
     except (absl_flags.Error, RopeJaxError) as error:
         return _refuse(f"rope-jax {name}", str(error))
+
+
+def _parsed(arguments: list[str]) -> tuple[ModuleType, list[str], absl_flags.FlagValues]:
+    """Returns the subcommand's module, its positional arguments and its flags."""
+    name = arguments[0]
+    command = importlib.import_module(COMMANDS[name])
+    flags = absl_flags.FlagValues()
+    flags.set_gnu_getopt(True)
+    absl_flags.DEFINE_boolean("json", False, "One JSON object on stdout, nothing else.", flag_values=flags)
+    absl_flags.DEFINE_boolean("help", False, "This text.", short_name="h", flag_values=flags)
+    command.define_flags(flags)
+    # absl knows two flags of its own: one reads a file by surprise, the other lets misspelt flags pass.
+    for own in ("flagfile", "undefok"):
+        if any(re.fullmatch(rf"--?{own}(=.*)?", argument, re.DOTALL) for argument in arguments):
+            raise absl_flags.UnrecognizedFlagError(own)
+    return command, flags([f"rope-jax {name}", *arguments[1:]])[1:], flags
 
 
 def _refuse(who: str, why: str) -> int:

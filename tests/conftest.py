@@ -2,6 +2,7 @@
 
 import pathlib
 
+import hypothesis
 import jax
 import pytest
 from jaxtyping import config as jaxtyping_config
@@ -9,6 +10,13 @@ from jaxtyping import install_import_hook
 
 install_import_hook("rope_jax", "strict_types.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# One profile whether or not CI is set, and no test that a busy machine fails: the same examples every time, however
+# long they take. `--hypothesis-profile=explore` draws others.
+_UNTIMED = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("suite", derandomize=True, database=None, **_UNTIMED)
+hypothesis.settings.register_profile("explore", derandomize=False, **_UNTIMED)
+hypothesis.settings.load_profile("suite")
 
 REAL = pathlib.Path(__file__).resolve().parents[2] / "shared" / "real"
 

@@ -139,7 +139,7 @@ def test_bad_factors(content, message, workdir, capsys):
         (["export", *CASE[2:], "--scaling=yarn"], "name a model"),
         ([*CASE, "--scaling=yarn", "--out=tiny"], "--out=tiny: is a directory"),
         ([*CASE, "--scaling=yarn", "--out=no/out.json"], "there is no directory no"),
-        ([*CASE, "--scaling=yarn", "--out=tiny/config.json"], "is the config that is exported"),
+        ([*CASE, "--scaling=yarn", "--out=tiny/config.json"], "is tiny/config.json, which the command reads"),
         ([*CASE, "--scaling=dynamic_ntk", "--to=vllm"], "cannot be exported to vllm"),
         ([*CASE, "--scaling=yarn", f"--out={'n' * 300}"], "cannot be written"),
     ],

@@ -5,10 +5,12 @@ Without a checkpoint the case runs on the stand-in that ships with the package; 
 
 import functools
 import os
+import pathlib
 
 from absl import flags as absl_flags
 
 from rope_jax.commands import probe_case, text_factorial
+from rope_jax.commands.output import kept_in
 from rope_jax.diagnosis import scalings
 from rope_jax.errors import InputError
 from rope_jax.subjects.haystacks import TRAINING
@@ -42,6 +44,11 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     string("separator", "<|endoftext|>", "Between documents of a text.")
     integer("seed", 0, "Of items, of the fit's order and of the resampling.")
     probe_case.define_flags(flag_values)
+
+
+def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:
+    """Returns what is kept of a run that was stopped."""
+    return kept_in(pathlib.Path(flags.out or probe_case.DEFAULT_OUT))
 
 
 def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:

@@ -8,13 +8,13 @@ import json
 import os
 import pathlib
 import shlex
-import tempfile
+import stat
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
-from rope_jax.commands.output import put_in_place
+from rope_jax.commands.output_file import checked_file, replacing
 from rope_jax.errors import InputError, RopeJaxError
 
 if TYPE_CHECKING:
@@ -50,7 +50,12 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     integer(
         "trained_length", None, "Tokens the model was trained on; default: the config's, with a scaling it declares."
     )
-    string("out", None, "File to write, required; one already there is replaced, the config itself is not.")
+    string(
+        "out",
+        None,
+        "File to write, required. A regular file already there is replaced, the config itself is not; through a "
+        "symbolic link, what it points to is written.",
+    )
     string("preset", None, "A built-in model, not a config file; an unknown name lists them.")
     choice("bias", "none", ["none", "alibi", "t5"], "Bias of the fix; neither reader has one, so only none is written.")
 
@@ -81,10 +86,15 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     except RopeJaxError as error:
         asked = f"--factors={flags.factors}" if flags.factors else f"--scaling={flags.scaling}"
         raise InputError(f"{asked}: {error}") from None
-    difference, after = _write(out, exported.config, functools.partial(_compare, positions, wanted))
+    difference, after = _write(out, flags.out, exported.config, functools.partial(_compare, positions, wanted))
     record = _record(flags, positions, wanted, exported, after, difference)
     print(json.dumps(record, allow_nan=False) if flags.json else _text(record))
     return 0
+
+
+def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:
+    """Returns what is kept of a run that was stopped."""
+    return "an export takes seconds and keeps nothing; its file is as it was, or whole: run it again"
 
 
 def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathlib.Path | None, pathlib.Path]:
@@ -119,14 +129,8 @@ def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathli
         if not os.path.exists(source):
             raise InputError(f"no such config file: {source}")
         source = source / "config.json" if os.path.isdir(source) else source
-    out = pathlib.Path(flags.out)
-    if os.path.isdir(out):
-        raise InputError(f"--out={out}: is a directory, name a file in it")
-    if not os.path.isdir(out.parent):
-        raise InputError(f"--out={out}: there is no directory {out.parent}")
-    if source is not None and os.path.exists(source) and os.path.exists(out) and os.path.samefile(source, out):
-        raise InputError(f"--out={out}: is the config that is exported, which is left as it is; name another file")
-    return source, out
+    inputs = [path for path in (source, flags.factors) if path is not None]
+    return source, checked_file(flags.out, flag="--out", inputs=inputs)
 
 
 def _rule(flags: absl_flags.FlagValues, *, trained_length: int) -> "Rule | LengthRule":
@@ -154,6 +158,7 @@ def read_factors(path: pathlib.Path) -> tuple[list[float], float]:
     """
     from rope_jax.checkpoints import strict_json
 
+    _check_regular(path)
     try:
         with open(path, "rb") as file:
             begins_list = file.read(64).lstrip()[:1] == b"["
@@ -184,6 +189,16 @@ def read_factors(path: pathlib.Path) -> tuple[list[float], float]:
     return [float(factor) for factor in factors], float(attention_factor)
 
 
+def _check_regular(path: pathlib.Path) -> None:
+    """Raises `InputError` for what may never end or never begin to be read: a FIFO, a device, a socket."""
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--factors={path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not regular:
+        raise InputError(f"--factors={path}: cannot be read: not a regular file")
+
+
 def _compare(positions: "PositionConfig", wanted: "Wanted", written: str) -> tuple[float, "PositionConfig"]:
     """Reads the written config back; returns the largest relative difference, and what it says."""
     from rope_jax.checkpoints.dialects import read_positions
@@ -195,32 +210,23 @@ def _compare(positions: "PositionConfig", wanted: "Wanted", written: str) -> tup
     return largest_difference(positions, wanted, after, lengths=lengths), after
 
 
-def _write(out: pathlib.Path, config: Mapping[str, Any], compare: Any) -> tuple[float, "PositionConfig"]:
+def _write(target: pathlib.Path, out: str, config: Mapping[str, Any], compare: Any) -> tuple[float, "PositionConfig"]:
     """Writes the config whole or not at all: it is moved into place once it was read back and agrees."""
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=".rope-jax-", suffix=".json", dir=out.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+    with replacing(target, named=f"--out={out}", suffix=".json") as temporary:
+        with open(temporary, "w", encoding="utf-8") as file:
             file.write(json.dumps(config, indent=2, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         try:
-            difference, after = compare(temporary)
+            difference, after = compare(os.fspath(temporary))
         except RopeJaxError as error:
-            raise InputError(
-                f"--out={out}: not written, since it does not read back: {str(error).replace(temporary, str(out))}"
-            ) from None
+            said = str(error).replace(os.fspath(temporary), out)
+            raise InputError(f"--out={out}: not written, since it does not read back: {said}") from None
         if not difference <= LARGEST_DIFFERENCE:
             raise InputError(
                 f"--out={out}: not written, since what was read back differs by {difference:.1e} (relative) from the "
                 f"scaling that was asked for, by more than {LARGEST_DIFFERENCE:g}"
             )
-        put_in_place(temporary, out)
-    except OSError as error:
-        raise InputError(f"--out={out}: cannot be written: {error.strerror}") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
     return difference, after
 
 

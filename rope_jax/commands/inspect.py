@@ -7,11 +7,10 @@ import json
 import os
 import pathlib
 import re
-import tempfile
 
 from absl import flags as absl_flags
 
-from rope_jax.commands.output import put_in_place
+from rope_jax.commands.output_file import checked_file, replacing
 from rope_jax.errors import InputError
 
 SUMMARY = "predict from a config alone what a longer context breaks, and rank the ways out"
@@ -51,7 +50,7 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
         "plot",
         None,
         "File for the plot, .svg or .png; by default rope-jax-inspect-NAME.svg in the working directory; empty for "
-        "none. A file already there is replaced.",
+        "none. A regular file already there is replaced; through a symbolic link, what it points to.",
         flag_values=flag_values,
     )
 
@@ -64,6 +63,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         raise InputError("--target_length=TOKENS is required")
     path = arguments[0] if arguments else None
     plot = _plot_path(flags.plot, flags.preset, path)
+    target = None if plot is None else checked_file(plot, flag="--plot", inputs=_read(path))
 
     from rope_jax.inspection.record import inspect_positions, read_model
     from rope_jax.inspection.table import table_text
@@ -78,26 +78,33 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     if plot is not None:
         record["plot"] = str(plot)
     output = json.dumps(record, allow_nan=False) if flags.json else table_text(record).rstrip("\n")
-    if plot is not None:
+    if plot is not None and target is not None:
         from rope_jax.inspection.plot import draw
 
-        _write(plot, draw(record, kind=plot.suffix[1:].lower()))
+        picture = draw(record, kind=plot.suffix[1:].lower())
+        with replacing(target, named=f"--plot={plot}") as temporary:
+            temporary.write_bytes(picture)
     print(output)
     return 0
 
 
+def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:
+    """Returns what is kept of a run that was stopped."""
+    return "an inspection takes seconds and keeps nothing: run it again"
+
+
+def _read(path: str | None) -> list[str]:
+    """Returns the files that are read of a config's path."""
+    return [] if path is None else [os.path.join(path, "config.json")] if os.path.isdir(path) else [path]
+
+
 def _plot_path(given: str | None, preset: str | None, path: str | None) -> pathlib.Path | None:
-    """Returns where the plot goes, checked before any work is done, or None for no plot."""
+    """Returns where the user wants the plot, or None for no plot."""
     if given == "":
         return None
     plot = pathlib.Path(f"rope-jax-inspect-{_name(preset, path)}.svg" if given is None else given)
     if plot.suffix.lower() not in _SUFFIXES:
         raise InputError(f"--plot={plot}: a plot is written as {' or '.join(_SUFFIXES)}")
-    # Unlike pathlib, os.path does not raise where a name is too long.
-    if not os.path.isdir(plot.parent):
-        raise InputError(f"--plot={plot}: there is no directory {plot.parent}")
-    if os.path.isdir(plot):
-        raise InputError(f"--plot={plot}: is a directory")
     return plot
 
 
@@ -109,18 +116,3 @@ def _name(preset: str | None, path: str | None) -> str:
         file = pathlib.Path(path).absolute()
         name = file.name if os.path.isdir(file) else file.parent.name if file.name == "config.json" else file.stem
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name) or "model"
-
-
-def _write(plot: pathlib.Path, picture: bytes) -> None:
-    """Writes the picture whole or not at all."""
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{plot.name}.", dir=plot.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(picture)
-        put_in_place(temporary, plot)
-    except OSError as error:
-        raise InputError(f"--plot={plot}: cannot be written: {error.strerror}") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)

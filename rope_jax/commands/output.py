@@ -6,11 +6,20 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 
+from rope_jax.commands.output_file import checked_file
 from rope_jax.errors import InputError
 
 
-def checked_out(out: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
-    """Returns `out` if files called `names` can be written into it, as far as that can be known without writing any."""
+def checked_out(
+    out: pathlib.Path, names: Iterable[str], *, inputs: Iterable[str | os.PathLike[str] | None] = ()
+) -> pathlib.Path:
+    """Returns `out` if files called `names` can be written into it, as far as that can be known without writing any.
+
+    Args:
+      out: the directory, which need not be there.
+      names: of its files.
+      inputs: what the command reads and leaves as it is; None for a flag that was not given.
+    """
     # Unlike pathlib, os.path does not raise where a folder on the way may not be read or a name is too long.
     if os.path.lexists(out) and not os.path.isdir(out):
         raise InputError(f"--out: {out} is not a directory")
@@ -19,18 +28,24 @@ def checked_out(out: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
         raise InputError(f"--out: cannot write into {parent}: no such directory")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"--out: cannot write into {parent}: permission denied")
+    known = [source for source in inputs if source is not None]
     for name in names:
         if os.path.isdir(out / name):
             raise InputError(f"--out: {out / name} is a directory, a file is to be written there")
+        if os.path.islink(out / name):
+            raise InputError(f"--out: {out / name} is a symbolic link, a file is to be written there")
+        if os.path.isdir(out):
+            checked_file(out / name, flag="--out", inputs=known)
     return out
 
 
-def put_in_place(temporary: str | pathlib.Path, target: pathlib.Path) -> None:
-    """Moves a private temporary file, already whole, to where users find it, with the rights a new file has."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)
-    os.replace(temporary, target)
+def kept_in(out: pathlib.Path) -> str:
+    """Returns what a stopped command that keeps finished parts in folders of `out` has kept, and how to go on."""
+    entries = sorted(out.iterdir()) if os.path.isdir(out) else []
+    filled = [str(one) for one in entries if one.name[0] != "." and one.is_dir() and os.listdir(one)]
+    if filled:
+        return f"what was finished is kept in {', '.join(filled)}: the same command goes on from there"
+    return "no part was finished and nothing is kept: run it again"
 
 
 def write_all(out: pathlib.Path, files: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -12,6 +13,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from rope_jax.commands.output import checked_out, write_all
+from rope_jax.commands.output_file import checked_file, replacing
 from rope_jax.commands.progress import Progress
 from rope_jax.diagnosis import scalings
 from rope_jax.diagnosis.scalings import FAULTS
@@ -22,7 +24,7 @@ FLAGS = ("write_items", "observed", "ratios", "most_haystacks")
 
 _MEASURES = ("short_cost", "long_cost", "short_loss", "precision_drop", "retrieval_drop")
 _FILES = ("verdict.json", "costs.json", "verdict.txt", "verdict.html")
-_DEFAULT_OUT = "rope-jax-diagnosis"
+DEFAULT_OUT = "rope-jax-diagnosis"
 _LARGEST_ROWS = 2**14
 _LARGEST_RATIO = 1024
 _PAPER_LENGTH = 4096
@@ -88,6 +90,12 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
 def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     """Runs the case; returns the exit status."""
     out = _checked(flags)
+    items = None
+    if flags.write_items is not None:
+        model = list(os.scandir(arguments[0])) if arguments and os.path.isdir(arguments[0]) else []
+        # Items that were written beside a model before may be replaced, what it consists of may not.
+        read = [entry.path for entry in model if entry.is_file() and not entry.name.endswith(".npz")]
+        items = checked_file(flags.write_items, flag="--write_items", inputs=read)
 
     # Imports JAX: only once the flags are known to be good.
     from rope_jax.diagnosis.ladder import target_lengths
@@ -115,7 +123,8 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
 
     subjects = subjects_at(flags.target_length)
     if flags.write_items is not None:
-        return _write_items(pathlib.Path(flags.write_items), subjects[0])
+        assert items is not None
+        return _write_items(pathlib.Path(flags.write_items), items, subjects[0])
     further = functools.partial(subjects_at, flags.target_length)
     return conclude(subjects, flags, out, subjects_at=subjects_at, further=further)
 
@@ -219,13 +228,11 @@ def _gate(case, flags: absl_flags.FlagValues) -> int:
     return result.status
 
 
-def _write_items(file: pathlib.Path, subject) -> int:
+def _write_items(file: pathlib.Path, target: pathlib.Path, subject) -> int:
     from rope_jax.diagnosis import deployment
 
-    try:
-        deployment.write_items(file, subject)
-    except OSError as error:
-        raise InputError(f"--write_items: cannot write {file}: {error.strerror}") from error
+    with replacing(target, named=f"--write_items={file}") as temporary:
+        deployment.write_items(temporary, subject)
     print(f"{file}: {len(subject.items.long.tokens)} haystacks at each length")
     return 0
 
@@ -283,7 +290,7 @@ def _checked(flags: absl_flags.FlagValues) -> pathlib.Path:
         raise InputError(
             "--observed is of the haystacks that were written: there is no asking on up to --most_haystacks"
         )
-    return checked_out(pathlib.Path(flags.out or _DEFAULT_OUT), _FILES)
+    return checked_out(pathlib.Path(flags.out or DEFAULT_OUT), _FILES, inputs=(flags.observed,))
 
 
 def check_request(flags: absl_flags.FlagValues) -> None:

@@ -66,6 +66,14 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     )
 
 
+def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:
+    """Returns what is kept of a run that was stopped."""
+    file = pathlib.Path(flags.out) / _STATE
+    if os.path.isfile(file):
+        return f"the generations finished so far are kept in {file}: the same command goes on after them"
+    return "no generation was finished and nothing is kept: run it again"
+
+
 def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     """Runs the command; returns the exit status."""
     out = _checked(arguments, flags)

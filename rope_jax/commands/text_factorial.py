@@ -148,7 +148,8 @@ def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathli
         path = getattr(flags, name)
         if path is not None and not os.path.isfile(path):
             raise InputError(f"--{name}: {path}: {'not a regular file' if os.path.lexists(path) else 'no such file'}")
-    out = checked_out(pathlib.Path(flags.out), _FILES)
+    inputs = (arguments[0], flags.text, flags.fit_text, flags.t5_table)
+    out = checked_out(pathlib.Path(flags.out), _FILES, inputs=inputs)
     try:  # before hours of work that could not be kept
         os.lstat(out / _STORE)
     except FileNotFoundError:

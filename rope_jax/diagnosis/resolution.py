@@ -26,7 +26,8 @@ CLASSES = {
     "still": "does not turn",
 }
 
-_BLOCK = 256  # offsets in a row of the factored phase table
+BLOCK = 256
+"""Offsets in a row of the factored phase table."""
 
 
 def uniform_weights(pairs: int) -> Frequencies:
@@ -130,6 +131,7 @@ def phase_sum(
     length: int,
     *,
     first_out: Int64[np.ndarray, " pairs"] | None = None,
+    blocks: Int64[np.ndarray, " blocks"] | None = None,
 ) -> Curves:
     r"""Returns a sum of rotating pairs at every offset, `Re \sum_i c_{ni} e^{i\Delta\theta_i}`.
 
@@ -140,20 +142,24 @@ def phase_sum(
       coefficients: `c`, complex, `[stars, pairs]`.
       length: offsets `0 ... length - 1`.
       first_out: a pair is left out from this offset on, `[pairs]`.
+      blocks: which `256 a ... 256 a + 255` to work out, rising, `[blocks]`; all by default.
 
     Returns:
-      float64 `[stars, length]`.
+      float64 `[stars, length]`; with `blocks` only their offsets below `length`.
     """
-    rows = -(-length // _BLOCK)
-    outer = np.exp(1j * _BLOCK * np.arange(rows)[:, None] * frequencies)
-    inner = np.exp(1j * np.arange(_BLOCK)[:, None] * frequencies)
+    rows = np.arange(-(-length // BLOCK)) if blocks is None else blocks
+    size = len(rows) * BLOCK - max((int(rows[-1]) + 1) * BLOCK - length, 0)
+    outer = np.exp(1j * BLOCK * rows[:, None] * frequencies)
+    inner = np.exp(1j * np.arange(BLOCK)[:, None] * frequencies)
     edges: list[tuple[int, int, int]] = []
     kept = outer
     if first_out is not None:
-        kept = np.where(np.arange(rows)[:, None] < first_out // _BLOCK, outer, 0)
-        edges = [(i, int(n // _BLOCK), int(n % _BLOCK)) for i, n in enumerate(first_out) if n < rows * _BLOCK]
+        kept = np.where(rows[:, None] < first_out // BLOCK, outer, 0)
+        at = np.minimum(np.searchsorted(rows, first_out // BLOCK), len(rows) - 1)
+        cut = np.flatnonzero(rows[at] == first_out // BLOCK)
+        edges = [(int(i), int(at[i]), int(first_out[i] % BLOCK)) for i in cut]
     inner_parts = np.concatenate([inner.real, inner.imag], axis=1).T
-    sums = np.empty((len(coefficients), length))
+    sums = np.empty((len(coefficients), size))
     for n, c in enumerate(coefficients):
         turned = kept * c
         turned_parts = np.concatenate([turned.real, -turned.imag], axis=1)
@@ -161,7 +167,7 @@ def phase_sum(
         table = np.einsum("rp,pb->rb", turned_parts, inner_parts)
         for pair, row, count in edges:
             table[row, :count] += (c[pair] * outer[row, pair] * inner[:count, pair]).real
-        sums[n] = table.reshape(-1)[:length]
+        sums[n] = table.reshape(-1)[:size]
     return sums
 
 
@@ -209,9 +215,16 @@ def just_noticeable_difference(information: float) -> float:
     return math.inf if information <= 0 else 1 / math.sqrt(information)
 
 
-def kernel_curves(frequencies: Frequencies, weights: Frequencies, stars: Sequence[int], length: int) -> Curves:
+def kernel_curves(
+    frequencies: Frequencies,
+    weights: Frequencies,
+    stars: Sequence[int],
+    length: int,
+    *,
+    blocks: Int64[np.ndarray, " blocks"] | None = None,
+) -> Curves:
     r"""Returns `K(\Delta - \Delta^*)` at every offset: a head tuned to `Delta*` under the frequencies in use."""
-    return coherence_curves(frequencies, frequencies, weights, stars, length)
+    return coherence_curves(frequencies, frequencies, weights, stars, length, blocks=blocks)
 
 
 def coherence_curves(
@@ -222,6 +235,7 @@ def coherence_curves(
     length: int,
     *,
     first_out: Int64[np.ndarray, " pairs"] | None = None,
+    blocks: Int64[np.ndarray, " blocks"] | None = None,
 ) -> Curves:
     r"""Returns retrofit coherence: where a relation trained at `Delta*` lands after the change, and how sharp it is.
 
@@ -234,21 +248,22 @@ def coherence_curves(
       stars: the offsets `Delta*`, tokens.
       length: offsets `Delta = 0 ... length - 1`.
       first_out: a pair is left out from this offset on, `[pairs]`.
+      blocks: which blocks of offsets to work out, see `phase_sum`.
 
     Returns:
-      float64 `[stars, length]`, at most 1.
+      float64 `[stars, length]`, at most 1; with `blocks` only their offsets.
     """
     tuned = np.exp(-1j * np.asarray(stars, dtype=np.float64)[:, None] * trained)
-    return phase_sum(scaled, tuned * normalized(weights), length, first_out=first_out)
+    return phase_sum(scaled, tuned * normalized(weights), length, first_out=first_out, blocks=blocks)
 
 
-def weight_out(weights: Frequencies, first_out: Int64[np.ndarray, " pairs"], length: int) -> OffsetCurve:
-    """Returns the weight of the pairs that are out of distribution at each offset, from 0 to 1, `[length]`."""
-    steps = np.zeros(length)
-    for first, weight in zip(first_out, normalized(weights), strict=True):
-        if first < length:
-            steps[first] += weight
-    return np.cumsum(steps)
+def weight_out(
+    weights: Frequencies, first_out: Int64[np.ndarray, " pairs"], offsets: Int64[np.ndarray, " offsets"]
+) -> OffsetCurve:
+    """Returns the weight of the pairs that are out of distribution at each of `offsets`, from 0 to 1."""
+    order = np.argsort(first_out, kind="stable")
+    running = np.concatenate([[0.0], np.cumsum(normalized(weights)[order])])
+    return running[np.searchsorted(first_out[order], offsets, side="right")]
 
 
 def peak(curve: OffsetCurve) -> tuple[int, float]:
@@ -257,39 +272,64 @@ def peak(curve: OffsetCurve) -> tuple[int, float]:
     return top, float(curve[top])
 
 
-def _mass_up_to(logits: OffsetCurve) -> Float64[np.ndarray, " edges"]:
-    """Returns the softmax's running sum, with a 0 in front."""
+Edges = Float64[np.ndarray, " edges"]
+
+
+def _mass_up_to(logits: OffsetCurve, edges: Edges | None) -> tuple[Float64[np.ndarray, " edges"], Edges]:
+    """Returns the softmax's running sum, with a 0 in front, and the offset up to which each of its values sums."""
     mass = np.exp(logits - logits.max())
-    return np.concatenate([[0.0], np.cumsum(mass)]) / mass.sum()
+    if edges is None:
+        edges = np.arange(len(logits) + 1.0)
+    else:
+        mass *= np.diff(edges)
+    return np.concatenate([[0.0], np.cumsum(mass)]) / mass.sum(), edges
 
 
-def mass_within(logits: OffsetCurve, star: int, tolerance: int) -> float:
-    """Returns the softmax mass of `logits` (nats, by offset) within `tolerance` tokens of `star`."""
-    running = _mass_up_to(logits)
-    return float(running[min(star + tolerance + 1, len(logits))] - running[max(star - tolerance, 0)])
+def _mass_between(running: Float64[np.ndarray, " edges"], edges: Edges, star: int, tolerance: int) -> float:
+    low, high = np.interp([star - tolerance, star + tolerance + 1], edges, running)
+    return float(high - low)
 
 
-def g50(logits: OffsetCurve, star: int) -> int:
+def mass_within(logits: OffsetCurve, star: int, tolerance: int, *, edges: Edges | None = None) -> float:
+    """Returns the softmax mass of `logits` (nats, by offset) within `tolerance` tokens of `star`.
+
+    Args:
+      logits: nats, one an offset or a sample of offsets, `[offsets]`.
+      star: `Delta*`, tokens.
+      tolerance: tokens.
+      edges: sample `k` stands for the offsets from `edges[k]` up to `edges[k + 1]`; by default for offset `k`.
+    """
+    return _mass_between(*_mass_up_to(logits, edges), star, tolerance)
+
+
+def g50(logits: OffsetCurve, star: int, *, edges: Edges | None = None) -> int:
     r"""Returns the smallest `g` such that half of the softmax mass lies within `g` tokens of `star`.
 
     With logits `A K(\Delta - \Delta^*) + b(\Delta)` over all `Delta < L'` this is the blur of attention. It depends
     strongly on `A`: show it against `A`.
 
     Args:
-      logits: nats, one an offset, `[offsets]`.
+      logits: nats, one an offset or a sample of offsets, `[offsets]`.
       star: `Delta*`, tokens.
+      edges: see `mass_within`.
     """
-    running = _mass_up_to(logits)
-    low, high = 0, len(logits)
+    running, edges = _mass_up_to(logits, edges)
+    low, high = 0, int(edges[-1])
     while low < high:
         middle = (low + high) // 2
-        mass = running[min(star + middle + 1, len(logits))] - running[max(star - middle, 0)]
-        low, high = (low, middle) if mass >= 0.5 else (middle + 1, high)
+        low, high = (low, middle) if _mass_between(running, edges, star, middle) >= 0.5 else (middle + 1, high)
     return low
 
 
 def retained_mass(
-    coherence: OffsetCurve, out: OffsetCurve, bias: OffsetCurve, *, star: int, tolerance: int, amplitude: float
+    coherence: OffsetCurve,
+    out: OffsetCurve,
+    bias: OffsetCurve,
+    *,
+    star: int,
+    tolerance: int,
+    amplitude: float,
+    edges: Edges | None = None,
 ) -> float:
     r"""Returns the least softmax mass within `tolerance` of `star`, whatever out-of-distribution cells contribute.
 
@@ -305,11 +345,13 @@ def retained_mass(
       star: `Delta*`, tokens.
       tolerance: tokens either side that still count as `Delta*`.
       amplitude: `A`, nats.
+      edges: see `mass_within`.
     """
     worst = coherence + out
-    near = slice(max(star - tolerance, 0), star + tolerance + 1)
+    first, end = max(star - tolerance, 0), star + tolerance + 1
+    near = slice(first, end) if edges is None else slice(*np.searchsorted(edges[:-1], [first, end]))
     worst[near] = coherence[near] - out[near]
-    return mass_within(amplitude * worst + bias, star, tolerance)
+    return mass_within(amplitude * worst + bias, star, tolerance, edges=edges)
 
 
 def bias_horizon(slopes: Float64[np.ndarray, " heads"], *, amplitude: float) -> Float64[np.ndarray, " heads"]:

@@ -61,6 +61,7 @@ class Strategy:
       gain: of all probes used at the target length over the unchanged model, nats.
       ahead: of the runner-up, nats; None without one.
       refused: why the other cells that would gain more are not chosen, by name.
+      reason: why nothing can be chosen at all, or None.
     """
 
     cell: Cell | None
@@ -68,6 +69,7 @@ class Strategy:
     gain: Estimate | None
     ahead: Estimate | None
     refused: Mapping[str, str]
+    reason: str | None = None
 
 
 def choose(
@@ -89,6 +91,9 @@ def choose(
       costs: of the cells, from `costs.costs_record`; a cell without a measured cost counts as free.
       margins: what may be lost at the trained length.
     """
+    if not used.names:
+        reason = "the model has learned no probe, so nothing tells what a cell would gain"
+        return Strategy(None, False, None, None, {}, reason)
     before = cells[UNCHANGED]
     of_cell = {Cell(one["scaling"], one["bias"], one["temperature"]): one for one in costs}
     unchanged = of_cell.get(UNCHANGED)
@@ -121,12 +126,15 @@ def strategy_record(strategy: Strategy) -> dict[str, Any]:
         "gain": None if strategy.gain is None else dataclasses.asdict(strategy.gain),
         "ahead": None if strategy.ahead is None else dataclasses.asdict(strategy.ahead),
         "refused": dict(strategy.refused),
+        "reason": strategy.reason,
     }
 
 
 def strategy_lines(strategy: Strategy) -> list[str]:
     """Returns the strategy for a terminal."""
-    if strategy.cell is None or strategy.gain is None:
+    if strategy.reason is not None:
+        lines = [f"STRATEGY: none: {strategy.reason}"]
+    elif strategy.cell is None or strategy.gain is None:
         lines = ["STRATEGY: no cell that was run stays within the budget and the margins"]
     else:
         how = "after adapting it" if strategy.adapted else "as it is"

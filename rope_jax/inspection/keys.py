@@ -36,6 +36,10 @@ KEYS: Mapping[str, str] = {
     "settings.noise": "sigma, nats: spread of one logit, in the just noticeable difference",
     "settings.pair_weights": "w: 'uniform', since a config says nothing about them",
     "settings.score": "what the number is that options are ranked by",
+    "settings.offsets": "offsets of the main group at which curves are worked out, or null. All of them up to 131,072 "
+    "(fewer for more than 128 pairs); beyond, blocks of 256 that stand for their surroundings, ever sparser with the "
+    "distance to 0, to every Delta* and to the end: peak_offset, peak_coherence, g50, retained_mass and scores are "
+    "then estimates",
     "layer_groups": "layers that share one scheme, under the status quo",
     "layer_groups[].name": "layer type",
     "layer_groups[].layers": "indices of its layers",
@@ -70,6 +74,8 @@ KEYS: Mapping[str, str] = {
     "thresholds.content_never_negative": "smallest lambda found with B(m) = sum cos(m theta_i) >= 0 for all m <= L'",
     "thresholds.content_fails_again_at": "next larger lambda, up to twice that, at which B(m) dips below 0 again",
     "thresholds.content_scan_step": "ratio of neighbouring lambda in that scan, less 1",
+    "thresholds.content_offsets": "offsets m looked at in that scan: all of them up to 1,048,576 (fewer for more than "
+    "128 pairs); beyond, as many blocks of 256: a dip between them is missed, and both lambda are lower bounds",
     "bias": "the status-quo bias in the main group",
     "bias.kind": "none, alibi or t5",
     "bias.slopes": "m, nats per token, one a head, or null",

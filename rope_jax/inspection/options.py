@@ -16,6 +16,8 @@ from rope_jax.diagnosis import resolution
 from rope_jax.diagnosis.scalings import ARMS, scaling_rule
 from rope_jax.errors import ScalingError
 from rope_jax.frequencies import Rotary
+from rope_jax.inspection import offset_samples
+from rope_jax.inspection.offset_samples import OffsetSamples
 from rope_jax.inspection.status_quo import StatusQuo
 from rope_jax.length_rules import at_length
 from rope_jax.rules import Rule
@@ -95,20 +97,31 @@ def ranked_options(
         return [], [{"name": title, "reason": reason} for title in titles]
     plans, skipped = _plans(status, larger_multipliers)
     offsets = stars(status.seen(main), status.reach(main))
-    shapes: dict[str, _Shapes] = {}
+    samples = looked_at(status)
+    shapes: _Shapes | None = None
     records = []
-    for plan in plans:
+    for before, plan in zip([None, *plans], plans, strict=False):
         try:
-            if plan.scaling not in shapes:
-                shapes[plan.scaling] = _shapes(status, main.rotary, plan.rule, offsets)
+            # Plans of one scaling stand side by side; the curves of all scalings at once would be many.
+            if shapes is None or before is None or before.scaling != plan.scaling:
+                shapes = None
+                shapes = _shapes(status, main.rotary, plan.rule, offsets, samples)
         except ScalingError as error:
             if plan.option == "status quo":
                 raise
             skipped.append({"name": f"option {plan.option}: {plan.scaling}", "reason": str(error)})
             continue
-        records.append(_record(status, main.rotary, plan, shapes[plan.scaling], offsets))
+        records.append(_record(status, main.rotary, plan, shapes, offsets, samples))
     records.sort(key=lambda record: -record["score"])
     return [{"rank": rank, **record} for rank, record in enumerate(records, 1)], skipped
+
+
+def looked_at(status: StatusQuo) -> OffsetSamples:
+    """Returns the offsets of the main group at which curves are worked out: every one unless there are very many."""
+    main = status.main
+    assert main.rotary is not None
+    centres = stars(status.seen(main), status.reach(main))
+    return offset_samples.around(centres, status.reach(main), pairs=main.rotary.dim // 2)
 
 
 def _plans(
@@ -138,34 +151,36 @@ def _plans(
     return plans, skipped
 
 
-def _shapes(status: StatusQuo, rotary: Rotary, rule: Rule, offsets: list[int]) -> _Shapes:
+def _shapes(status: StatusQuo, rotary: Rotary, rule: Rule, offsets: list[int], samples: OffsetSamples) -> _Shapes:
     scaled = rule(rotary)
     length, reach = status.seen(status.main), status.reach(status.main)
     before, after = rotary.inverse_frequencies, scaled.inverse_frequencies
     weights = resolution.uniform_weights(len(before))
-    first_out = resolution.first_offset_out(before, after, length)
+    first_out, blocks = resolution.first_offset_out(before, after, length), samples.blocks
     near = [star for star in offsets if star < length]
     far = [star for star in offsets if star >= length]
     shown = [
-        resolution.coherence_curves(before, after, weights, near, reach, first_out=first_out),
-        resolution.coherence_curves(after, after, weights, far, reach, first_out=first_out),
+        resolution.coherence_curves(before, after, weights, near, reach, first_out=first_out, blocks=blocks),
+        resolution.coherence_curves(after, after, weights, far, reach, first_out=first_out, blocks=blocks),
     ]
     return _Shapes(
         scaled=scaled,
         share=resolution.out_of_distribution_share(before, after, original_length=length, target_length=reach),
         fisher_ratio=resolution.fisher_ratio(before, after, weights),
-        kernel=resolution.kernel_curves(after, weights, offsets, reach),
-        hot_swapped=resolution.coherence_curves(before, after, weights, near, reach),
+        kernel=resolution.kernel_curves(after, weights, offsets, reach, blocks=blocks),
+        hot_swapped=resolution.coherence_curves(before, after, weights, near, reach, blocks=blocks),
         shown=np.concatenate(shown),
-        out=resolution.weight_out(weights, first_out, reach),
+        out=resolution.weight_out(weights, first_out, samples.offsets),
     )
 
 
-def _record(status: StatusQuo, rotary: Rotary, plan: _Plan, shapes: _Shapes, offsets: list[int]) -> dict[str, Any]:
+def _record(
+    status: StatusQuo, rotary: Rotary, plan: _Plan, shapes: _Shapes, offsets: list[int], samples: OffsetSamples
+) -> dict[str, Any]:
     slope = 0.0 if plan.bias == "none" else status.gentlest_slope
-    bias = -slope * np.arange(len(shapes.out), dtype=np.float64)
+    bias = -slope * samples.offsets
     gain = shapes.scaled.cos_sin_factor**2 * shapes.scaled.logit_scale
-    curve = [_at_star(status, shapes, bias, gain, n, star) for n, star in enumerate(offsets)]
+    curve = [_at_star(status, shapes, samples, bias, gain, n, star) for n, star in enumerate(offsets)]
     scores = [{"amplitude": amplitude, **_score(curve, k)} for k, amplitude in enumerate(status.amplitudes)]
     amplitude = status.amplitude * gain
     weights = resolution.uniform_weights(rotary.dim // 2)
@@ -198,7 +213,10 @@ def _score(curve: list[dict[str, Any]], k: int) -> dict[str, float | None]:
     return {"score": float(np.mean([half for half in halves.values() if half is not None])), **halves}
 
 
-def _at_star(status: StatusQuo, shapes: _Shapes, bias: np.ndarray, gain: float, n: int, star: int) -> dict[str, Any]:
+def _at_star(
+    status: StatusQuo, shapes: _Shapes, samples: OffsetSamples, bias: np.ndarray, gain: float, n: int, star: int
+) -> dict[str, Any]:
+    edges = samples.edges
     trained = star < status.seen(status.main)
     hot = shapes.hot_swapped[n] if trained else None
     top, height = resolution.peak(hot) if hot is not None else (None, None)
@@ -206,13 +224,19 @@ def _at_star(status: StatusQuo, shapes: _Shapes, bias: np.ndarray, gain: float, 
     for amplitude in status.amplitudes:
         raised = amplitude * gain
         retained = resolution.retained_mass(
-            shapes.shown[n], shapes.out, bias, star=star, tolerance=max(1, star // 4), amplitude=raised
+            shapes.shown[n],
+            shapes.out,
+            bias,
+            star=star,
+            tolerance=max(1, star // 4),
+            amplitude=raised,
+            edges=edges,
         )
         by_amplitude.append(
             {
                 "amplitude": amplitude,
-                "g50": resolution.g50(raised * shapes.kernel[n] + bias, star),
-                "g50_hot_swapped": None if hot is None else resolution.g50(raised * hot + bias, star),
+                "g50": resolution.g50(raised * shapes.kernel[n] + bias, star, edges=edges),
+                "g50_hot_swapped": None if hot is None else resolution.g50(raised * hot + bias, star, edges=edges),
                 "retained_mass": retained,
             }
         )
@@ -220,8 +244,8 @@ def _at_star(status: StatusQuo, shapes: _Shapes, bias: np.ndarray, gain: float, 
     return {
         "offset": star,
         "trained": trained,
-        "coherence": None if hot is None else float(hot[star]),
-        "peak_offset": top,
+        "coherence": None if hot is None else float(hot[samples.index(star)]),
+        "peak_offset": None if top is None else int(samples.offsets[top]),
         "peak_coherence": height,
         **middle,
         "by_amplitude": by_amplitude,

@@ -4,13 +4,13 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from rope_jax.inspection.plain_text import drawn_plainly
 from rope_jax.inspection.table import tokens
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers and dashes say the same again.
@@ -41,7 +41,7 @@ def draw(record: Mapping[str, Any], *, kind: str) -> bytes:
       record: the record.
       kind: "svg" or "png".
     """
-    with matplotlib.rc_context(_STYLE):
+    with drawn_plainly(_STYLE):
         # Margins by hand: an automatic layout takes longer than all the drawing.
         figure = Figure(figsize=(15, 5.8))
         wavelengths, coherence, blur = figure.subplots(
@@ -173,7 +173,7 @@ def _blur(axis: Axes, record: Mapping[str, Any]) -> None:
 
 
 def _log_axis(axis: Axes, low: float, high: float) -> None:
-    """Makes y logarithmic, labelled with plain numbers: as powers they would need a slow parser of formulas."""
+    """Makes y logarithmic, labelled with plain numbers: powers would be formulas."""
     axis.set_yscale("log", subs=[])
     ticks = [10**k for k in range(-1, 20) if low <= 10**k <= high]
     axis.set_yticks(ticks, [tokens(tick) for tick in ticks], minor=False)

@@ -19,7 +19,7 @@ from rope_jax.errors import InputError
 from rope_jax.frequencies import base_multiplier, critical_dimension, period_growth, turns, wavelengths
 from rope_jax.inspection import thresholds
 from rope_jax.inspection.keys import STATUS
-from rope_jax.inspection.options import NOISE, SCORE, hyperparameters, ranked_options
+from rope_jax.inspection.options import NOISE, SCORE, hyperparameters, looked_at, ranked_options
 from rope_jax.inspection.status_quo import StatusQuo, status_quo
 from rope_jax.inspection.warnings import warnings_for
 
@@ -98,6 +98,7 @@ def inspect_positions(
                 "noise": NOISE,
                 "pair_weights": "uniform",
                 "score": SCORE,
+                "offsets": None if config.main_group.rotary is None else len(looked_at(status).offsets),
             },
             "layer_groups": [group_record(status, group) for group in config.groups],
             "thresholds": multipliers,
@@ -144,6 +145,7 @@ def threshold_record(status: StatusQuo) -> dict[str, Any] | None:
         "content_never_negative": content.multiplier,
         "content_fails_again_at": content.fails_again_at,
         "content_scan_step": content.step,
+        "content_offsets": content.offsets,
     }
 
 

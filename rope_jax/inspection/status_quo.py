@@ -10,6 +10,7 @@ from rope_jax.biases.slopes import paper_slopes
 from rope_jax.checkpoints.positions import BiasSpec, LayerGroup, PositionConfig
 from rope_jax.diagnosis.scalings import scaling_rule
 from rope_jax.errors import InputError
+from rope_jax.inspection.offset_samples import check_pairs
 from rope_jax.length_rules import LengthRule, at_length
 from rope_jax.rules import Rule
 
@@ -121,6 +122,9 @@ def status_quo(
         )
     if not 2 <= target_length <= LARGEST_TARGET:
         raise InputError(f"target length must lie in 2 ... {LARGEST_TARGET}, got {target_length}")
+    for group in config.groups:
+        if group.rotary is not None:
+            check_pairs(group.rotary.dim // 2, min(target_length, group.window or target_length), origin=config.origin)
     rule, scaling_source = _scaling(config, scaling_name, target_length / config.original_length)
     bias, bias_source = _bias(config, bias_name)
     return StatusQuo(config, target_length, amplitude, rule, scaling_source, bias, bias_source)

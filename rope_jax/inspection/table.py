@@ -147,12 +147,19 @@ def _thresholds(record: Mapping[str, Any]) -> list[str]:
         return []
     again = found["content_fails_again_at"]
     dips = f" (not monotone: fails again at {again:.5g})" if again is not None else ""
+    sampled = found["content_offsets"] < _reach(record)
+    bound = [f"            a lower bound: looked at {found['content_offsets']:,} m only"] if sampled else []
     return [
         *_title("Three thresholds for lambda, the factor on the base (main layers)"),
         f"  {_number(found['period_match'], 5):>8}  longest period grows by s",
         f"  {_number(found['no_cell_out_of_distribution'], 5):>8}  no cell out of distribution any more",
         f"  {_number(found['content_never_negative'], 5):>8}  sum of cos(m theta) >= 0 for all m <= target{dips}",
+        *bound,
     ]
+
+
+def _reach(record: Mapping[str, Any]) -> int:
+    return max(group["reach"] for group in record["layer_groups"] if group["pairs"])
 
 
 def _bias(record: Mapping[str, Any]) -> list[str]:
@@ -189,6 +196,11 @@ def _ranking(record: Mapping[str, Any]) -> list[str]:
     lines = [
         *_title(f"Options, best first ({record['status']})"),
         *_wrapped(f"score: {settings['score']}; at three amplitudes A, ranked by the middle one"),
+        *(
+            _wrapped(f"estimates from {settings['offsets']:,} of {_reach(record):,} offsets")
+            if settings["offsets"] < _reach(record)
+            else []
+        ),
         "  trained, new: the halves of the score; OOD: cells out of distribution",
         "  JND: tokens that one logit can tell apart, with noise of 1 nat",
         f"  {'#':<3}{'option':<12}{'scaling + bias':<28}{heads[0]:>7}{heads[1]:>7}{heads[2]:>7}"

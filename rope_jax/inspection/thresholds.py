@@ -9,8 +9,9 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float64
 
-from rope_jax.diagnosis.resolution import never_turns_fully, phase_sum
+from rope_jax.diagnosis.resolution import BLOCK, never_turns_fully, phase_sum
 from rope_jax.frequencies import Frequencies
+from rope_jax.inspection import offset_samples
 
 
 def scaled_by_base(frequencies: Frequencies, multiplier: float) -> Frequencies:
@@ -47,7 +48,7 @@ def in_distribution_multiplier(frequencies: Frequencies, *, original_length: int
     return float(stretch ** (len(frequencies) / partial[0]))
 
 
-_SLAB = 2**15  # offsets looked at together
+_SLAB = 2**7  # blocks of offsets looked at together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +56,18 @@ class NonNegativeBase:
     """Where `B(m)` stays at or above zero over the whole target length.
 
     Attributes:
-      multiplier: the smallest `lambda` found, or None if there is none up to the scan's end.
+      multiplier: the smallest `lambda` found, or None if there is none up to the scan's end; a lower bound where not
+        every offset was looked at.
       fails_again_at: the next larger `lambda` of the scan at which `B` dips below zero, up to twice `multiplier`,
         or None.
       step: ratio of neighbouring `lambda` in the scan, less 1; a narrower interval could be missed.
+      offsets: `m` looked at; fewer than `L' + 1` for a very long context.
     """
 
     multiplier: float | None
     fails_again_at: float | None
     step: float
+    offsets: int
 
 
 def content_curve(frequencies: Frequencies, length: int) -> Float64[np.ndarray, " offsets"]:
@@ -83,7 +87,8 @@ def non_negative_multiplier(
 
     It is not monotone in `lambda`: a larger base can fail again, so the answer comes from a scan upwards from 1 in
     steps of a constant ratio, its edge then narrowed by halving. After the first success the scan goes on to twice
-    that `lambda`, to see whether it fails again.
+    that `lambda`, to see whether it fails again. Of a very long context not every offset is looked at, see
+    `offset_samples.evenly`: a dip between those that are is missed, and the answer is a lower bound.
 
     Args:
       frequencies: `theta`, trained, `[pairs]`.
@@ -92,6 +97,8 @@ def non_negative_multiplier(
       largest: where to stop.
     """
     known_bad = np.zeros(0, dtype=np.int64)
+    coefficients = np.ones((1, len(frequencies)), np.complex128)
+    samples = offset_samples.evenly(target_length + 1, pairs=len(frequencies))
 
     def holds(multiplier: float) -> bool:
         nonlocal known_bad
@@ -103,12 +110,13 @@ def non_negative_multiplier(
                 known_bad = np.concatenate([failing[:1], known_bad[known_bad != failing[0]]])
                 return False
         # From the far end, where dips are deepest, in slabs: most lambda fail in the first.
-        for end in range(target_length + 1, 0, -_SLAB):
-            begin = max(end - _SLAB, 0)
-            curve = phase_sum(theta, np.exp(1j * begin * theta)[None], end - begin)[0]
+        for end in range(len(samples.blocks), 0, -_SLAB):
+            blocks = samples.blocks[max(end - _SLAB, 0) : end]
+            curve = phase_sum(theta, coefficients, target_length + 1, blocks=blocks)[0]
             bad = np.flatnonzero(curve < 0)
             if len(bad):
-                deepest = begin + bad[np.argsort(curve[bad])[:64]]
+                first_of_slab = max(end - _SLAB, 0) * BLOCK
+                deepest = samples.offsets[first_of_slab + bad[np.argsort(curve[bad])[:64]]]
                 known_bad = np.concatenate([deepest, np.setdiff1d(known_bad, deepest)])[:256]
                 return False
         return True
@@ -120,9 +128,9 @@ def non_negative_multiplier(
             if first is None:
                 first = _edge(holds, below, multiplier)
         elif first is not None:
-            return NonNegativeBase(first, multiplier, step)
+            return NonNegativeBase(first, multiplier, step, len(samples.offsets))
         below, multiplier = multiplier, multiplier * (1 + step)
-    return NonNegativeBase(first, None, step)
+    return NonNegativeBase(first, None, step, len(samples.offsets))
 
 
 def _edge(holds: Callable[[float], bool], fails: float, succeeds: float) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from rope_jax.biases import bucket_starts
 from rope_jax.diagnosis import resolution
@@ -130,6 +131,7 @@ def wavelengths(record: Mapping[str, Any]) -> str:
             axis.annotate(f"{key} length {lengths[key]:,}", (0, lengths[key]), va="bottom", fontsize=8)
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:,g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("rotary pair, fastest first")
         axis.set_ylabel("one turn (tokens)")
         figure.legend(loc="outside right upper", fontsize=9)

@@ -8,6 +8,8 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from rope_jax.inspection.plain_text import drawn_plainly
+
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 # Told apart by colour-blind readers, and on white as on black.
 COLOURS = {
@@ -39,7 +41,7 @@ STYLE: Any = {
 
 def styled():
     """Returns the context in which a figure is made and written."""
-    return matplotlib.rc_context(STYLE)
+    return drawn_plainly(STYLE)
 
 
 def written(figure: Figure, title: str) -> str:

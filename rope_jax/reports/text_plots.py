@@ -37,6 +37,7 @@ def loss_by_position(measured: Measurement) -> str:
             axis.axvline(measured.trained_length, color=INK, linewidth=0.8, linestyle=":")
             axis.set_title(BIAS_TITLES[bias], fontsize=10)
             axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
         top = max(value.mean for curve in measured.curves.values() for value in curve)
         axes[0].set_ylim(0, min(top * 1.05, 4 * np.log(measured.checkpoint.config.vocab_size)))
         for axis in axes[len(biases) :]:
@@ -123,6 +124,7 @@ def bias_curves(measured: Measurement) -> str:
             for head, curve in enumerate(values):
                 axis.plot(offset, curve, color=COLOURS["ntk"], alpha=0.35 + 0.6 * head / heads, linewidth=1.2)
             axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
             axis.set_title(BIAS_TITLES[name], fontsize=10)
             axis.axvline(measured.trained_length, color=INK, linewidth=0.8, linestyle=":")
         figure.supxlabel("offset (tokens, log scale); a line a head", fontsize=10)

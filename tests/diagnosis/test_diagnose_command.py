@@ -84,6 +84,7 @@ def test_the_page_is_self_contained(result):
     assert "src=" not in page
     assert page.count("<svg") == 4
     assert "prefers-color-scheme: dark" in page
+    assert "$" not in page  # no tick is labelled with a formula
 
 
 def test_json_prints_one_object_and_nothing_else(checkpoint, tokens, tmp_path, capsys):

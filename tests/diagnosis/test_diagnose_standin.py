@@ -45,6 +45,13 @@ def out(directory, tmp_path_factory):
     return out
 
 
+def test_a_budget_without_a_learned_probe_is_said_to_choose_nothing(directory, out, capsys):
+    assert diagnose(directory, out, "--budget=steps=0") == 0
+    assert "STRATEGY: none: the model has learned no probe" in capsys.readouterr().out
+    strategy = json.loads((out / "costs.json").read_text())["strategy"]
+    assert (strategy["cell"], strategy["reason"].split(",")[0]) == (None, "the model has learned no probe")
+
+
 def test_all_files_are_written_and_say_the_same(out, directory):
     assert {path.name for path in out.iterdir()} == {*FILES, "cells"}
     record = json.loads((out / "verdict.json").read_text())

@@ -132,7 +132,7 @@ def test_kernel_curves_are_the_kernel_moved():
 
 def test_weight_out_is_the_share():
     first = resolution.first_offset_out(THETA, THETA, L)
-    out = resolution.weight_out(UNIFORM, first, TARGET)
+    out = resolution.weight_out(UNIFORM, first, np.arange(TARGET))
     assert out[L - 1] == 0
     assert out[L] == pytest.approx(18 / 64)
     assert out.mean() == pytest.approx(share("none"))

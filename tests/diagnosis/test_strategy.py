@@ -2,9 +2,12 @@
 
 import pytest
 from cases import scores, used
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from rope_jax.diagnosis.attribution import Used
 from rope_jax.diagnosis.cells import UNCHANGED, Cell
-from rope_jax.diagnosis.strategy import Budget, choose, parse, strategy_lines
+from rope_jax.diagnosis.strategy import Budget, choose, parse, strategy_lines, strategy_record
 from rope_jax.diagnosis.verdict import Margins
 from rope_jax.errors import InputError
 
@@ -43,3 +46,19 @@ def test_the_best_cell_within_the_budget_is_chosen_and_the_dearer_one_named():
 def test_where_nothing_else_qualifies_the_unchanged_model_is_left():
     only = choose({UNCHANGED: [scores(seed=1)]}, {}, used("bind"), Budget(), [], margins=Margins())
     assert only.cell == UNCHANGED
+
+
+@settings(max_examples=20)
+@given(st.sets(st.sampled_from(["bind", "ord"])), st.booleans(), st.sampled_from([None, 0.5, 2.0]), st.integers(1, 3))
+def test_whatever_was_learned_ends_in_a_strategy_or_a_reason(precision, retrieval, latency, rows):
+    learned = Used(precision=tuple(precision), retrieval=retrieval, refused={}, accuracy={})
+    cells = {UNCHANGED: [scores(seed=1, rows=rows)], GOOD: [scores(seed=1, long=1.0, rows=rows)]}
+    budget = Budget() if latency is None else Budget(latency=latency)
+    costs = [cost(UNCHANGED, 10.0), cost(GOOD, 11.0)]
+    chosen = choose(cells, {GOOD: [scores(rows=rows)]}, learned, budget, costs, margins=Margins())
+    assert (chosen.cell is None) == (not learned.names)
+    assert (chosen.reason is None) == bool(learned.names)
+    assert strategy_record(chosen)["reason"] == chosen.reason
+    assert strategy_lines(chosen)[0].startswith(
+        "STRATEGY: none: the model has learned no probe" if chosen.reason else ""
+    )
