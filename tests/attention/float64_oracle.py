@@ -138,8 +138,9 @@ def gradients(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, float]
     # Of a pair of tokens only the offset counts, so an error may grow with that, and with half a (small) tile.
     parts = [np.abs(_pairs(y, made["q_turns"], problem.scheme.layout)) for y in (made["q"], made["k"])]
     far = np.einsum("bhqk,bkhp->bqhp", grown * (16 + distance), parts[1])
-    magnitudes = np.abs(made["scale"]) * np.einsum("bqhd,bkhd->bhqk", np.abs(made["q"]), np.abs(made["k"]))
-    sizes["logits"] = made["weights"] * (magnitudes + np.abs(made["bias"]))
+    products = np.einsum("bqhd,bkhd->bhqk", np.abs(made["q"]), np.abs(made["k"]))
+    sizes["cos_sin_factor"] = 2 * (grown * products).sum(axis=(1, 2, 3)) / x["cos_sin_factor"]
+    sizes["logits"] = made["weights"] * (np.abs(made["scale"]) * products + np.abs(made["bias"]))
     sizes["inverse_frequencies"] = (far * parts[0]).sum(axis=(1, 2))
     for of, terms in ((found, d_logits), (sizes, magnitude)):
         of["offset_bias"] = np.zeros_like(x["offset_bias"])
