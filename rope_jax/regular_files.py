@@ -1,8 +1,8 @@
 """Files that are opened only where they are regular: a FIFO waits for a writer for ever, a device may never end."""
 
+import io
 import os
 import stat
-from typing import BinaryIO
 
 from rope_jax.errors import InputError, RopeJaxError
 
@@ -17,7 +17,9 @@ _KINDS = (
 )
 
 
-def open_regular(path: str | os.PathLike[str], what: str, *, error: type[RopeJaxError] = InputError) -> BinaryIO:
+def open_regular(
+    path: str | os.PathLike[str], what: str, *, error: type[RopeJaxError] = InputError
+) -> io.BufferedReader:
     """Returns a regular file, or a link to one, opened for reading bytes; never waits.
 
     Args:
