@@ -89,6 +89,7 @@ def json_record(measured: Measurement) -> dict[str, Any]:
             "half": measured.layout.half,
             "interleaved": measured.layout.interleaved,
             "favours": measured.layout.favours,
+            "undecided": measured.layout.undecided,
         },
         "compilations": measured.compilations,
         "seconds": dict(measured.seconds),
