@@ -125,27 +125,30 @@ def test_the_loss_of_a_random_model_favours_neither():
     layouts.require_layout(found, "interleaved", origin="here")
 
 
-def confident_model(seed):
-    """A model that is sure of tokens that do not come: its losses are far above a blind guess, in any layout."""
-    model = random_model(seed)
-    attention = model.blocks[0].attention
-    for weight in (attention.q_norm.weight, attention.k_norm.weight, attention.o.kernel, model.unembedding):
-        weight[...] = weight[...] * 8
-    return model
+def unreadable_text(model, length):
+    """Returns tokens guessed worse than blindly in both layouts, and worse as half than as interleaved."""
+    graph, state = nnx.split(model)
+    tokens = np.zeros((1, length), np.int32)
+    for at in range(length - 1):
+        half, interleaved = (
+            np.asarray(jax.nn.log_softmax(_logits(graph, state, jnp.asarray(tokens), scheme_in(layout))))[0, at]
+            for layout in ("half", "interleaved")
+        )
+        unlikely = np.maximum(half, interleaved) < -np.log(13)
+        tokens[0, at + 1] = np.where(unlikely, interleaved - half, -np.inf).argmax()
+    return jnp.asarray(tokens)
 
 
-def test_text_that_the_model_cannot_read_decides_nothing(monkeypatch):
-    tokens = jnp.asarray(np.random.RandomState(0).randint(0, 13, size=(2, 257)))
-    guess = np.log(13)
-    differ = 0
-    for seed in range(6):
-        found = layouts.layout_by_loss(confident_model(seed), tokens, scheme_in("half"))
-        assert min(found.half, found.interleaved) > guess
-        assert found.favours is None
-        differ += abs(found.margin) > 4 * found.standard_error
-        for layout in ("half", "interleaved"):
-            layouts.require_layout(found, layout, origin="here")
-    assert differ >= 2  # what a lower loss alone would have decided
+def test_text_that_the_model_cannot_read_decides_nothing():
+    model = random_model()
+    model.unembedding[...] = model.unembedding[...] * 8  # surer of what it says
+    found = layouts.layout_by_loss(model, unreadable_text(model, 65), scheme_in("half"))
+    assert found.margin < -max(4 * found.standard_error, 0.02)  # what a lower loss alone would call interleaved
+    assert found.interleaved > np.log(13)
+    assert found.favours is None
+    assert "blind guess" in found.undecided
+    for layout in ("half", "interleaved"):
+        layouts.require_layout(found, layout, origin="here")
 
 
 MEANS = st.floats(0.5, 40)
@@ -187,9 +190,8 @@ def test_a_few_hundred_tokens_are_looked_at_whatever_the_text(rows, length):
 
 def test_one_piece_at_a_time_goes_through_the_vocabulary():
     graph, state = nnx.split(plain_model())
-    program = str(
-        jax.make_jaxpr(functools.partial(layouts._losses, graph))(state, jnp.zeros((2, 257), int), scheme_in("half"))
-    )
+    tokens = jnp.zeros((2, 257), int)
+    program = str(jax.make_jaxpr(functools.partial(layouts._losses, graph))(state, tokens, scheme_in("half")))
     assert "f32[1,256,13]" in program
     assert "2,256,13]" not in program
 
