@@ -86,7 +86,7 @@ def load(directory: str | Path, *, max_bytes: int | None = None) -> Checkpoint:
         model=model,
         positions=positions,
         layout="half",
-        tokenizer_file=tokenizer if tokenizer.is_file() else None,
+        tokenizer_file=tokenizer if tokenizer.exists() else None,
         sha256=_hash_of(sorted(shards)),
         origin=str(directory),
     )

@@ -72,7 +72,7 @@ def load(file: str | Path, *, max_bytes: int | None = None) -> Checkpoint:
         model=weights.assemble(graph, state, tensor),
         positions=_positions(config, seq_len, file),
         layout="interleaved",
-        tokenizer_file=tokenizer if tokenizer.is_file() else None,
+        tokenizer_file=tokenizer if tokenizer.exists() else None,
         sha256=_hash_of(file),
         origin=str(file),
     )

@@ -32,7 +32,7 @@ KEYS = {
     "cells": "each scaling x bias: loss by bin and by curve bin, short and long loss, short_cost, long_gain; "
     "each with mean, low, high",
     "effects": "short and long: main effects of each scaling and bias, interaction of each pair; positive is worse",
-    "layout_check": "mean loss under both layouts of the rotary pairs, and which one the text supports",
+    "layout_check": "mean loss under both layouts of the rotary pairs, and which one the text supports, or why none",
     "compilations": "programs compiled for all cells together",
     "seconds": "wall time by stage",
     "versions": "of what ran",
