@@ -64,7 +64,7 @@ def positions_of(config: Mapping[str, Any], *, origin: str) -> PositionConfig:
       origin: its name, for messages and reports.
 
     Raises:
-      UnsupportedError: if it uses a mechanism of `model_types.REFUSED`.
+      UnsupportedError: if it uses a mechanism of `model_types.REFUSED` or `mechanisms.MECHANISMS`.
       ConfigError: if a key about positions is missing, unknown, contradictory, of the wrong type or out of range.
     """
     ledger = Ledger(config, origin)
