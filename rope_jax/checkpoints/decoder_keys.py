@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rope_jax.checkpoints import strict_json, weights
+from rope_jax.checkpoints.mechanisms import OWN_CODE, mechanism_of
 from rope_jax.checkpoints.model_types import SLIDING
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.decoder import DecoderConfig
@@ -65,7 +66,6 @@ _ONLY: dict[str, tuple] = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "quantization_config": (None,),
-    "rope_interleaved": (False,),
     "sliding_window": (None,),
     "use_mrope": (False,),
     "use_qk_norm": (False,),
@@ -85,6 +85,11 @@ def check_keys(raw: Mapping[str, Any], file: Path) -> str:
     if architectures and "ForCausalLM" not in str(architectures):
         raise UnsupportedError(f"{file}: architectures {strict_json.show(architectures)} are no causal language model")
     for key, value in raw.items():
+        mechanism = mechanism_of(key, top=True)
+        if mechanism is not None and not mechanism.off(value):
+            raise UnsupportedError(f"{file}: {key}: {mechanism.says}, got {strict_json.show(value)}")
+        if mechanism is not None or key == OWN_CODE:  # code of its own is a finding, where positions are read
+            continue
         if key in _UNDERSTOOD[model_type] or key in _NO_EFFECT:
             continue
         if key not in _ONLY:

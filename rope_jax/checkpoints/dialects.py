@@ -12,11 +12,13 @@ from typing import Any
 
 from rope_jax import scaling
 from rope_jax.checkpoints import strict_json
-from rope_jax.checkpoints.layer_groups import COUNT, HEAD_DIM, HEADS, HIDDEN, WIDTH, rope_groups
+from rope_jax.checkpoints.layer_groups import COUNT, HEAD_DIM, HEADS, HIDDEN, WIDTH, check_head, rope_groups
 from rope_jax.checkpoints.ledger import Ledger, Section, boolean, close, integer, number, read_places, text
+from rope_jax.checkpoints.mechanisms import OWN_CODE, mechanism_of
 from rope_jax.checkpoints.model_types import FULL, HARMLESS, MODEL_TYPES, UNKNOWN, WRAPPERS, ModelType, refusal
 from rope_jax.checkpoints.positions import BiasSpec, LayerGroup, PositionConfig
 from rope_jax.checkpoints.rope_types import LENGTH
+from rope_jax.errors import UnsupportedError
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx")
@@ -62,7 +64,7 @@ def positions_of(config: Mapping[str, Any], *, origin: str) -> PositionConfig:
       origin: its name, for messages and reports.
 
     Raises:
-      UnsupportedError: if it uses a mechanism of `model_types.REFUSED`.
+      UnsupportedError: if it uses a mechanism of `model_types.REFUSED` or `mechanisms.MECHANISMS`.
       ConfigError: if a key about positions is missing, unknown, contradictory, of the wrong type or out of range.
     """
     ledger = Ledger(config, origin)
@@ -72,9 +74,14 @@ def positions_of(config: Mapping[str, Any], *, origin: str) -> PositionConfig:
     model_type = _model_type(outer, inner)
     spec = MODEL_TYPES.get(model_type, UNKNOWN)
     ledger.defaults_of, ledger.defaults = model_type, spec.defaults
+    if spec is UNKNOWN:
+        ledger.find(
+            f"model_type {model_type!r:.60} is not known here: its keys are read as most model types mean them, and "
+            "whether its published code leaves some layers without rotation is not known"
+        )
     if spec.scheme == "refused":
         raise refusal(top if top.holds("model_type") else outer, "model_type", spec.refused)
-    _refuse_by_key(top)
+    _refuse_by_key(ledger, top, spec)
     layers = _layers(top, spec)
     declared = top.need(*LENGTHS, check=LENGTH, name="declared_length")
     biased = {"alibi": _bloom, "mpt": _mpt, "t5": _t5, "falcon": _falcon_alibi}.get(spec.scheme)
@@ -113,16 +120,24 @@ def _model_type(outer: Section, inner: Section | None) -> str:
     return WRAPPERS.get(stated, stated)
 
 
-def _refuse_by_key(top: Section) -> None:
-    """Refuses mechanisms that a key switches on whatever the model type."""
+def _refuse_by_key(ledger: Ledger, top: Section, spec: ModelType) -> None:
+    """Refuses mechanisms that a key switches on whatever the model type, and notes code that comes with the model."""
     if top.content.get("use_bidirectional_attention") in (True, "all"):
         raise refusal(top, "use_bidirectional_attention", "bidirectional attention")
-    if top.content.get("is_causal") is False:
-        raise refusal(top, "is_causal", "bidirectional attention")
-    if top.content.get("attn_temperature_tuning") not in (None, False):
-        raise refusal(top, "attn_temperature_tuning", "attention temperature")
     if top.holds("position_embedding_type") and top.content["position_embedding_type"] in ("absolute", "learned"):
         raise refusal(top, "position_embedding_type", "learned positions")
+    for path, key, value in ledger.entries():
+        prefix = path[: len(path) - len(key)]
+        if key == OWN_CODE and value:
+            ledger.find(
+                f"{path}: the model comes with code of its own, not read here: it may treat positions otherwise"
+            )
+        mechanism = mechanism_of(key, top=prefix in ("", top.prefix))
+        if mechanism is None or (spec.latent and key == "rope_interleave"):
+            continue
+        if not mechanism.off(value):
+            raise Section(ledger, {key: value}, prefix).error(key, mechanism.says, UnsupportedError)
+        ledger.account(path, "null: not set" if value is None else "says what is done anyway")
 
 
 def _layers(top: Section, spec: ModelType) -> int:
@@ -157,6 +172,7 @@ def _heads(top: Section) -> tuple[int, int]:
             raise top.error(HIDDEN[0], f"{hidden} is not a multiple of {num_heads} heads")
         head_dim = hidden // num_heads
         top.ledger.use("head_dim", head_dim, "derived: hidden_size / num_attention_heads")
+    check_head(top, "head_dim", head_dim)
     return num_heads, head_dim
 
 

@@ -18,6 +18,7 @@ from rope_jax.checkpoints.positions import PositionConfig
 from rope_jax.checkpoints.weights import Shape
 from rope_jax.decoder import DecoderConfig
 from rope_jax.errors import CheckpointError, ConfigError
+from rope_jax.regular_files import check_regular, open_regular
 from rope_jax.rules import Rule
 
 WEIGHTS = "model.safetensors"
@@ -65,18 +66,19 @@ def load(directory: str | Path, *, max_bytes: int | None = None) -> Checkpoint:
     decoder_keys.check_config_fits(raw, model_type, config_file, max_bytes)
     positions = positions_of(raw, origin=str(config_file))
     config = decoder_keys.decoder_config(raw, model_type, positions, config_file)
-    graph, state = weights.abstract_decoder(config)
-    paths = {published_name(path): path for path in weights.published_shapes(state)}
-    expected = {name: weights.published_shapes(state)[path] for name, path in paths.items()}
     with contextlib.ExitStack() as stack:
         shards = {file: stack.enter_context(_opened(file)) for file in _weight_files(directory)}
         tensors = _tensors(directory, shards)
+        _check_layers(tensors, config, directory)
+        graph, state = weights.abstract_decoder(config)
+        shapes = weights.published_shapes(state)
+        names = {path: published_name(path) for path in shapes}
+        expected = {names[path]: shape for path, shape in shapes.items()}
         extras = _check_tensors(tensors, expected, config, directory)
         stored = sum(tensor.bytes for tensor in tensors.values())
         weights.check_fits(stored, max_bytes, str(directory))
         for name in extras:
             _check_extra(name, tensors, positions)
-        names = {path: name for name, path in paths.items()}
         model = weights.assemble(graph, state, lambda path: tensors[names[path]].read())
     tokenizer = directory / "tokenizer.json"
     return Checkpoint(
@@ -84,7 +86,7 @@ def load(directory: str | Path, *, max_bytes: int | None = None) -> Checkpoint:
         model=model,
         positions=positions,
         layout="half",
-        tokenizer_file=tokenizer if tokenizer.is_file() else None,
+        tokenizer_file=tokenizer if tokenizer.exists() else None,
         sha256=_hash_of(sorted(shards)),
         origin=str(directory),
     )
@@ -116,7 +118,9 @@ class _Tensor:
         try:
             value = self.handle.get_tensor(self.name)
         except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{self.file}: tensor {self.name!r} cannot be read ({_one_line(error)})") from error
+            raise CheckpointError(
+                f"{self.file}: tensor {strict_json.show(self.name)} cannot be read ({_one_line(error)})"
+            ) from error
         weights.check_finite(value, self.name, self.file)
         return value
 
@@ -127,6 +131,7 @@ def _one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[Any]:
+    check_regular(file, "weights", error=CheckpointError)
     try:
         handle = safe_open(str(file), framework="numpy")
     except (SafetensorError, OSError, ValueError) as error:
@@ -146,9 +151,12 @@ def _weight_files(directory: Path) -> list[Path]:
     files = sorted(set(_weight_map(index).values()))
     for name in files:
         if Path(name).name != name or "\\" in name or name in (".", "..") or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: names the file {name!r}, which is not a plain .safetensors file name")
-        if not (directory / name).is_file():
-            raise CheckpointError(f"{index}: names the file {name!r}, which is not in the directory")
+            shown = strict_json.show(name)
+            raise CheckpointError(f"{index}: names the file {shown}, which is not a plain .safetensors file name")
+        try:
+            check_regular(directory / name, "weights", error=CheckpointError)
+        except CheckpointError as error:
+            raise CheckpointError(f"{index}: names a file that is not in the directory: {error}") from None
     return [directory / name for name in files]
 
 
@@ -168,7 +176,7 @@ def _tensors(directory: Path, shards: Mapping[Path, Any]) -> dict[str, _Tensor]:
     for file, handle in shards.items():
         for name in handle.keys():  # noqa: SIM118 - a handle is no mapping
             if name in found:
-                raise CheckpointError(f"{file}: tensor {name!r} is also in {found[name].file.name}")
+                raise CheckpointError(f"{file}: tensor {strict_json.show(name)} is also in {found[name].file.name}")
             view = handle.get_slice(name)
             found[name] = _Tensor(name, tuple(view.get_shape()), view.get_dtype(), file, handle)
     index = directory / INDEX
@@ -176,11 +184,20 @@ def _tensors(directory: Path, shards: Mapping[Path, Any]) -> dict[str, _Tensor]:
         where = _weight_map(index)
         for name, file_name in where.items():
             if name not in found or found[name].file.name != file_name:
-                raise CheckpointError(f"{index}: tensor {name!r} is not in {file_name}, where the index has it")
+                shown = strict_json.show(name), strict_json.show(file_name)
+                raise CheckpointError(f"{index}: tensor {shown[0]} is not in {shown[1]}, where the index has it")
         for name, tensor in found.items():
             if name not in where:
-                raise CheckpointError(f"{tensor.file}: tensor {name!r} is not in {INDEX}")
+                raise CheckpointError(f"{tensor.file}: tensor {strict_json.show(name)} is not in {INDEX}")
     return found
+
+
+def _check_layers(tensors: Mapping[str, _Tensor], config: DecoderConfig, directory: Path) -> None:
+    """Raises if a layer of the config has no weights: a huge number of layers costs time before it is made."""
+    for layer in range(config.num_layers):
+        name = published_name(f"blocks.{layer}.attention_norm.weight")
+        if name not in tensors:
+            raise CheckpointError(f"{directory}: tensor {strict_json.show(name)} is missing from its weights")
 
 
 def _check_tensors(
@@ -189,20 +206,26 @@ def _check_tensors(
     """Returns the names beside the expected ones that an older checkpoint may hold."""
     for name in expected:
         if name not in tensors:
-            raise CheckpointError(f"{directory}: tensor {name!r} is missing from its weights")
+            raise CheckpointError(f"{directory}: tensor {strict_json.show(name)} is missing from its weights")
     extras = []
     for name, tensor in tensors.items():
         if name not in expected:
             buffer = name.startswith("model.") and name.endswith("rotary_emb.inv_freq")
             if not (buffer or (name == "lm_head.weight" and config.tie_embeddings)):
-                raise CheckpointError(f"{tensor.file}: tensor {name!r} belongs to nothing in the config's model")
+                raise CheckpointError(
+                    f"{tensor.file}: tensor {strict_json.show(name)} belongs to nothing in the config's model"
+                )
             extras.append(name)
         elif tensor.shape != expected[name]:
             want = list(expected[name])
-            raise CheckpointError(f"{tensor.file}: tensor {name!r} is {list(tensor.shape)}, the config makes it {want}")
+            raise CheckpointError(
+                f"{tensor.file}: tensor {strict_json.show(name)} is {list(tensor.shape)}, the config makes it {want}"
+            )
         if tensor.dtype not in _BYTES:
             allowed = ", ".join(_BYTES)
-            raise CheckpointError(f"{tensor.file}: tensor {name!r} is stored as {tensor.dtype}; {allowed} are read")
+            raise CheckpointError(
+                f"{tensor.file}: tensor {strict_json.show(name)} is stored as {tensor.dtype}; {allowed} are read"
+            )
     return extras
 
 
@@ -226,13 +249,13 @@ def _check_extra(name: str, tensors: Mapping[str, _Tensor], positions: PositionC
             # Half precision keeps six hundred-millionths of a small value, whatever its size.
             if stored.shape == theta.shape and np.allclose(stored, theta, rtol=tolerance, atol=6e-8):
                 return
-    raise CheckpointError(f"{tensor.file}: the frequencies in {name!r} are not those of the config")
+    raise CheckpointError(f"{tensor.file}: the frequencies in {strict_json.show(name)} are not those of the config")
 
 
 def _hash_of(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
+        with open_regular(file, "weights", error=CheckpointError) as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()

@@ -1,19 +1,22 @@
-"""Which layers of a model share positions: layer types, windows, and what each type reads from the config."""
+"""Which layers of a model share positions, and what each layer type reads from the config."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from rope_jax.checkpoints.ledger import Check, Section, boolean, integer, list_of, number, read_places, text
-from rope_jax.checkpoints.model_types import CHUNKED, FULL, LINEAR, SLIDING, ModelType, refusal
+from rope_jax.checkpoints.layer_kinds import COUNT, layer_types_of, turning_layers, window_of
+from rope_jax.checkpoints.ledger import Check, Section, boolean, integer, number, read_places
+from rope_jax.checkpoints.model_types import CHUNKED, FULL, LINEAR, SLIDING, ModelType
+from rope_jax.checkpoints.per_layer import PER_LAYER, own_sections
 from rope_jax.checkpoints.positions import LayerGroup
-from rope_jax.checkpoints.rope_types import MAX_LENGTH, THETA, Scaled, rope_type_of, scaled
+from rope_jax.checkpoints.rope_types import THETA, Scaled, rope_type_of, scaled
 
-COUNT = integer(1, 100_000)
 WIDTH = integer(1, 1_000_000)
+# The widest head published has 576 dimensions. What is computed from a config grows with this number.
+MAX_HEAD = 16_384
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 HIDDEN = ("hidden_size", "d_model", "n_embed", "n_embd")
-HEAD_DIM = ("head_dim", "d_kv")
+HEAD_DIM = ("head_dim", "d_kv", "kv_channels", "attention_head_dim", "attention_head_size", "d_head", "head_size")
 _NOPE = "_nope"  # suffix of the group of layers that do not turn
 
 
@@ -85,13 +88,16 @@ def _check_equal(top: Section, old: Mapping[str, Any], new: Mapping[str, Any]) -
         raise top.error("rope_scaling", f"contradicts {top.prefix}rope_parameters")
 
 
-def shape_of(top: Section, rope: Section, spec: ModelType, *, kind: str, whole: bool, label: str) -> Shape:
+def shape_of(
+    top: Section, rope: Section, spec: ModelType, own_layers: Section | None, *, kind: str, whole: bool, label: str
+) -> Shape:
     """Returns the heads of one layer type.
 
     Args:
       top: the model's section.
       rope: the layer type's rope section, which may hold `partial_rotary_factor`.
       spec: the model type.
+      own_layers: what `per_layer_config` says of these layers, or None.
       kind: the layer type.
       whole: whether the rope type keeps still dimensions as pairs of frequency 0 ("proportional").
       label: prefix of short names.
@@ -100,19 +106,19 @@ def shape_of(top: Section, rope: Section, spec: ModelType, *, kind: str, whole: 
       ConfigError: if no even number of dimensions, at most a head, would turn.
     """
     own = spec.own_keys.get(kind, {})
-
-    num_heads = _read_own(top, own, HEADS, COUNT, name=f"{label}num_heads")
+    num_heads = _read_own(top, own, own_layers, HEADS, COUNT, name=f"{label}num_heads")
     if num_heads is None:
         raise top.error(HEADS[0], "missing")
     if spec.latent:
         return _latent_shape(top, num_heads)
-    head_dim = _read_own(top, own, HEAD_DIM, WIDTH, name=f"{label}head_dim")
+    head_dim = _read_own(top, own, own_layers, HEAD_DIM, WIDTH, name=f"{label}head_dim")
     if head_dim is None:
         hidden = top.need(*HIDDEN, check=WIDTH, name="hidden_size")
         if hidden % num_heads:
             raise top.error("head_dim", f"missing, and hidden_size {hidden} is not a multiple of {num_heads} heads")
         head_dim = hidden // num_heads
         top.ledger.use(f"{label}head_dim", head_dim, "derived: hidden_size / num_attention_heads")
+    check_head(top, "head_dim", head_dim)
     places = [(rope, "partial_rotary_factor")] + [
         (top, key) for key in ("partial_rotary_factor", "rotary_pct", "rope_pct")
     ]
@@ -132,10 +138,32 @@ def shape_of(top: Section, rope: Section, spec: ModelType, *, kind: str, whole: 
     return Shape(num_heads, head_dim, rotary_dim, 1.0 if partial is None else partial)
 
 
-def _read_own(top: Section, own: Mapping[str, str], keys: tuple[str, ...], check: Check, *, name: str) -> int | None:
-    """Returns what a layer type's own key says, or else the key that all layers share."""
+def check_head(top: Section, key: str, head_dim: int) -> None:
+    """Raises where a head is so wide that what is computed from it would not fit, before any of it is."""
+    if head_dim > MAX_HEAD:
+        raise top.error(key, f"heads of {head_dim:,} dimensions are not read; at most {MAX_HEAD:,} are")
+
+
+def _read_own(
+    top: Section,
+    own: Mapping[str, str],
+    own_layers: Section | None,
+    keys: tuple[str, ...],
+    check: Check,
+    *,
+    name: str,
+) -> int | None:
+    """Returns what the layers' own section or a layer type's own key says, or else the key that all layers share."""
     special = own.get(keys[0])
-    if special is not None and (special in top.content or special in top.ledger.defaults):
+    for key in keys:  # what other layers have, and these do not
+        if top.holds(key):
+            top.ledger.account(top.prefix + key)
+    if own_layers is not None and own_layers.holds(keys[0]):
+        places = [(own_layers, keys[0])] + ([(top, special)] if special is not None else [])
+        return read_places(places, check=check, name=name, default=False)
+    # A default for the layer type is written out, layer by layer, where anything is.
+    written_out = top.holds(PER_LAYER)
+    if special is not None and (special in top.content or (special in top.ledger.defaults and not written_out)):
         return top.read(special, check=check, name=name)
     return top.read(*keys, check=check, name=name)
 
@@ -148,98 +176,26 @@ def _latent_shape(top: Section, num_heads: int) -> Shape:
         raise top.error("qk_rope_head_dim", "must be an even number")
     top.read("rope_interleave", check=boolean)
     head_dim = still + turning
+    check_head(top, "qk_nope_head_dim", head_dim)
     if top.holds("head_dim") and top.need("head_dim", check=WIDTH) not in (turning, head_dim):
         raise top.error("head_dim", f"is neither qk_rope_head_dim {turning} nor the whole head {head_dim}")
+    if top.holds("qk_head_dim") and top.need("qk_head_dim", check=WIDTH) != head_dim:
+        raise top.error("qk_head_dim", f"contradicts qk_nope_head_dim + qk_rope_head_dim, {head_dim}")
     top.ledger.use("head_dim", head_dim, "derived: qk_nope_head_dim + qk_rope_head_dim")
     top.ledger.use("rotary_dim", turning, f"{top.prefix}qk_rope_head_dim")
     return Shape(num_heads, head_dim, turning, 1.0)
 
 
-def window_of(top: Section, spec: ModelType) -> int | None:
-    """Returns the window that the config states, in tokens including the query's own, or None."""
-    ledger, size = top.ledger, integer(1, MAX_LENGTH)
-    use = top.read("use_sliding_window", check=boolean)
-    window: int | None = top.read("sliding_window", check=size, name="sliding_window")
-    if spec.window_excludes_self:
-        before = top.read("sliding_window_size", check=size)
-        if before is not None:
-            # The published serving code lets a query see this many tokens besides itself.
-            ledger.void("sliding_window", "sliding_window_size decides, and counts the tokens before the query")
-            window = before + 1
-            ledger.use("sliding_window", window, "derived: sliding_window_size + 1, the query's own token")
-        top.ignore("attention_chunk_size", "the published code cuts by sliding_window_size")
-    if use is False:
-        ledger.void("sliding_window", "use_sliding_window is false")
-        return None
-    return window
-
-
-def layer_types_of(top: Section, spec: ModelType, *, layers: int, window: int | None) -> tuple[str, ...]:
-    """Returns the type of every layer, as stated or as the model type's pattern gives it.
-
-    Raises:
-      ConfigError: if a list has the wrong length or an unknown type, or two statements disagree.
-    """
-    by_pattern = _layers_by_pattern(top, spec, layers, window)
-    stated = top.read("layer_types", check=list_of(text, layers))
-    hybrid = top.read("hybrid_layer_pattern", check=list_of(integer(0, 1), layers))
-    if hybrid is not None:
-        from_hybrid = tuple(SLIDING if entry else FULL for entry in hybrid)
-        if stated is not None and stated != from_hybrid:
-            raise top.error("hybrid_layer_pattern", "contradicts layer_types")
-        stated = from_hybrid
-    if stated is None:
-        return by_pattern
-    for kind in stated:
-        if kind == CHUNKED:
-            raise refusal(top, "layer_types", "chunked attention")
-        if kind not in (FULL, SLIDING, LINEAR):
-            raise top.error("layer_types", f"unknown layer type {kind!r:.60}")
-    if (
-        any(key in top.content for key in ("sliding_window_pattern", "full_attention_interval"))
-        and stated != by_pattern
-    ):
-        key = "sliding_window_pattern" if "sliding_window_pattern" in top.content else "full_attention_interval"
-        raise top.error(key, "contradicts layer_types")
-    for name in ("sliding_window_pattern", "full_attention_interval", "max_window_layers"):
-        top.ledger.void(name, "layer_types names every layer")
-    return stated
-
-
-def _layers_by_pattern(top: Section, spec: ModelType, layers: int, window: int | None) -> tuple[str, ...]:
-    if spec.layers == "every nth full":
-        every = top.need("sliding_window_pattern", check=COUNT)
-        return tuple(SLIDING if (i + 1) % every else FULL for i in range(layers))
-    if spec.layers == "every nth not linear":
-        every = top.need("full_attention_interval", check=COUNT)
-        return tuple(LINEAR if (i + 1) % every else FULL for i in range(layers))
-    if spec.layers == "upper sliding":
-        first = top.read("max_window_layers", check=integer(0, 100_000))
-        if window is None or first is None:
-            top.ledger.void("max_window_layers", "no layer has a window")
-            return (FULL,) * layers
-        return tuple(SLIDING if i >= first else FULL for i in range(layers))
-    return (FULL,) * layers
-
-
-def _turning(top: Section, spec: ModelType, kinds: tuple[str, ...]) -> tuple[bool, ...]:
-    """Returns whether each layer turns at all."""
-    if spec.without_rotation == "full":
-        return tuple(kind != FULL for kind in kinds)
-    if spec.without_rotation == "none":
-        return (True,) * len(kinds)
-    every = top.read("no_rope_layer_interval", check=COUNT)
-    listed = top.read("no_rope_layers", check=list_of(integer(0, 1), len(kinds)))  # 1 where the layer does turn
-    if listed is not None:
-        top.ledger.void("no_rope_layer_interval", "no_rope_layers names every layer")
-        return tuple(entry == 1 for entry in listed)
-    return tuple(every is None or (i + 1) % every != 0 for i in range(len(kinds)))
-
-
 def _base(top: Section, rope: Section, spec: ModelType, *, kind: str, label: str) -> float:
     own = spec.own_keys.get(kind, {}).get("rope_theta")
     if own is not None:
-        places = [(rope, "rope_theta"), (top, own)]
+        # Without any statement the own key's default counts, not that of the layers beside these.
+        stated: float | None = read_places(
+            [(rope, "rope_theta"), (top, own)], check=THETA, name=f"{label}rope_theta", default=False
+        )
+        if stated is not None:
+            return stated
+        places = [(top, own)]
     elif label and rope.holds("rope_theta"):
         places = [(rope, "rope_theta")]  # the top level's base is then the other layers'
     else:
@@ -269,14 +225,15 @@ def rope_groups(top: Section, spec: ModelType, *, layers: int, declared: int) ->
     sections = rope_sections(top, spec)
     window = window_of(top, spec)
     kinds = layer_types_of(top, spec, layers=layers, window=window)
-    turning = _turning(top, spec, kinds)
+    turning = turning_layers(top, spec, kinds, window)
+    own_layers = own_sections(top, kinds)
     if LINEAR in kinds:
         ledger.find(
             f"{kinds.count(LINEAR)} of {layers} layers are {LINEAR}: they have no positions and are in no group"
         )
         if all(kind == LINEAR for kind in kinds):
             raise top.error("layer_types", "no layer has positions")
-    shared = not sections.nested and not spec.local_unscaled and not spec.own_keys
+    shared = not sections.nested and not spec.local_unscaled and not spec.own_keys and not own_layers
     names: dict[tuple[str, bool], list[int]] = {}
     for layer, (kind, turns) in enumerate(zip(kinds, turning, strict=True)):
         if kind != LINEAR:
@@ -288,12 +245,16 @@ def rope_groups(top: Section, spec: ModelType, *, layers: int, declared: int) ->
             read[kind] = next(iter(read.values()))
             continue
         label = f"{kind}." if read else ""
-        read[kind] = _read_kind(top, sections, spec, kind=kind, label=label, declared=declared)
+        read[kind] = _read_kind(top, sections, spec, own_layers.get(kind), kind=kind, label=label, declared=declared)
     for kind, section in sections.nested.items():
         if kind not in read:
             ledger.account(section.prefix.rstrip("."), "no layer has this type")
             for key in section.content:
                 section.ignore(key, "no layer has this type")
+    for kind, own in spec.own_keys.items():
+        if kind not in read:
+            for key in own.values():
+                top.ignore(key, "no layer has this type")
     main = next(iter(read.values()))[1]
     alike = spec.layers == "alike" and not top.holds("layer_types")
     window = _effective_window(top, spec, window, kinds, served=main.served_length)
@@ -322,7 +283,14 @@ def rope_groups(top: Section, spec: ModelType, *, layers: int, declared: int) ->
 
 
 def _read_kind(
-    top: Section, sections: RopeSections, spec: ModelType, *, kind: str, label: str, declared: int
+    top: Section,
+    sections: RopeSections,
+    spec: ModelType,
+    own_layers: Section | None,
+    *,
+    kind: str,
+    label: str,
+    declared: int,
 ) -> tuple[Shape, Scaled]:
     rope, around = sections.flat, top
     if sections.nested:
@@ -337,7 +305,7 @@ def _read_kind(
         rope = Section(rope.ledger, {key: rope.content[key] for key in keep if key in rope.content}, rope.prefix)
         around = Section(top.ledger, {})
     rope_type = rope_type_of(rope, label=label)
-    shape = shape_of(top, rope, spec, kind=kind, whole=rope_type == "proportional", label=label)
+    shape = shape_of(top, rope, spec, own_layers, kind=kind, whole=rope_type == "proportional", label=label)
     base = _base(top, rope, spec, kind=kind, label=label)
     result = scaled(
         rope,

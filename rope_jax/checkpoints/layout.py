@@ -23,6 +23,8 @@ _STANDARD_ERRORS = 4.0  # before either check says anything
 _LEAST_MARGIN = 0.02  # nats a token
 _LEAST_LOG_ODDS = 0.5
 _LEAST_HEADS = 8
+# What `layout_by_loss` reads: a right layout shows within a few hundred tokens, and logits take a vocabulary each.
+_PIECES, _PIECE = 2, 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,14 +52,17 @@ class LayoutLoss:
       half: mean loss, nats a token, with pairs `(i, i + d/2)`.
       interleaved: mean loss, nats a token, with pairs `(2i, 2i + 1)`.
       standard_error: of their difference, token by token.
-      favours: the layout with the lower loss, or None where they differ by less than four standard errors or 0.02
-        nats: a model without use for positions, or too little text.
+      favours: the layout with the lower loss, or None where that says nothing.
+      undecided: why it says nothing, or "": the losses differ by less than four standard errors or 0.02 nats (a model
+        without use for positions, or too little text), or the lower one is not below a blind guess by four standard
+        errors of its own. A model that cannot read a text is wrong by chance in one layout more than in the other.
     """
 
     half: float
     interleaved: float
     standard_error: float
     favours: Layout | None
+    undecided: str
 
     @property
     def margin(self) -> float:
@@ -104,20 +109,36 @@ def layout_evidence(model: Decoder, *, rotary_dim: int | None = None) -> LayoutE
 def layout_by_loss(model: Decoder, tokens: Int[Array, "batch tokens"], scheme: Schemes) -> LayoutLoss:
     """Returns the mean loss of real text under both layouts: the layout of the weights has the lower one.
 
+    At most 512 predictions are looked at, in pieces of 256 that are run one after the other, whatever the size of the
+    text: what one piece takes in memory is all that this takes.
+
+    On stories260K, in both layouts and on 26 texts from its own stories to base64 and Russian, each verdict that a
+    lower loss alone would have got wrong was one where that loss lay above a blind guess, `ln vocab_size`.
+
     Args:
       model: the decoder.
-      tokens: token ids of text the model can predict; a few hundred are enough for a trained model.
-      scheme: the scheme(s) the model was made for; only the layout in it is changed.
+      tokens: token ids of text the model can predict; of long rows, pieces spread over all of them.
+      scheme: the scheme(s) the model was made for, one for all rows; only the layout in it is changed.
     """
     graph, state = nnx.split(model)
+    pieces = _pieces(tokens)
     half, interleaved = (
-        np.asarray(_losses(graph, state, tokens, _in_layout(scheme, layout)), np.float64).ravel()
+        np.asarray(_losses(graph, state, pieces, _in_layout(scheme, layout)), np.float64).ravel()
         for layout in ("half", "interleaved")
     )
-    differences = interleaved - half
-    error = float(differences.std(ddof=1) / np.sqrt(differences.size)) if differences.size > 1 else float("inf")
-    favours = _verdict(float(differences.mean()), error, least=_LEAST_MARGIN)
-    return LayoutLoss(float(half.mean()), float(interleaved.mean()), error, favours)
+    margin, error = _mean_and_error(interleaved - half)
+    favours = _verdict(margin, error, least=_LEAST_MARGIN)
+    losses = f"loss {half.mean():.3f} as half, {interleaved.mean():.3f} as interleaved"
+    undecided = ""
+    if favours is None:
+        undecided = f"the two layouts read the text alike or too little of it is there ({losses}, +-{error:.3f})"
+    else:
+        lower, error_of_lower = _mean_and_error(half if favours == "half" else interleaved)
+        guess = float(np.log(model.config.vocab_size))
+        if not lower + _STANDARD_ERRORS * error_of_lower < guess:
+            favours = None
+            undecided = f"in neither layout is the text read better than by a blind guess, {guess:.3f} nats ({losses})"
+    return LayoutLoss(float(half.mean()), float(interleaved.mean()), error, favours, undecided)
 
 
 def require_layout(found: LayoutLoss, layout: Layout, *, origin: str) -> None:
@@ -197,6 +218,19 @@ def _verdict(mean: float, error: float, *, least: float) -> Layout | None:
     return "half" if mean > 0 else "interleaved"
 
 
+def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    error = float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else float("inf")
+    return float(values.mean()), error
+
+
+def _pieces(tokens: Int[Array, "batch tokens"]) -> Int[Array, "pieces piece"]:
+    """Returns at most `_PIECES` pieces of rows, spread evenly over them; a row shorter than a piece is one."""
+    size = min(tokens.shape[1], _PIECE + 1)
+    whole = tokens[:, : tokens.shape[1] // size * size].reshape(-1, size)
+    chosen = np.linspace(0, len(whole) - 1, min(len(whole), _PIECES)).astype(int)
+    return whole[chosen]
+
+
 def _in_layout(scheme: Schemes, layout: Layout) -> Schemes:
     return each_scheme(lambda one: dataclasses.replace(one, layout=layout), scheme)
 
@@ -205,5 +239,10 @@ def _in_layout(scheme: Schemes, layout: Layout) -> Schemes:
 def _losses(
     graph: Graph, state: State, tokens: Int[Array, "batch tokens"], scheme: Schemes
 ) -> Float32[Array, "batch predictions"]:
-    logits = nnx.merge(graph, state)(tokens[:, :-1], scheme)
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)[..., 0]
+    model = nnx.merge(graph, state)
+
+    def losses(row: Int[Array, " tokens"]) -> Float32[Array, " predictions"]:
+        logits = model(row[None, :-1], scheme)[0]
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), row[1:, None], axis=-1)[:, 0]
+
+    return jax.lax.map(losses, tokens)

@@ -19,6 +19,7 @@ _ALONE = (
     r"[a-z]*rope|rope\w*|rotary\w*|nope|yarn\w*|ntk|xpos|alibi\w*|theta|position\w*|pos|relative|buckets?|windows?"
     r"|windowed|sliding|swa|freqs?|frequency|frequencies|mscale|context|ctx|softcap\w*|interpolat\w*|extrapolat\w*"
     r"|bidirectional|is_causal|sink|sinks|base|hybrid|pattern|chunk|chunked|seqlen|n_ctx|full|prefix_lm"
+    r"|head_dim|kv_channels|head_size|attention_head_size|d_head|per_layer_config"
 )
 _TOGETHER = (
     r"(seq|sequence)_(len|lens|length|lengths)|(max|context|input|original)_(len|length)"
@@ -56,6 +57,10 @@ NOT_POSITIONS = frozenset(
         "mlp_layer_types",
         "num_global_key_value_heads",
         "moe_layer_pattern",
+        "linear_key_head_dim",
+        "linear_value_head_dim",
+        "mamba_head_dim",
+        "v_head_dim",
     )
 )
 
@@ -201,6 +206,10 @@ class Ledger:
     def accounted(self, path: str) -> bool:
         """Returns whether the key at `path` has been understood."""
         return path in self._accounted
+
+    def entries(self) -> Iterator[tuple[str, str, Any]]:
+        """Yields path, key and value of every key of the model, those of other parts apart."""
+        return self._walk()
 
     def leftovers(self) -> Iterator[tuple[str, str, Any]]:
         """Yields path, key and value of every key about positions that nothing has accounted for."""

@@ -16,6 +16,7 @@ from rope_jax.checkpoints.positions import LayerGroup, PositionConfig, Sourced
 from rope_jax.decoder import DecoderConfig
 from rope_jax.errors import CheckpointError, UnsupportedError
 from rope_jax.frequencies import rotary
+from rope_jax.regular_files import check_regular, open_regular
 from rope_jax.scaling import none
 
 BASE = 10000.0
@@ -41,13 +42,10 @@ def load(file: str | Path, *, max_bytes: int | None = None) -> Checkpoint:
     Source: `legacy_export` of export.py and `memory_map_weights` of run.c in karpathy/llama2.c.
     """
     file = Path(file)
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            header = stream.read(_HEADER_BYTES)
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
-    config, seq_len = _read_header(header, file)
+    size = check_regular(file, "weights", error=CheckpointError).st_size
+    with open_regular(file, "weights", error=CheckpointError) as stream:
+        header = stream.read(_HEADER_BYTES)
+    config, seq_len = _read_header(header, file, size)
     # The embedding comes with the rest, an output projection after the tables, where there is one.
     tied = 4 * config.num_parameters
     tables = 4 * seq_len * config.head_dim
@@ -74,13 +72,13 @@ def load(file: str | Path, *, max_bytes: int | None = None) -> Checkpoint:
         model=weights.assemble(graph, state, tensor),
         positions=_positions(config, seq_len, file),
         layout="interleaved",
-        tokenizer_file=tokenizer if tokenizer.is_file() else None,
+        tokenizer_file=tokenizer if tokenizer.exists() else None,
         sha256=_hash_of(file),
         origin=str(file),
     )
 
 
-def _read_header(header: bytes, file: Path) -> tuple[DecoderConfig, int]:
+def _read_header(header: bytes, file: Path, size: int) -> tuple[DecoderConfig, int]:
     if len(header) < _HEADER_BYTES:
         raise CheckpointError(f"{file}: is too short for a llama2.c header ({len(header)} of {_HEADER_BYTES} bytes)")
     numbers = np.frombuffer(header, "<i4")
@@ -100,7 +98,7 @@ def _read_header(header: bytes, file: Path) -> tuple[DecoderConfig, int]:
     if heads % kv_heads:
         raise CheckpointError(f"{file}: header field n_heads ({heads}) is not a multiple of n_kv_heads ({kv_heads})")
     # A layer holds more bytes than its number: an absurd count is caught before lists of that length are made.
-    if fields["n_layers"] > file.stat().st_size:
+    if fields["n_layers"] > size:
         raise CheckpointError(f"{file}: header field n_layers ({fields['n_layers']}) is more than the file can hold")
     config = DecoderConfig(
         vocab_size=fields["vocab_size"],
@@ -186,5 +184,5 @@ def _positions(config: DecoderConfig, seq_len: int, file: Path) -> PositionConfi
 
 
 def _hash_of(file: Path) -> str:
-    with file.open("rb") as stream:
+    with open_regular(file, "weights", error=CheckpointError) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -17,7 +17,6 @@ REFUSED = {
     "fragment": "no model_type: a fragment to merge into a config, not a config; what it leaves out would be guessed",
     "chunked attention": "tokens see their own chunk of the context only, which is neither a window nor full attention",
     "learned positions": "positions are learned vectors added to the embeddings: there is no rotation or bias to scale",
-    "attention temperature": "queries are scaled by a function of their position, which no scheme here expresses",
     "dynamic alpha": "a fixed alpha in place of a factor is another base in every peer; state the scaled base instead",
     "length-dependent factor": "short_mscale and long_mscale differ: the cos/sin factor would depend on the length",
     "alibi_bias_max": "slopes for another alibi_bias_max than 8 are not a multiple of the published slopes",
@@ -26,7 +25,9 @@ REFUSED = {
     "unknown dialect": "the model type is not known, and published code disagrees about what this key means",
 }
 
-Layers = Literal["alike", "every nth full", "every nth not linear", "upper sliding", "listed"]
+Layers = Literal[
+    "alike", "every nth full", "first and every nth full", "every nth not linear", "upper sliding", "listed"
+]
 Scheme = Literal["rope", "alibi", "mpt", "falcon", "t5", "refused"]
 
 
@@ -41,7 +42,9 @@ class ModelType:
       rope: the rope section where the config has none.
       local_unscaled: whether sliding layers keep their trained frequencies, whatever the rope section says.
       own_keys: by layer type, the keys that replace `head_dim`, `num_attention_heads` or `rope_theta` for it.
-      without_rotation: "full" layers do not turn (Cohere 2), or those that `no_rope_layers` names (SmolLM 3).
+      last_full: whether the last layer is a full one whatever list or pattern says (Gemma 4).
+      without_rotation: "full" layers do not turn (Cohere 2), or do not beside windowed ones (EXAONE 4), or those that
+        `no_rope_layers` names do not (SmolLM 3).
       window_excludes_self: whether the window counts the tokens before the query only.
       latent: whether heads split into a turning and a still part (DeepSeek's MLA), and YaRN scales the softmax.
       refused: the mechanism of `REFUSED`, where scheme is "refused".
@@ -53,7 +56,8 @@ class ModelType:
     rope: Mapping[str, Any] | None = None
     local_unscaled: bool = False
     own_keys: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
-    without_rotation: Literal["none", "full", "listed"] = "none"
+    last_full: bool = False
+    without_rotation: Literal["none", "full", "full beside windows", "listed"] = "none"
     window_excludes_self: bool = False
     latent: bool = False
     refused: str = ""
@@ -107,9 +111,23 @@ _GEMMA4 = ModelType(
         SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
     },
     own_keys={FULL: {"head_dim": "global_head_dim"}},
+    last_full=True,
+)
+_EXAONE4 = ModelType(
+    {"rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_pattern": 4},
+    layers="every nth full",
+    without_rotation="full beside windows",
 )
 _MIMO = ModelType(
-    {"rope_theta": 5e6, "swa_rope_theta": 10000.0, "partial_rotary_factor": 0.334, "head_dim": 192},
+    {
+        "rope_theta": 5e6,
+        "swa_rope_theta": 10000.0,
+        "partial_rotary_factor": 0.334,
+        "head_dim": 192,
+        "sliding_window": 129,
+        "sliding_window_pattern": 6,
+    },
+    layers="first and every nth full",
     local_unscaled=True,
     own_keys={
         SLIDING: {
@@ -158,6 +176,9 @@ MODEL_TYPES: dict[str, ModelType] = {
     ),
     "gemma3_text": _GEMMA3,
     "gemma4_text": _GEMMA4,
+    "gemma4_unified_text": dataclasses.replace(_GEMMA4, defaults={**_GEMMA4.defaults, "sliding_window": 1024}),
+    "exaone4": _EXAONE4,
+    "exaone_moe": _EXAONE4,
     "olmo": _rope(),
     "olmo2": _rope(),
     "olmo3": ModelType(
@@ -209,6 +230,9 @@ MODEL_TYPES: dict[str, ModelType] = {
 WRAPPERS = {
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
+    "exaone4_5": "exaone4",
+    "exaone4_5_text": "exaone4",
     "llama4": "llama4_text",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
@@ -237,7 +261,7 @@ HARMLESS: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda value: value is False, "false: the mechanism is off"),
     ),
     **dict.fromkeys(
-        ("use_rope", "is_causal", "scale_attn_weights", "use_rotary_embedding"),
+        ("use_rope", "scale_attn_weights", "use_rotary_embedding"),
         (lambda value: value is True, "true: what is done anyway"),
     ),
     **dict.fromkeys(("full_attn_mod", "interpolate_factor"), (lambda value: value == 1, "1: changes nothing")),

@@ -3,12 +3,11 @@
 import json
 import math
 import os
-import pathlib
 import reprlib
-import stat
 from typing import Any
 
 from rope_jax.errors import ConfigError
+from rope_jax.regular_files import open_regular
 
 MAX_BYTES = 64 * 2**20
 
@@ -138,19 +137,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
       ConfigError: if the file is missing, unreadable, no regular file or too large, or `parse` refuses it.
     """
     origin = one_line(os.fspath(path))
-    try:
-        status = pathlib.Path(path).stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{origin}: not a regular file")
-        # One byte more than the limit is asked for, since a file can grow between the two calls.
-        with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{origin}: cannot be read: {error.strerror or type(error).__name__}") from None
-    except ValueError as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{origin}: cannot be read: {one_line(str(error))}") from None
+    # One byte more than the limit is asked for, since a file can grow after its size is known.
+    with open_regular(path, "JSON", error=ConfigError) as file:
+        content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ConfigError(f"{origin}: larger than {MAX_BYTES // 2**20} MiB: not a config")
     return parse(content, origin=origin)

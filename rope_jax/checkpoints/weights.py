@@ -1,5 +1,7 @@
 """Weights into a decoder: a tensor for every parameter, each looked at, and the size known before anything is made."""
 
+import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from rope_jax.decoder import Decoder, DecoderConfig
+from rope_jax.decoder.decoder import Block
 from rope_jax.errors import CheckpointError
 
 Shape = tuple[int, ...]
@@ -22,7 +25,17 @@ State = Any
 
 def abstract_decoder(config: DecoderConfig) -> tuple[Graph, State]:
     """Returns the decoder's graph and the shapes of its parameters; nothing is allocated or drawn at random."""
-    return nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    # Tracing takes time that grows with the square of what is traced at once, so it is done layer by layer.
+    bare = dataclasses.replace(config, num_layers=0, layer_types=(), windows=())
+    decoder = nnx.eval_shape(lambda: Decoder(bare, rngs=nnx.Rngs(0)))
+
+    def block(layer: int) -> Block:
+        return Block(config, layer, rngs=nnx.Rngs(0))
+
+    layers = range(config.num_layers)
+    decoder.blocks = nnx.List([nnx.eval_shape(functools.partial(block, layer)) for layer in layers])
+    decoder.config = config
+    return nnx.split(decoder)
 
 
 def path_of(keys: tuple) -> str:

@@ -12,6 +12,7 @@ from rope_jax.errors import InputError
 from rope_jax.subjects.language_probes import LANGUAGE_COUNTS, STATUS, language_haystacks
 from rope_jax.subjects.subject import Items, Subject
 from rope_jax.subjects.text import Rows
+from rope_jax.subjects.tokenizer_file import read_tokenizer
 
 _FEWEST_CHUNKS = 8
 
@@ -55,10 +56,8 @@ def readiness(
         return Readiness(None, f"{opening}: not asked, the checkpoint has no tokenizer")
     if len(fit_text) < _FEWEST_CHUNKS:
         return Readiness(None, f"{opening}: not asked, no text is left to fit biases on: give --fit_text")
-    import tokenizers
-
-    tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint.tokenizer_file))
     try:
+        tokenizer = read_tokenizer(checkpoint.tokenizer_file)
         short, long = (
             language_haystacks(
                 np.random.default_rng(seed),

@@ -246,6 +246,9 @@ def _findings(checkpoint: Checkpoint, settings: Settings, layout: LayoutLoss) ->
             f"WRONG LAYOUT: the text is read far better as {layout.favours} (loss {layout.half:.3f} as half, "
             f"{layout.interleaved:.3f} as interleaved) than in the layout that was asked for, {settings.layout}"
         )
+    if layout.undecided:
+        used = settings.layout or checkpoint.layout
+        findings.append(f"LAYOUT NOT CHECKED: {layout.undecided}; the weights are taken to be {used}, as stated")
     if any(arm in settings.biases for arm in ("alibi_star", "t5")):
         findings.append("intervals take fitted biases as given: what another fitting text would change is not in them")
     return tuple(findings)

@@ -33,7 +33,7 @@ KEYS = {
     "cells": "each scaling x bias: loss by bin and by curve bin, short and long loss, short_cost, long_gain; "
     "each with mean, low, high",
     "effects": "short and long: main effects of each scaling and bias, interaction of each pair; positive is worse",
-    "layout_check": "mean loss under both layouts of the rotary pairs, and which one the text supports",
+    "layout_check": "mean loss under both layouts of the rotary pairs, and which one the text supports, or why none",
     "compilations": "programs compiled for all cells together",
     "seconds": "wall time by stage",
     "versions": "of what ran",
@@ -90,6 +90,7 @@ def json_record(measured: Measurement) -> dict[str, Any]:
             "half": measured.layout.half,
             "interleaved": measured.layout.interleaved,
             "favours": measured.layout.favours,
+            "undecided": measured.layout.undecided,
         },
         "compilations": measured.compilations,
         "seconds": dict(measured.seconds),

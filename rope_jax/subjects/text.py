@@ -7,7 +7,9 @@ import numpy as np
 from jaxtyping import Int32
 
 from rope_jax.errors import InputError
+from rope_jax.regular_files import open_regular
 from rope_jax.subjects.array_files import read_npy
+from rope_jax.subjects.tokenizer_file import encode_documents
 
 Rows = Int32[np.ndarray, "rows tokens"]
 
@@ -133,28 +135,17 @@ def _read_npy(path: pathlib.Path) -> np.ndarray:
 def _tokenise(path: pathlib.Path, tokenizer_file: pathlib.Path | None, separator: str) -> np.ndarray:
     if tokenizer_file is None:
         raise InputError(f"{path}: the checkpoint has no tokenizer.json, so text cannot be read; pass a .npy of tokens")
+    with open_regular(path, "text") as file:
+        content = file.read()
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: not readable as UTF-8 text: {_first_line(error)}") from error
     documents = [document.strip() for document in text.split(separator)]
     documents = [document for document in documents if document]
     if not documents:
         raise InputError(f"{path}: the text is empty")
-    import tokenizers
-
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{tokenizer_file}: not a tokenizer: {_first_line(error)}") from error
-    # What a tokenizer was saved with would cut every document, or fill all up to the longest one.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    try:
-        encoded = tokenizer.encode_batch(documents)
-    except Exception as error:
-        raise InputError(f"{path}: {tokenizer_file} cannot encode it: {_first_line(error)}") from error
-    return np.concatenate([np.asarray(one.ids, np.int64) for one in encoded])
+    return encode_documents(tokenizer_file, documents, origin=str(path))
 
 
 def _first_line(error: BaseException) -> str:

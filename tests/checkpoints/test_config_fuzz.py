@@ -75,6 +75,25 @@ BASES = [
             SLIDING: {"rope_type": "default", "rope_theta": 1e4},
         },
     },
+    {
+        "model_type": "gemma4_unified",
+        "text_config": {
+            "model_type": "gemma4_unified_text",
+            **{key: value for key, value in COMMON.items() if key != "rope_theta"},
+            "head_dim": 16,
+            "sliding_window": 64,
+            "layer_types": [SLIDING, FULL, SLIDING, FULL],
+            "per_layer_config": {"01": {"head_dim": 32}, "3": {"head_dim": 32, "num_key_value_heads": 1}},
+        },
+    },
+    {
+        "model_type": "exaone4",
+        **COMMON,
+        "sliding_window": 64,
+        "sliding_window_pattern": "LLLG",
+        "use_logn_attn": False,
+        "auto_map": {"AutoConfig": "configuration_x.XConfig"},
+    },
     {"model_type": "minicpm", **COMMON, "max_length": 8192, "rope_scaling": {"type": "dynamic", "factor": 4.0}},
     {
         "model_type": "mpt",

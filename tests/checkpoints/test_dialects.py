@@ -584,7 +584,7 @@ class TestStrictness:
 
     def test_switches_that_matter(self):
         assert REFUSED["bidirectional attention"] in refused(llama(use_bidirectional_attention=True), UnsupportedError)
-        assert REFUSED["attention temperature"] in refused(llama(attn_temperature_tuning=True), UnsupportedError)
+        assert "attention temperature: queries" in refused(llama(attn_temperature_tuning=True), UnsupportedError)
         assert REFUSED["chunked attention"] in refused(llama(attention_chunk_size=128), UnsupportedError)
         assert REFUSED["fragment"] in refused({"rope_scaling": YARN}, UnsupportedError)
 

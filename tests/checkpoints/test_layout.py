@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from rope_jax import scheme as schemes
@@ -38,6 +40,11 @@ def random_model(seed=0, config=None):
     graph, state = nnx.split(Decoder(config or config_of(), rngs=nnx.Rngs(seed)))
     stream = np.random.RandomState(seed)
     return nnx.merge(graph, jax.tree.map(lambda x: x + jnp.asarray(stream.rand(*x.shape), x.dtype) / 4, state))
+
+
+@functools.cache
+def plain_model():
+    return random_model()
 
 
 def scheme_in(layout, dim=8):
@@ -118,6 +125,77 @@ def test_the_loss_of_a_random_model_favours_neither():
     layouts.require_layout(found, "interleaved", origin="here")
 
 
+def unreadable_text(model, length):
+    """Returns tokens guessed worse than blindly in both layouts, and worse as half than as interleaved."""
+    graph, state = nnx.split(model)
+    tokens = np.zeros((1, length), np.int32)
+    for at in range(length - 1):
+        half, interleaved = (
+            np.asarray(jax.nn.log_softmax(_logits(graph, state, jnp.asarray(tokens), scheme_in(layout))))[0, at]
+            for layout in ("half", "interleaved")
+        )
+        unlikely = np.maximum(half, interleaved) < -np.log(13)
+        tokens[0, at + 1] = np.where(unlikely, interleaved - half, -np.inf).argmax()
+    return jnp.asarray(tokens)
+
+
+def test_text_that_the_model_cannot_read_decides_nothing():
+    model = random_model()
+    model.unembedding[...] = model.unembedding[...] * 8  # surer of what it says
+    found = layouts.layout_by_loss(model, unreadable_text(model, 65), scheme_in("half"))
+    assert found.margin < -max(4 * found.standard_error, 0.02)  # what a lower loss alone would call interleaved
+    assert found.interleaved > np.log(13)
+    assert found.favours is None
+    assert "blind guess" in found.undecided
+    for layout in ("half", "interleaved"):
+        layouts.require_layout(found, layout, origin="here")
+
+
+MEANS = st.floats(0.5, 40)
+SIZES = st.integers(2, 400)
+
+
+@given(half=MEANS, interleaved=MEANS, spread=st.floats(0, 10), size=SIZES, seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=150)
+def test_a_verdict_needs_a_text_that_is_read(half, interleaved, spread, size, seed):
+    stream = np.random.default_rng(seed)
+    noise = stream.normal(size=(2, size)) * spread
+    losses = {"half": noise[0] + half, "interleaved": noise[1] + interleaved}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layouts, "_losses", lambda graph, state, tokens, scheme: losses[scheme.layout])
+        found = layouts.layout_by_loss(plain_model(), jnp.zeros((1, size), int), scheme_in("half"))
+    lower = min(found.half, found.interleaved)
+    assert (found.favours is None) == bool(found.undecided)
+    if found.favours is None:
+        assert f"{found.half:.3f}" in found.undecided
+    else:
+        assert lower < np.log(13)
+        assert lower == getattr(found, found.favours)
+    error = losses["half" if lower == found.half else "interleaved"].std(ddof=1) / np.sqrt(size)
+    apart = abs(found.margin) > max(4.1 * found.standard_error, 0.021)
+    assert found.favours is not None or not (apart and lower + 4.1 * error < np.log(13))
+
+
+@given(rows=st.integers(1, 9), length=st.integers(2, 3000))
+@settings(deadline=None, max_examples=25)
+def test_a_few_hundred_tokens_are_looked_at_whatever_the_text(rows, length):
+    tokens = jnp.arange(rows * length).reshape(rows, length)
+    pieces = np.asarray(layouts._pieces(tokens))
+    assert 2 <= pieces.size <= 514
+    assert pieces.shape[1] == min(length, 257)
+    assert (np.diff(pieces, axis=1) == 1).all()  # runs of text, none across two rows
+    assert (pieces[:, 0] // length == pieces[:, -1] // length).all()
+    assert len(pieces) == min(2, rows * (length // pieces.shape[1]))
+
+
+def test_one_piece_at_a_time_goes_through_the_vocabulary():
+    graph, state = nnx.split(plain_model())
+    tokens = jnp.zeros((2, 257), int)
+    program = str(jax.make_jaxpr(functools.partial(layouts._losses, graph))(state, tokens, scheme_in("half")))
+    assert "f32[1,256,13]" in program
+    assert "2,256,13]" not in program
+
+
 @pytest.fixture(scope="module")
 def both(real):
     path = real / "models" / "stories260K"
@@ -143,6 +221,18 @@ def test_loss_of_the_real_model(both, real):
         with pytest.raises(CheckpointError, match=checkpoint.layout) as caught:
             layouts.require_layout(found, wrong, origin=checkpoint.origin)
         assert checkpoint.origin in str(caught.value)
+
+
+def test_the_real_model_on_text_that_it_cannot_read(both, real):
+    stories = np.load(real / "text" / "tinystories_packed_6x4096.npy")[:2, :257]
+    stream = np.random.default_rng(0)
+    texts = [stream.permuted(stories, axis=1), stories[:, ::-1], stream.integers(0, 512, stories.shape)]
+    for checkpoint in both:
+        for text in texts:
+            found = layouts.layout_by_loss(checkpoint.model, jnp.asarray(text), schemes_of(checkpoint))
+            assert found.favours is None
+            assert min(found.half, found.interleaved) > np.log(512)
+            layouts.require_layout(found, checkpoint.layout, origin=checkpoint.origin)
 
 
 def test_the_real_model_converted(both):

@@ -56,7 +56,7 @@ def test_reads_a_file(tmp_path):
 
 
 def test_refuses_files_that_are_none(tmp_path):
-    with pytest.raises(ConfigError, match=r"missing\.json: cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"missing\.json: cannot be read as JSON: No such file"):
         strict_json.read(tmp_path / "missing.json")
     with pytest.raises(ConfigError, match="not a regular file"):
         strict_json.read(tmp_path)

@@ -1,0 +1,108 @@
+"""Keys that change positions or attention beyond what any scheme here says: refused by name, in both readers.
+
+One list for the reader of positions and the reader of weights. A key that holds the value at which nothing changes is
+no reason to refuse.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["MECHANISMS", "OWN_CODE", "Mechanism", "mechanism_of"]
+
+# Not a mechanism but a warning: where the config names it, published code is not what is known of the model type.
+OWN_CODE = "auto_map"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mechanism:
+    """What a key switches on.
+
+    Attributes:
+      says: what it does and why that is refused, for the message.
+      off: whether a value leaves everything as it is.
+      top_only: whether the key means this at a model's top level only.
+    """
+
+    says: str
+    off: Callable[[Any], bool]
+    top_only: bool = False
+
+
+def _false(value: Any) -> bool:
+    return value is None or value is False
+
+
+def _true(value: Any) -> bool:
+    return value is None or value is True
+
+
+def _one(value: Any) -> bool:
+    return _false(value) or (not isinstance(value, bool) and isinstance(value, (int, float)) and value == 1)
+
+
+def _none(value: Any) -> bool:
+    return value is None
+
+
+def _zero(value: Any) -> bool:
+    return value is None or (not isinstance(value, bool) and isinstance(value, (int, float)) and value == 0)
+
+
+_TEMPERATURE = (
+    "attention temperature: queries are scaled by a function of their position, as in 1 + beta ln(1 + floor(position / "
+    "original length)), which no scheme here expresses"
+)
+_INTERLEAVED = "interleaved layout: neighbouring dimensions pair, and weights are read as half-split ones"
+_BIDIRECTIONAL = "bidirectional attention: every token sees the ones after it, so a causal context has no meaning"
+_GROUPED = "grouped positions (Self-Extend): far tokens share positions, which is no map of frequencies"
+_SPARSE = "sparse attention: a query reads some of the keys only, which neither a window nor full attention is"
+_FACTOR = "a scaling factor outside the rope section: which rule it belongs to is not stated"
+
+MECHANISMS: dict[str, Mechanism] = {
+    **dict.fromkeys(
+        ("use_logn_attn", "logn_attn", "use_logn", "attn_temperature_tuning"), Mechanism(_TEMPERATURE, _false)
+    ),
+    "llama_4_scaling_beta": Mechanism(_TEMPERATURE, _zero),
+    **dict.fromkeys(("index_topk", "sparse_attention_topk"), Mechanism(_SPARSE, _none)),
+    **dict.fromkeys(("use_sparse_attention", "sparse_attention"), Mechanism(_SPARSE, _false)),
+    **dict.fromkeys(("is_neox_style", "is_neox", "neox_style"), Mechanism(_INTERLEAVED, _true)),
+    **dict.fromkeys(
+        ("interleaved", "rope_interleaved", "rope_interleave", "rotary_interleaved", "is_interleaved"),
+        Mechanism(_INTERLEAVED, _false),
+    ),
+    **dict.fromkeys(("causal", "is_causal"), Mechanism(_BIDIRECTIONAL, _true)),
+    **dict.fromkeys(
+        ("attention_logit_cap", "attn_logit_cap", "attention_logits_cap", "attn_logits_cap"),
+        Mechanism(
+            "a cap on attention's logits whose form is not known for this name: attn_logit_softcapping is", _none
+        ),
+    ),
+    **dict.fromkeys(
+        ("group_size_1", "group_size_2", "grp_attn_n", "grp_attn_w", "grp_attn_size", "self_extend", "use_self_extend"),
+        Mechanism(_GROUPED, _one),
+    ),
+    **dict.fromkeys(
+        ("condense_ratio", "rope_condense_ratio", "rotary_condense_ratio"),
+        Mechanism("condensed positions: state rope_scaling of type linear with this factor instead", _one),
+    ),
+    **dict.fromkeys(
+        ("factor", "scaling_factor", "rope_factor", "position_scaling_factor"),
+        Mechanism(_FACTOR, _one, top_only=True),
+    ),
+}
+
+
+def mechanism_of(key: str, *, top: bool) -> Mechanism | None:
+    """Returns what a key switches on, or None where it is not in the list.
+
+    Args:
+      key: its name, in snake_case or camelCase.
+      top: whether it stands at the top level of the model.
+
+    >>> mechanism_of("useLognAttn", top=False).off(False), mechanism_of("factor", top=False)
+    (True, None)
+    """
+    mechanism = MECHANISMS.get(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower())
+    return None if mechanism is None or (mechanism.top_only and not top) else mechanism

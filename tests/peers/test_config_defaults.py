@@ -1,0 +1,169 @@
+"""A config that leaves all it can to its model type, as transformers fills it in and as it is read here."""
+
+import importlib
+import inspect
+import warnings
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # theirs, at import
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from rope_jax.checkpoints.dialects import positions_of  # noqa: E402
+from rope_jax.checkpoints.model_types import FULL, LINEAR, MODEL_TYPES, SLIDING, WRAPPERS  # noqa: E402
+from rope_jax.length_rules import LengthRule  # noqa: E402
+
+ROTARY = sorted(
+    name for name, spec in MODEL_TYPES.items() if spec.scheme in ("rope", "falcon") and name in CONFIG_MAPPING
+)
+# What no model type here has a default for, and must be stated.
+STATED = ("hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings")
+# 7 and 12: the last layer ends a pattern, and does not.
+LAYERS = (7, 12)
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+
+
+def theirs(model_type, **changes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return CONFIG_MAPPING[model_type](**changes)
+
+
+def silent(config, **changes):
+    """Returns the least that has to be said of a config of their defaults."""
+    saved = config.to_dict()
+    heads = {} if saved["hidden_size"] % saved["num_attention_heads"] == 0 else {"num_attention_heads": 32}
+    return {"model_type": config.model_type, **{key: saved[key] for key in STATED}, **heads, **changes}
+
+
+def read(config):
+    positions = positions_of(config, origin="config.json")
+    return {layer: group for group in positions.groups for layer in group.layers}
+
+
+def modeling(config):
+    package = type(config).__module__.rpartition(".")[0]
+    name = package.rpartition(".")[2]
+    return importlib.import_module(f"{package}.modeling_{name}")
+
+
+def inverse_frequencies(config, kind):
+    """Returns what their rotary module holds for layers of a type."""
+    classes = [
+        one
+        for name, one in inspect.getmembers(modeling(config), inspect.isclass)
+        if name.endswith("RotaryEmbedding") and "Vision" not in name and "Audio" not in name
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        buffers = dict(classes[0](config).named_buffers())
+    found = buffers.get(f"{kind}_inv_freq", buffers.get("inv_freq"))
+    return found.numpy().astype(np.float64)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("model_type", ROTARY)
+def test_layers_windows_heads_and_frequencies(model_type, layers):
+    config = theirs(model_type, num_hidden_layers=layers)
+    saved = config.to_dict()
+    stated = silent(config)
+    ours = read(stated)
+    config = theirs(model_type, **{key: stated[key] for key in STATED})
+    kinds = getattr(config, "layer_types", None) or [FULL] * layers
+    declared = saved["max_position_embeddings"]
+    for layer, kind in enumerate(kinds):
+        if kind == LINEAR:
+            assert layer not in ours
+            continue
+        group = ours[layer]
+        window = saved.get("sliding_window") if saved.get("use_sliding_window") is not False else None
+        slides = kind == SLIDING or "layer_types" not in saved
+        cuts = bool(window) and slides and window < declared
+        assert group.window == (window if cuts else None), layer
+        own = config.per_layer_config[layer] if "per_layer_config" in saved else config
+        head_dim = getattr(own, "head_dim", None) or stated["hidden_size"] // stated["num_attention_heads"]
+        still = saved.get("qk_nope_head_dim", 0)
+        assert group.head_dim == head_dim + still, layer
+        if group.rotary is not None:
+            rule = group.rule.at(declared) if isinstance(group.rule, LengthRule) else group.rule
+            expected = inverse_frequencies(config, kind)
+            np.testing.assert_allclose(rule(group.rotary).inverse_frequencies, expected, rtol=2e-6, atol=0)
+
+
+# Their classes refuse these rope types for a model type, or raise on them; ours refuses one section for Gemma 4's two.
+NOT_BOTH = ("gemma4_text", "gemma4_unified_text", "mimo_v2_flash", "mixtral", "phi3", "phimoe")
+
+
+@pytest.mark.parametrize("rope_type", ["linear", "yarn"])
+@pytest.mark.parametrize("model_type", [name for name in ROTARY if name not in NOT_BOTH])
+def test_a_scaling_reaches_the_same_layers(model_type, rope_type):
+    section = {"rope_type": rope_type, "factor": 4.0}
+    if rope_type == "yarn":
+        section["original_max_position_embeddings"] = 1024
+    stated = silent(theirs(model_type), num_hidden_layers=12)
+    config = theirs(model_type, **{key: stated[key] for key in STATED}, rope_scaling=dict(section))
+    kinds = getattr(config, "layer_types", None) or [FULL] * 12
+    for layer, group in read({**stated, "rope_scaling": section}).items():
+        if group.rotary is not None:
+            expected = inverse_frequencies(config, kinds[layer])
+            np.testing.assert_allclose(group.rule(group.rotary).inverse_frequencies, expected, rtol=2e-6, atol=0)
+
+
+# Small enough to run: which layers turn is in their code only.
+SMALL = {
+    "vocab_size": 32,
+    "hidden_size": 32,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 8192,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+SILENT: dict = {}
+NO_WINDOW = {"sliding_window": None, "layer_types": [FULL] * 7}
+RUN = ("llama", "qwen3", "gemma2", "gemma3_text", "olmo3", "cohere2", "smollm3", "exaone4", "granite")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"), [*((name, SILENT) for name in RUN), ("exaone4", NO_WINDOW), ("smollm3", NO_WINDOW)]
+)
+def test_which_layers_turn(model_type, changes, monkeypatch):
+    config = theirs(model_type, num_hidden_layers=7, **SMALL, **changes)
+    module = modeling(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = transformers.AutoModel.from_config(config, attn_implementation="eager")
+    turned, at = set(), []
+    for layer, block in enumerate(model.layers):
+        block.register_forward_pre_hook(lambda *_, layer=layer: at.append(layer))
+    rotate = module.apply_rotary_pos_emb
+
+    def recorded(*arguments, **more):
+        turned.add(at[-1])
+        return rotate(*arguments, **more)
+
+    monkeypatch.setattr(module, "apply_rotary_pos_emb", recorded)
+    with torch.no_grad():
+        model(torch.zeros((1, 3), dtype=torch.long))
+    ours = read(silent(config, **changes))
+    assert {layer for layer, group in ours.items() if group.rotary is not None} == turned
+
+
+def test_wrappers_name_the_model_types_that_they_hold():
+    for wrapper, inner in WRAPPERS.items():
+        if wrapper in CONFIG_MAPPING and MODEL_TYPES[inner].scheme == "rope":
+            text = theirs(wrapper).get_text_config()
+            assert WRAPPERS.get(text.model_type, text.model_type) == inner
