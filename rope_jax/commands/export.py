@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import shlex
-import stat
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from absl import flags as absl_flags
 
 from rope_jax.commands.output_file import checked_file, replacing
 from rope_jax.errors import InputError, RopeJaxError
+from rope_jax.regular_files import open_regular
 
 if TYPE_CHECKING:
     from rope_jax.checkpoints.exporting import Exported, Wanted
@@ -158,14 +158,13 @@ def read_factors(path: pathlib.Path) -> tuple[list[float], float]:
     """
     from rope_jax.checkpoints import strict_json
 
-    _check_regular(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, "factors") as file:
             begins_list = file.read(64).lstrip()[:1] == b"["
             file.seek(0)
             content = file.read(strict_json.MAX_BYTES) if begins_list else b""
-    except (OSError, ValueError) as error:
-        raise InputError(f"--factors={path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise InputError(f"--factors={path}: cannot be read: {error.strerror}") from None
     found: Mapping[str, Any]
     if begins_list:
         try:
@@ -187,16 +186,6 @@ def read_factors(path: pathlib.Path) -> tuple[list[float], float]:
                 f"--factors={path}: {key} must be a number above 0, up to 1e9, got {strict_json.show(value)}"
             )
     return [float(factor) for factor in factors], float(attention_factor)
-
-
-def _check_regular(path: pathlib.Path) -> None:
-    """Raises `InputError` for what may never end or never begin to be read: a FIFO, a device, a socket."""
-    try:
-        regular = stat.S_ISREG(os.stat(path).st_mode)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--factors={path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not regular:
-        raise InputError(f"--factors={path}: cannot be read: not a regular file")
 
 
 def _compare(positions: "PositionConfig", wanted: "Wanted", written: str) -> tuple[float, "PositionConfig"]:

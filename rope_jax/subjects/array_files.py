@@ -4,7 +4,6 @@ import ast
 import math
 import os
 import re
-import stat
 import struct
 import warnings
 import zipfile
@@ -19,6 +18,7 @@ import numpy as np
 
 from rope_jax.checkpoints.strict_json import one_line
 from rope_jax.errors import InputError
+from rope_jax.regular_files import open_regular
 
 _MAGIC, _ZIP = b"\x93NUMPY", b"PK"
 _LONGEST_HEADER = 10_000  # bytes, as numpy itself allows
@@ -130,9 +130,7 @@ def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], path: P
 def _opened(path: Path, kind: str) -> Iterator[BufferedReader]:
     """Opens a regular file; whatever goes wrong while it is read is one line that names it."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
-            raise _DamagedError("not a regular file")
-        with open(path, "rb") as file:
+        with open_regular(path, kind) as file:
             yield file
     except InputError:
         raise
