@@ -71,7 +71,7 @@ def test_files_never_get_the_place_of_a_closed_stream(workdir):
 
 
 def test_progress_on_a_broken_stderr_does_not_end_a_run():
-    body = "from rope_jax.commands.output import Progress\nwith Progress() as progress:\n"
+    body = "from rope_jax.commands.progress import Progress\nwith Progress() as progress:\n"
     body += "    [progress('work', n, 100) or time.sleep(0.02) for n in range(1, 101)]\nprint('done')\nreturn 4"
     done = through_shell(fake(body), "2> >(true)")
     assert (done.returncode, done.stdout) == (4, "done\n")

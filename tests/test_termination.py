@@ -134,7 +134,7 @@ def test_a_real_diagnosis_is_told_to_stop(tmp_path):
     )
     assert process.stderr is not None
     seen = ""
-    while "%|" not in seen:  # the first bar of progress
+    while " done) [" not in seen:  # the first line of progress
         letter = process.stderr.read(1)
         assert letter, seen
         seen += letter
