@@ -80,9 +80,11 @@ def append_positions(
     """Returns the cache with room marked for new tokens at `filled`; every layer then writes its own slots.
 
     Raises:
-      ValueError: if they do not fit. Under `jit` only what is static is known: there the caller must see to it that
-        `filled + tokens` stays within the capacity, or the last slots are overwritten.
+      ValueError: if they do not fit, in number or as a batch. Under `jit` only what is static is known: there the
+        caller must see to it that `filled + tokens` stays within the capacity, or the last slots are overwritten.
     """
+    if positions.shape[0] != cache.positions.shape[0]:
+        raise ValueError(f"{positions.shape[0]} sequences do not continue a cache of {cache.positions.shape[0]}")
     filled = 0 if isinstance(cache.filled, jax.core.Tracer) else int(cache.filled)
     if filled + positions.shape[1] > cache.capacity:
         raise ValueError(
