@@ -15,7 +15,7 @@ from rope_jax.errors import ScalingError
 Frequencies = Float64[np.ndarray, " pairs"]
 
 # Radians per token. A scheme keeps 48 bits of a frequency, so the error of an angle grows with it: at position 2^24 it
-# is 1e-6 up to 2 radians a token and 3e-5 here, 20 turns a token. No model was trained beyond 1.
+# is 1e-6 up to 3 radians a token and 3e-5 here, 20 turns a token. No model was trained beyond 1.
 LARGEST_FREQUENCY = 128.0
 
 
@@ -76,7 +76,7 @@ def check_positive(name: str, value: float) -> None:
         raise ScalingError(f"{name} must be a finite positive number, got {value}")
 
 
-def check_whole(name: str, value: int, *, at_least: int) -> None:
+def check_whole(name: str, value: int | np.integer, *, at_least: int) -> None:
     """Raises `ScalingError` unless `value` is an integer, of any kind but a boolean, and not below `at_least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < at_least:
         raise ScalingError(f"{name} must be a whole number, at least {at_least}, got {value!r}")

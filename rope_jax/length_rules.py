@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from rope_jax import scaling
 from rope_jax.errors import ScalingError
 from rope_jax.frequencies import check_positive, check_whole
@@ -36,8 +38,8 @@ class DynamicNtk:
         if self.factor < 1:
             raise ScalingError(f"factor must be at least 1, got {self.factor}")
 
-    def at(self, length: int) -> Rule:
-        """Returns the static rule for sequences of exactly `length` tokens."""
+    def at(self, length: int | np.integer) -> Rule:
+        """Returns the static rule for sequences of exactly `length` tokens, an integer of any width."""
         length = _tokens(length)
         excess = max(length, self.original_length) - self.original_length
         growth = 1 + self.factor * excess / self.original_length
@@ -75,8 +77,8 @@ class LongRope:
             )
         self.at(1), self.at(self.original_length + 1)  # checks both lists
 
-    def at(self, length: int) -> Rule:
-        """Returns the static rule for sequences of exactly `length` tokens."""
+    def at(self, length: int | np.integer) -> Rule:
+        """Returns the static rule for sequences of exactly `length` tokens, an integer of any width."""
         factors = self.long_factor if _tokens(length) > self.original_length else self.short_factor
         inner = scaling.per_pair(factors=factors, attention_factor=self.attention_factor)
         return dataclasses.replace(
@@ -87,7 +89,7 @@ class LongRope:
 LengthRule = DynamicNtk | LongRope
 
 
-def _tokens(length: int) -> int:
+def _tokens(length: int | np.integer) -> int:
     """Returns `length` as Python's own integer, whose sums and products do not wrap as a narrow one's do."""
     check_whole("length", length, at_least=1)
     return int(length)

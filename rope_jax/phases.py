@@ -3,8 +3,8 @@
 An angle is held as a whole number of 2^-32 turns, which wraps for free. The inverse frequency arrives as a float32 and
 a float32 remainder (48 bits); the program turns both into 48-bit fixed-point turns per position, multiplies by the
 position in integers, and evaluates cos and sin on an eighth of a turn. Worst error against float64, for frequencies
-made on the host: below 1e-6 for `|position| <= 2^24` and frequencies up to 2 radians a token. The 48 bits are relative
-to the frequency, so in general it is below `5e-7 + |position * frequency| * 2^-46`, up to `LARGEST_FREQUENCY`.
+made on the host: below 1e-6 for `|position| <= 2^24` and frequencies up to 3 radians a token. The 48 bits are relative
+to the frequency, so in general it is below `5e-7 + |position * frequency| * 2^-45`, up to `LARGEST_FREQUENCY`.
 """
 
 import math
@@ -21,6 +21,10 @@ from rope_jax.frequencies import LARGEST_FREQUENCY
 from rope_jax.integers import as_int32
 
 Phase = Literal["exact", "float32"]
+
+# In place of the 16 low bits of a frequency beyond the limit. A mark in the turns costs nothing; a second use of the
+# frequency would have XLA work it out again for every position.
+_LOST = 1 << 16
 
 
 def check_phase(phase: str) -> None:
@@ -67,9 +71,7 @@ def cos_sin(
 
 def _check_shapes(positions: Array, inverse_frequencies: Array, remainder: Array | None) -> None:
     if remainder is not None and remainder.shape != inverse_frequencies.shape:
-        raise ValueError(
-            f"remainder {remainder.shape} is not shaped as inverse_frequencies {inverse_frequencies.shape}"
-        )
+        raise ValueError(f"remainder {remainder.shape} and inverse_frequencies {inverse_frequencies.shape} differ")
     batch, sets = positions.shape[:-1], inverse_frequencies.shape[:-1]
     fits = positions.ndim and inverse_frequencies.ndim and len(sets) <= len(batch)
     if not fits or any(n not in (1, m) for n, m in zip(sets[::-1], batch[::-1], strict=False)):
@@ -84,10 +86,10 @@ def _exact_cos_sin(
     p: Int[Array, "*tokens 1"], theta: Float32[Array, "*batch pairs"], remainder: Float32[Array, "*batch pairs"]
 ) -> tuple[Float32[Array, "..."], Float32[Array, "..."]]:
     # The barrier keeps a compiler from working the turns out anew for every position.
-    within = jnp.where(jnp.abs(theta) <= LARGEST_FREQUENCY, np.float32(0), np.float32(np.nan))
-    turns, within = jax.lax.optimization_barrier((_fixed_point_turns(theta, remainder), within))
-    cos, sin = _cos_sin_of_turns(_phase(p, *turns))
-    return cos + within, sin + within
+    upper, lower = jax.lax.optimization_barrier(_fixed_point_turns(theta, remainder))
+    lost = lower == _LOST
+    cos, sin = _cos_sin_of_turns(_phase(p, upper, lower))
+    return jnp.where(lost, jnp.nan, cos), jnp.where(lost, jnp.nan, sin)
 
 
 @_exact_cos_sin.defjvp
@@ -103,7 +105,7 @@ def _exact_cos_sin_jvp(primals, tangents):
 def _fixed_point_turns(
     theta: Float32[Array, "*shape"], remainder: Float32[Array, "*shape"]
 ) -> tuple[UInt32[Array, "*shape"], UInt32[Array, "*shape"]]:
-    """Returns turns per position, modulo 1, as 32 high bits and 16 low bits."""
+    """Returns turns per position, modulo 1, as 32 high bits and 16 low bits; `_LOST` for these beyond the limit."""
     # A learned frequency may be negative; its fraction of a turn, close below 1, would lose the bits: the magnitude is
     # converted and the fixed-point number negated.
     negative = theta < 0
@@ -121,6 +123,7 @@ def _fixed_point_turns(
     upper, lower = (first << 16) + second + (last >> 16), last & 0xFFFF
     upper = jnp.where(negative, -upper - (lower != 0), upper)
     lower = jnp.where(negative, -lower & 0xFFFF, lower)
+    lower = jnp.where(high <= LARGEST_FREQUENCY / (2 * math.pi), lower, _LOST)  # also where high is NaN
     return upper.astype(jnp.uint32), lower.astype(jnp.uint32)
 
 
