@@ -80,11 +80,16 @@ def exp(x: DoubleFloat) -> DoubleFloat:
     # element, and each term again for every use of it, which takes time exponential in the terms.
     result = _next_term(constant(1 / math.factorial(15), power), split(1 / math.factorial(14)), reduced)
     rest = tuple(jnp.asarray(half) for half in split(1 / np.array([math.factorial(n) for n in range(13, -1, -1)])))
-    result, _ = jax.lax.scan(lambda value, term: (_next_term(value, term, reduced), None), result, rest)
+    (result, _), _ = jax.lax.scan(_horner_step, (result, reduced), rest)
     # XLA's exp2 is not exact even at whole numbers, so the power of two is built from its exponent bits.
     exponent = (power.astype(jnp.int32) + 127) << 23
     scale = jax.lax.bitcast_convert_type(exponent, jnp.float32)
     return DoubleFloat(result.high * scale, result.low * scale)
+
+
+def _horner_step(carry: tuple[DoubleFloat, DoubleFloat], coefficient) -> tuple[tuple[DoubleFloat, DoubleFloat], None]:
+    value, x = carry
+    return (_next_term(value, coefficient, x), x), None
 
 
 def _next_term(value: DoubleFloat, coefficient, x: DoubleFloat) -> DoubleFloat:

@@ -69,13 +69,13 @@ def test_the_stated_error_at_any_position_and_frequency(position, theta, sign):
         assert_close([x[:, column] for x in actual], [x[:, column] for x in expected], atol)
 
 
-BEYOND = st.floats(
-    np.nextafter(np.float32(frequencies.LARGEST_FREQUENCY), np.float32(np.inf)).item(), 2.0**126, width=32
-)
+NEXT = np.nextafter(np.float32(frequencies.LARGEST_FREQUENCY), np.float32(np.inf)).item()
+BEYOND = st.floats(NEXT, 2.0**126, width=32)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(-(2**24), 2**24), BEYOND, st.sampled_from([1, -1]))
+@example(1, NEXT, -1)
 @example(1, math.inf, 1)
 @example(0, math.nan, 1)
 def test_a_phase_that_is_lost_is_no_number(position, theta, sign):
