@@ -75,9 +75,11 @@ def empty_cache(
 
 
 def append_positions(
-    cache: Cache, positions: Int[Array, "batch tokens"], segments: Int[Array, "batch tokens"]
+    cache: Cache, positions: Int[Array, "batch tokens"], segments: Int[Array, "batch tokens"] | None
 ) -> Cache:
     """Returns the cache with room marked for new tokens at `filled`; every layer then writes its own slots.
+
+    They are of segment 0 where `segments` is None.
 
     Raises:
       ValueError: if they do not fit, in number or as a batch. Under `jit` only what is static is known: there the
@@ -90,6 +92,7 @@ def append_positions(
         raise ValueError(
             f"{positions.shape[1]} tokens do not fit into a cache of {cache.capacity} with {filled} in use"
         )
+    segments = jnp.zeros_like(positions) if segments is None else segments
     at = (0, cache.filled)
     return dataclasses.replace(
         cache,

@@ -270,7 +270,7 @@ class Decoder(nnx.Module):
         """
         fresh = not isinstance(cache.filled, jax.core.Tracer) and int(cache.filled) == 0
         ids, at = checked_tokens(self.config, tokens, positions, _one_segment(tokens, segments))
-        cache = caching.append_positions(cache, *at)
+        cache = caching.append_positions(cache, at.positions, at.segments)
         if turns is None and cache.cached == "unrotated" and tokens.shape[1] <= decode.QUERIES:
             turns = cached_attention.turns_of(scheme, cache.positions)
         return self._fill(cache, ids, scheme, at, turns, fresh, dtype)
@@ -302,7 +302,7 @@ class Decoder(nnx.Module):
         """
         ids, at = checked_tokens(self.config, tokens, positions, _one_segment(tokens, segments))
         cache = caching.empty_cache(self.config, batch=ids.shape[0], capacity=capacity, dtype=dtype, cached=cached)
-        cache = caching.append_positions(cache, *at)
+        cache = caching.append_positions(cache, at.positions, at.segments)
         return self._fill(cache, ids, scheme, at, None, True, dtype)
 
     def _fill(self, cache: Cache, tokens, scheme: Schemes, at: Tokens, turns, fresh: bool, dtype):
