@@ -76,13 +76,26 @@ def exp(x: DoubleFloat) -> DoubleFloat:
     power = jnp.round(x.high * np.float32(1 / math.log(2)))
     # power * ln 2 must be exact to 2^-48 of 1, so ln 2 is a double-float too.
     reduced = add(x, multiply(DoubleFloat(-power, jnp.zeros_like(power)), constant(math.log(2), power)))
-    result = constant(1 / math.factorial(15), power)
-    for order in range(14, -1, -1):
-        result = add(multiply(result, reduced), constant(1 / math.factorial(order), power))
+    # A loop, not one long expression: what uses the result would otherwise have XLA work all of it out again for every
+    # element, and each term again for every use of it, which takes time exponential in the terms.
+    result = _next_term(constant(1 / math.factorial(15), power), split(1 / math.factorial(14)), reduced)
+    rest = tuple(jnp.asarray(half) for half in split(1 / np.array([math.factorial(n) for n in range(13, -1, -1)])))
+    (result, _), _ = jax.lax.scan(_horner_step, (result, reduced), rest)
     # XLA's exp2 is not exact even at whole numbers, so the power of two is built from its exponent bits.
     exponent = (power.astype(jnp.int32) + 127) << 23
     scale = jax.lax.bitcast_convert_type(exponent, jnp.float32)
     return DoubleFloat(result.high * scale, result.low * scale)
+
+
+def _horner_step(carry: tuple[DoubleFloat, DoubleFloat], coefficient) -> tuple[tuple[DoubleFloat, DoubleFloat], None]:
+    value, x = carry
+    return (_next_term(value, coefficient, x), x), None
+
+
+def _next_term(value: DoubleFloat, coefficient, x: DoubleFloat) -> DoubleFloat:
+    """Returns `value * x + coefficient`, the coefficient in two scalar halves."""
+    high, low = (jnp.broadcast_to(half, x.high.shape) for half in coefficient)
+    return add(multiply(value, x), DoubleFloat(high, low))
 
 
 def log(x: DoubleFloat) -> DoubleFloat:

@@ -7,26 +7,29 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int
+from jaxtyping import Array, Float32, Int, Integer
 
 from rope_jax import double_float
 from rope_jax.double_float import DoubleFloat
 from rope_jax.frequencies import Rotary
+from rope_jax.integers import as_int32
 from rope_jax.length_rules import DynamicNtk, LengthRule, LongRope
 
 FrequencyPair = tuple[Float32[Array, "*batch pairs"], Float32[Array, "*batch pairs"]]
 
 
-def frequencies_at(rule: LengthRule, rotary: Rotary, lengths: Int[Array, "*batch"]) -> FrequencyPair:
+def frequencies_at(rule: LengthRule, rotary: Rotary, lengths: Integer[Array | np.ndarray, "*batch"]) -> FrequencyPair:
     """Returns inverse frequencies `[*batch, pairs]` for traced `lengths`, as float32 and float32 remainder.
 
-    They agree with `rule.at(length)` to a relative 1e-13, so that angles stay within 1e-6 up to position 2^24.
+    They agree with `rule.at(length)` to a relative 4e-13 and to 2e-14 radians a token, at every length: most of an
+    error comes with a power far from 1, where frequencies are small. At position 2^24 an angle is within 4e-7.
 
     Raises:
+      TypeError: if the lengths are not integers.
       ScalingError: if the rule cannot be applied to `rotary`, at any length.
     """
     rule.at(rule.original_length)(rotary)  # checks the record
-    return _traced(rule, rotary, jnp.asarray(lengths))
+    return _traced(rule, rotary, as_int32("lengths", lengths))
 
 
 @functools.singledispatch
@@ -37,7 +40,7 @@ def _traced(rule: LengthRule, rotary: Rotary, lengths: Int[Array, "*batch"]) -> 
 @_traced.register
 def _(rule: DynamicNtk, rotary: Rotary, lengths: Int[Array, "*batch"]) -> FrequencyPair:
     # theta' = theta * growth^(-2i/(d-2)), with growth = 1 + s (l - L) / L.
-    excess = jnp.maximum(lengths - rule.original_length, 0)[..., None]
+    excess = (jnp.maximum(lengths, rule.original_length) - rule.original_length)[..., None]
     halves = DoubleFloat((excess >> 12).astype(jnp.float32) * 4096, (excess & 4095).astype(jnp.float32))
     per_token = double_float.constant(rule.factor / rule.original_length, halves.high)
     growth = double_float.add(

@@ -14,19 +14,28 @@ from rope_jax.errors import ScalingError
 
 Frequencies = Float64[np.ndarray, " pairs"]
 
+# Radians per token. A scheme keeps 48 bits of a frequency, so the error of an angle grows with it: at position 2^24 it
+# is 1e-6 up to 3 radians a token and 3e-5 here, 20 turns a token. No model was trained beyond 1.
+LARGEST_FREQUENCY = 128.0
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rotary:
     """What a scaling rule reads and writes: one rotary embedding, on the host.
 
     Attributes:
-      inverse_frequencies: `theta`, float64 `[pairs]`, radians per token; 0 for a pair that does not turn.
+      inverse_frequencies: `theta`, float64 `[pairs]`, radians per token; 0 for a pair that does not turn, and at most
+        `LARGEST_FREQUENCY`.
       base: `b`, the base the frequencies were made from (after any change of base).
       dim: `d`, the dimensions that rotate; `2 * pairs`.
       original_length: `L`, tokens the model was trained on before any length extension.
       cos_sin_factor: multiplies cos and sin, so the logits of the rotary dimensions by its square.
       logit_scale: multiplies every `q.k` logit, before a bias is added.
       rules: names of the scaling rules applied so far, in order.
+
+    Raises:
+      ScalingError: if the frequencies are not one a pair, or one is not finite or beyond `LARGEST_FREQUENCY`; if
+        another number is not finite and above zero.
     """
 
     inverse_frequencies: Frequencies
@@ -36,6 +45,23 @@ class Rotary:
     cos_sin_factor: float = 1.0
     logit_scale: float = 1.0
     rules: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_dim(self.dim)
+        for name in ("base", "original_length", "cos_sin_factor", "logit_scale"):
+            check_positive(name, getattr(self, name))
+        theta = np.asarray(self.inverse_frequencies, np.float64)
+        object.__setattr__(self, "inverse_frequencies", theta)
+        if theta.shape != (self.dim // 2,):
+            raise ScalingError(
+                f"inverse_frequencies of shape {theta.shape} are not one for each pair of dim {self.dim}"
+            )
+        if not (np.abs(theta) <= LARGEST_FREQUENCY).all():  # also where one is NaN
+            pair = int(np.argmax(np.abs(theta)))
+            raise ScalingError(
+                f"with base {self.base:g}, pair {pair} would turn by {theta[pair]:g} radians a token: more than "
+                f"{LARGEST_FREQUENCY:g} loses its phase at far positions"
+            )
 
 
 def check_dim(dim: int) -> None:
@@ -48,6 +74,12 @@ def check_positive(name: str, value: float) -> None:
     """Raises `ScalingError` unless `value` is a finite number above zero."""
     if not (math.isfinite(value) and value > 0):
         raise ScalingError(f"{name} must be a finite positive number, got {value}")
+
+
+def check_whole(name: str, value: int | np.integer, *, at_least: int) -> None:
+    """Raises `ScalingError` unless `value` is an integer, of any kind but a boolean, and not below `at_least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < at_least:
+        raise ScalingError(f"{name} must be a whole number, at least {at_least}, got {value!r}")
 
 
 def inverse_frequencies(dim: int, *, base: float) -> Frequencies:
@@ -72,7 +104,8 @@ def inverse_frequencies(dim: int, *, base: float) -> Frequencies:
     """
     check_dim(dim)
     check_positive("base", base)
-    return np.float64(base) ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
+    with np.errstate(over="ignore"):  # a record refuses what is infinite
+        return np.float64(base) ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
 
 
 def rotary(dim: int, *, base: float, original_length: int) -> Rotary:
@@ -119,7 +152,10 @@ def base_multiplier(dim: int, *, factor: float) -> float:
     check_positive("factor", factor)
     if dim == 2:
         raise ScalingError("base scaling needs a rotary dim of at least 4: the only pair of dim 2 has frequency 1")
-    return float(factor) ** (dim / (dim - 2))
+    try:
+        return float(factor) ** (dim / (dim - 2))
+    except OverflowError:
+        raise ScalingError(f"factor {factor:g} is too large to scale the base of dim {dim} by") from None
 
 
 def period_matched_base(base: float, *, factor: float, dim: int) -> float:

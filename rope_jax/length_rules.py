@@ -7,9 +7,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from rope_jax import scaling
 from rope_jax.errors import ScalingError
-from rope_jax.frequencies import check_positive
+from rope_jax.frequencies import check_positive, check_whole
 from rope_jax.rules import Rule
 
 
@@ -32,12 +34,13 @@ class DynamicNtk:
 
     def __post_init__(self) -> None:
         check_positive("factor", self.factor)
-        check_positive("original_length", self.original_length)
+        check_whole("original_length", self.original_length, at_least=1)
         if self.factor < 1:
             raise ScalingError(f"factor must be at least 1, got {self.factor}")
 
-    def at(self, length: int) -> Rule:
-        """Returns the static rule for sequences of exactly `length` tokens."""
+    def at(self, length: int | np.integer) -> Rule:
+        """Returns the static rule for sequences of exactly `length` tokens, an integer of any width."""
+        length = _tokens(length)
         excess = max(length, self.original_length) - self.original_length
         growth = 1 + self.factor * excess / self.original_length
         given = {"factor": self.factor, "original_length": self.original_length, "length": length}
@@ -67,16 +70,16 @@ class LongRope:
     name: ClassVar[str] = "longrope"
 
     def __post_init__(self) -> None:
-        check_positive("original_length", self.original_length)
+        check_whole("original_length", self.original_length, at_least=1)
         if len(self.short_factor) != len(self.long_factor):
             raise ScalingError(
                 f"longrope: {len(self.short_factor)} short factors but {len(self.long_factor)} long factors"
             )
         self.at(1), self.at(self.original_length + 1)  # checks both lists
 
-    def at(self, length: int) -> Rule:
-        """Returns the static rule for sequences of exactly `length` tokens."""
-        factors = self.long_factor if length > self.original_length else self.short_factor
+    def at(self, length: int | np.integer) -> Rule:
+        """Returns the static rule for sequences of exactly `length` tokens, an integer of any width."""
+        factors = self.long_factor if _tokens(length) > self.original_length else self.short_factor
         inner = scaling.per_pair(factors=factors, attention_factor=self.attention_factor)
         return dataclasses.replace(
             inner, name=self.name, hyperparameters={**inner.hyperparameters, "original_length": self.original_length}
@@ -84,6 +87,12 @@ class LongRope:
 
 
 LengthRule = DynamicNtk | LongRope
+
+
+def _tokens(length: int | np.integer) -> int:
+    """Returns `length` as Python's own integer, whose sums and products do not wrap as a narrow one's do."""
+    check_whole("length", length, at_least=1)
+    return int(length)
 
 
 def at_length(rule: Rule | LengthRule, length: int) -> Rule:

@@ -3,25 +3,38 @@
 An angle is held as a whole number of 2^-32 turns, which wraps for free. The inverse frequency arrives as a float32 and
 a float32 remainder (48 bits); the program turns both into 48-bit fixed-point turns per position, multiplies by the
 position in integers, and evaluates cos and sin on an eighth of a turn. Worst error against float64, for frequencies
-made on the host: below 1e-6 for `|position| <= 2^24`.
+made on the host: below 1e-6 for `|position| <= 2^24` and frequencies up to 3 radians a token. The 48 bits are relative
+to the frequency, so in general it is below `5e-7 + |position * frequency| * 2^-45`, up to `LARGEST_FREQUENCY`.
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int, UInt32
+from jaxtyping import Array, Float32, Int, Integer, UInt32
 
 from rope_jax import double_float
 from rope_jax.double_float import DoubleFloat
+from rope_jax.frequencies import LARGEST_FREQUENCY
+from rope_jax.integers import as_int32
 
 Phase = Literal["exact", "float32"]
 
+# In place of the 16 low bits of a frequency beyond the limit. A mark in the turns costs nothing; a second use of the
+# frequency would have XLA work it out again for every position.
+_LOST = 1 << 16
+
+
+def check_phase(phase: str) -> None:
+    """Raises `ValueError` unless `phase` is a known way of computing phases."""
+    if phase not in get_args(Phase):
+        raise ValueError(f"phase must be 'exact' or 'float32', got {phase!r}")
+
 
 def cos_sin(
-    positions: Int[Array, "*batch tokens"],
+    positions: Integer[Array | np.ndarray, "*batch tokens"],
     inverse_frequencies: Float32[Array, "*#batch pairs"],
     remainder: Float32[Array, "*#batch pairs"] | None = None,
     *,
@@ -30,27 +43,42 @@ def cos_sin(
     r"""Returns `cos(p theta)` and `sin(p theta)` for every position and pair, in float32.
 
     Args:
-      positions: `p`, token positions, any int32, negative ones too; one row a sequence.
+      positions: `p`, token positions, integers of any width within int32, negative ones too; one row a sequence.
       inverse_frequencies: `theta`, radians per token, shared (`[pairs]`) or one set a sequence (`[*batch, pairs]`).
-        Gradients flow to it.
+        Gradients flow to it. Exact phases of a pair beyond `LARGEST_FREQUENCY` either way are NaN: values may be known
+        only to the compiled program, which cannot raise.
       remainder: what float32 rounding left of `theta`, held constant under differentiation; zero where absent.
       phase: "exact"; or "float32" to form the angle in float32 as other libraries do (1.9e-3 off at 32k, 0.06 at
         1M for base 1e4), which weights trained that way carry with them.
 
     Raises:
-      ValueError: on an unknown `phase`.
+      TypeError: if the positions are not integers.
+      ValueError: on an unknown `phase`, or shapes that do not fit.
     """
+    check_phase(phase)
+    positions = as_int32("positions", positions)
+    _check_shapes(positions, inverse_frequencies, remainder)
     shared_dims = positions.ndim - inverse_frequencies.ndim
     shape = (1,) * shared_dims + inverse_frequencies.shape[:-1] + (1, inverse_frequencies.shape[-1])
     theta = inverse_frequencies.reshape(shape)
-    p = positions.astype(jnp.int32)[..., None]
+    p = positions[..., None]
     if phase == "float32":
         angle = p.astype(jnp.float32) * theta
         return jnp.cos(angle), jnp.sin(angle)
-    if phase != "exact":
-        raise ValueError(f"phase must be 'exact' or 'float32', got {phase!r}")
     low = jnp.zeros_like(theta) if remainder is None else remainder.reshape(shape)
     return _exact_cos_sin(p, theta, low)
+
+
+def _check_shapes(positions: Array, inverse_frequencies: Array, remainder: Array | None) -> None:
+    if remainder is not None and remainder.shape != inverse_frequencies.shape:
+        raise ValueError(f"remainder {remainder.shape} and inverse_frequencies {inverse_frequencies.shape} differ")
+    batch, sets = positions.shape[:-1], inverse_frequencies.shape[:-1]
+    fits = positions.ndim and inverse_frequencies.ndim and len(sets) <= len(batch)
+    if not fits or any(n not in (1, m) for n, m in zip(sets[::-1], batch[::-1], strict=False)):
+        raise ValueError(
+            f"positions {positions.shape} must be [*batch, tokens] and inverse_frequencies "
+            f"{inverse_frequencies.shape} [pairs] or [*batch, pairs]"
+        )
 
 
 @jax.custom_jvp
@@ -58,8 +86,10 @@ def _exact_cos_sin(
     p: Int[Array, "*tokens 1"], theta: Float32[Array, "*batch pairs"], remainder: Float32[Array, "*batch pairs"]
 ) -> tuple[Float32[Array, "..."], Float32[Array, "..."]]:
     # The barrier keeps a compiler from working the turns out anew for every position.
-    turns = jax.lax.optimization_barrier(_fixed_point_turns(theta, remainder))
-    return _cos_sin_of_turns(_phase(p, *turns))
+    upper, lower = jax.lax.optimization_barrier(_fixed_point_turns(theta, remainder))
+    lost = lower == _LOST
+    cos, sin = _cos_sin_of_turns(_phase(p, upper, lower))
+    return jnp.where(lost, jnp.nan, cos), jnp.where(lost, jnp.nan, sin)
 
 
 @_exact_cos_sin.defjvp
@@ -75,7 +105,7 @@ def _exact_cos_sin_jvp(primals, tangents):
 def _fixed_point_turns(
     theta: Float32[Array, "*shape"], remainder: Float32[Array, "*shape"]
 ) -> tuple[UInt32[Array, "*shape"], UInt32[Array, "*shape"]]:
-    """Returns turns per position, modulo 1, as 32 high bits and 16 low bits."""
+    """Returns turns per position, modulo 1, as 32 high bits and 16 low bits; `_LOST` for these beyond the limit."""
     # A learned frequency may be negative; its fraction of a turn, close below 1, would lose the bits: the magnitude is
     # converted and the fixed-point number negated.
     negative = theta < 0
@@ -93,6 +123,7 @@ def _fixed_point_turns(
     upper, lower = (first << 16) + second + (last >> 16), last & 0xFFFF
     upper = jnp.where(negative, -upper - (lower != 0), upper)
     lower = jnp.where(negative, -lower & 0xFFFF, lower)
+    lower = jnp.where(high <= LARGEST_FREQUENCY / (2 * math.pi), lower, _LOST)  # also where high is NaN
     return upper.astype(jnp.uint32), lower.astype(jnp.uint32)
 
 

@@ -4,7 +4,7 @@ A rotary embedding never changes; only the angles do. Two layouts of the pairs a
 for the same weights: "half" pairs dimension `i` with `i + d/2`, "interleaved" pairs `2i` with `2i + 1`.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,12 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Float32
 
 Layout = Literal["half", "interleaved"]
+
+
+def check_layout(layout: str) -> None:
+    """Raises `ValueError` unless `layout` is one of the layouts in use."""
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout must be 'half' or 'interleaved', got {layout!r}")
 
 
 def rotate(
@@ -32,10 +38,12 @@ def rotate(
       layout: "half" or "interleaved"; a property of the weights.
 
     Raises:
-      ValueError: if more dimensions would turn than `x` has, or the layout is unknown.
+      ValueError: if more dimensions would turn than `x` has, cos and sin are not one a token, or the layout is unknown.
 
     Source: Su et al., arXiv 2104.09864, equation 34.
     """
+    check_layout(layout)
+    _check_tokens(x, cos, sin)
     pairs = cos.shape[-1]
     if 2 * pairs > x.shape[-1]:
         raise ValueError(f"{2 * pairs} rotary dimensions do not fit into a head of {x.shape[-1]}")
@@ -47,6 +55,17 @@ def rotate(
     c, s = (table[..., None, :] for table in jax.lax.optimization_barrier((cos, sin)))
     turned = _join(first * c - second * s, second * c + first * s, layout).astype(x.dtype)
     return jnp.concatenate([turned, x[..., 2 * pairs :]], axis=-1) if 2 * pairs < x.shape[-1] else turned
+
+
+def _check_tokens(x: Array, cos: Array, sin: Array) -> None:
+    """Cosines of one token would otherwise broadcast over all of them."""
+    shared, of_x = cos.shape[:-2], x.shape[:-3]
+    fits = cos.shape == sin.shape and x.ndim >= 3 and 2 <= cos.ndim < x.ndim and cos.shape[-2] == x.shape[-3]
+    if not fits or any(n not in (1, m) for n, m in zip(shared[::-1], of_x[::-1], strict=False)):
+        raise ValueError(
+            f"cos {cos.shape} and sin {sin.shape} must be [*batch, tokens, pairs] for an x of [*batch, tokens, heads, "
+            f"dim], got {x.shape}"
+        )
 
 
 def as_complex(x: Float[Array, "*shape dim"], *, layout: Layout) -> Complex[Array, "*shape pairs"]:
@@ -103,18 +122,16 @@ def sinusoidal(
 
 
 def _split(x: Float[Array, "*shape dim"], layout: Layout):
+    check_layout(layout)
     if layout == "half":
         halves = x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2)
         return halves[..., 0, :], halves[..., 1, :]
-    if layout == "interleaved":
-        pairs = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
-        return pairs[..., 0], pairs[..., 1]
-    raise ValueError(f"layout must be 'half' or 'interleaved', got {layout!r}")
+    pairs = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)
+    return pairs[..., 0], pairs[..., 1]
 
 
 def _join(first: Array, second: Array, layout: Layout):
+    check_layout(layout)
     if layout == "half":
         return jnp.stack([first, second], axis=-2).reshape(*first.shape[:-1], 2 * first.shape[-1])
-    if layout == "interleaved":
-        return jnp.stack([first, second], axis=-1).reshape(*first.shape[:-1], 2 * first.shape[-1])
-    raise ValueError(f"layout must be 'half' or 'interleaved', got {layout!r}")
+    return jnp.stack([first, second], axis=-1).reshape(*first.shape[:-1], 2 * first.shape[-1])

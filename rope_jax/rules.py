@@ -5,6 +5,8 @@ import enum
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from rope_jax.errors import ScalingError
 from rope_jax.frequencies import Rotary
 
@@ -61,7 +63,12 @@ class Rule:
         if self.name == "none":
             return rotary
         check_may_follow(self.name, rotary)
-        return dataclasses.replace(self.transform(rotary), rules=(*rotary.rules, self.name))
+        try:
+            with np.errstate(all="ignore"):  # the record that comes out refuses what is not finite
+                transformed = self.transform(rotary)
+        except ScalingError as error:
+            raise error if self.name in str(error) else ScalingError(f"{self.name}: {error}") from None
+        return dataclasses.replace(transformed, rules=(*rotary.rules, self.name))
 
 
 def check_may_follow(name: str, rotary: Rotary) -> None:

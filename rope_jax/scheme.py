@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Integer
 
 from rope_jax import double_float, dynamic, phases, rotation
 from rope_jax.biases import Alibi, Bias
-from rope_jax.frequencies import Rotary
+from rope_jax.frequencies import Rotary, check_whole
+from rope_jax.integers import as_int32
 from rope_jax.length_rules import LengthRule
 from rope_jax.rules import Rule
 from rope_jax.scaling import none
@@ -46,6 +47,9 @@ class Scheme:
       offset_bias: `s`, `[heads, 2 * max_offset + 1]`, nats; offset 0 in the middle, the ends hold beyond them.
       layout: "half" or "interleaved"; static, a property of the weights.
       phase: "exact" or "float32"; static.
+
+    Raises:
+      ValueError: on an unknown layout or phase.
     """
 
     inverse_frequencies: Array
@@ -56,6 +60,11 @@ class Scheme:
     offset_bias: Array
     layout: rotation.Layout = "half"
     phase: phases.Phase = "exact"
+
+    def __post_init__(self) -> None:
+        # The arrays may be anything a transformation puts in their place; only what is static is known here.
+        rotation.check_layout(self.layout)
+        phases.check_phase(self.phase)
 
     @property
     def num_heads(self) -> int:
@@ -71,27 +80,31 @@ class Scheme:
         return self.offset_bias.shape[-1] // 2
 
     def cos_sin(
-        self, positions: Int[Array, "*batch tokens"]
+        self, positions: Integer[Array | np.ndarray, "*batch tokens"]
     ) -> tuple[Float32[Array, "*batch tokens pairs"], Float32[Array, "*batch tokens pairs"]]:
-        """Returns cos and sin at `positions`, times the cos/sin factor."""
+        """Returns cos and sin at `positions`, times the cos/sin factor; errors as in `phases.cos_sin`."""
+        positions = as_int32("positions", positions)
         cos, sin = phases.cos_sin(positions, self.inverse_frequencies, self.remainder, phase=self.phase)
         factor = self.cos_sin_factor
         factor = factor.reshape((1,) * (positions.ndim - 1 - factor.ndim) + factor.shape + (1, 1))
         return cos * factor, sin * factor
 
     def rotate(
-        self, x: Float[Array, "*batch tokens heads dim"], positions: Int[Array, "*batch tokens"]
+        self, x: Float[Array, "*batch tokens heads dim"], positions: Integer[Array | np.ndarray, "*batch tokens"]
     ) -> Float[Array, "*batch tokens heads dim"]:
         """Returns queries or keys turned to `positions`, in their own dtype."""
         cos, sin = self.cos_sin(positions)
         return rotation.rotate(x, cos, sin, layout=self.layout)
 
-    def bias(self, offset: Int[Array, "*batch queries keys"]) -> Float32[Array, "*batch heads queries keys"]:
-        """Returns the bias of every head at `offset = i - j`, query minus key position."""
+    def bias(
+        self, offset: Integer[Array | np.ndarray, "*batch queries keys"]
+    ) -> Float32[Array, "*batch heads queries keys"]:
+        """Returns the bias of every head at `offset = i - j`, query minus key position, integers of any width."""
+        offset = as_int32("offset", offset)
         index = jnp.clip(offset, -self.max_offset, self.max_offset) + self.max_offset
 
         def of_one(slopes: Array, strip: Array, offset: Array, index: Array) -> Array:
-            line = -slopes[:, None, None] * jnp.abs(offset).astype(jnp.float32)[None]
+            line = -slopes[:, None, None] * jnp.abs(offset.astype(jnp.float32))[None]  # |-2^31| is no int32
             return line + jnp.take(strip, index, axis=1)
 
         shared = self.slopes.ndim - 1
@@ -116,17 +129,22 @@ def build(
     Args:
       rotary: the record to turn by; None for no rotation at all (NoPE, or a bias alone).
       bias: the bias to add; None for none.
-      num_heads: query heads.
-      head_dim: dimensions of a head, of which `rotary.dim` rotate.
+      num_heads: query heads, at least 1.
+      head_dim: dimensions of a head, at least 1, of which `rotary.dim` rotate.
       layout: "half" or "interleaved".
       phase: "exact" or "float32".
       max_offset: offsets the strip tells apart; by default as many as the bias needs. Schemes of one size run in one
         compiled program, so a sweep gives all of them the largest.
 
     Raises:
-      ValueError: if the head counts differ, more dimensions rotate than a head has, or `max_offset` is too small
-        for the bias (or missing, for one that never becomes flat).
+      ValueError: if a number is out of range, the layout or the phase unknown, the head counts differ, more dimensions
+        rotate than a head has, or `max_offset` is too small for the bias (or missing, for one that never becomes flat).
     """
+    rotation.check_layout(layout)
+    phases.check_phase(phase)
+    least = {"num_heads": (num_heads, 1), "head_dim": (head_dim, 1), "max_offset": (max_offset or 0, 0)}
+    for name, (value, smallest) in least.items():
+        check_whole(name, value, at_least=smallest)
     if bias is not None and bias.num_heads != num_heads:
         raise ValueError(f"the bias has {bias.num_heads} heads, the model {num_heads}")
     if rotary is not None and rotary.dim > head_dim:
@@ -249,10 +267,16 @@ def scheme_of(retrofit: Retrofit, *, length: int | None = None, **build_argument
     return build(rule(retrofit.rotary), retrofit.bias, **build_arguments)
 
 
-def per_length(retrofit: Retrofit, **build_arguments) -> Callable[[Int[Array, "*batch"]], Scheme]:
+def per_length(retrofit: Retrofit, **build_arguments) -> Callable[[Integer[Array | np.ndarray, "*batch"]], Scheme]:
     """Returns a function from traced lengths to a scheme for each sequence, for rules that depend on the length.
 
-    For a static rule the function returns the one scheme whatever the lengths.
+    For a static rule the function returns the one scheme whatever the lengths. All of a sequence is under the one
+    scheme of its length, keys that were cached at a shorter length too. Other libraries, transformers among them, leave
+    cached keys as the frequencies of their own step rotated them, so that queries and keys of one step disagree; their
+    cached output then differs from this one, and from their own without a cache.
+
+    Raises (the function):
+      TypeError: if the lengths are not integers.
     """
     rule = retrofit.rule
     if isinstance(rule, Rule):
@@ -261,8 +285,8 @@ def per_length(retrofit: Retrofit, **build_arguments) -> Callable[[Int[Array, "*
     # The scalars and the bias do not depend on the length; only the frequencies are replaced.
     template = scheme_of(retrofit, length=1, **build_arguments)
 
-    def scheme_at(lengths: Int[Array, "*batch"]) -> Scheme:
-        lengths = jnp.asarray(lengths)
+    def scheme_at(lengths: Integer[Array | np.ndarray, "*batch"]) -> Scheme:
+        lengths = as_int32("lengths", lengths)
         batched = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*lengths.shape, *leaf.shape)), template)
         high, low = dynamic.frequencies_at(rule, retrofit.rotary, lengths)
         return dataclasses.replace(batched, inverse_frequencies=high, remainder=low)

@@ -264,3 +264,23 @@ def test_errors_are_one_line(make):
     with pytest.raises(ScalingError) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", random_biases())
+@pytest.mark.parametrize("width", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64])
+def test_offsets_of_any_width_are_those_of_int32(name, width):
+    bias, info = random_biases()[name], np.iinfo(width)
+    values = np.array([max(info.min, -(2**31)), 0, 1, 15, min(info.max, 2**31 - 1)], np.int64)
+    right = np.asarray(bias(jnp.asarray(values, jnp.int32)))
+    np.testing.assert_array_equal(bias(values.astype(width)), right)
+    if info.bits < 64:
+        np.testing.assert_array_equal(bias(jnp.asarray(values.astype(width))), right)
+    # The farthest offset that int32 has no absolute value of is as far as its neighbour.
+    np.testing.assert_allclose(bias(np.array([-(2**31)])), bias(np.array([-(2**31) + 1])), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", random_biases())
+def test_offsets_that_are_no_integers_are_refused(name, without_type_checks):
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.bool_):
+        with pytest.raises(TypeError, match=r"^offset must be integers"):
+            random_biases()[name](jnp.ones(3, dtype))

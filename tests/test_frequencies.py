@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rope_jax import frequencies
+from rope_jax import frequencies, length_rules, scaling
 from rope_jax.errors import ScalingError
 
 DIMS = st.integers(1, 128).map(lambda pairs: 2 * pairs)
@@ -124,3 +124,73 @@ def test_critical_dimension_checks_its_arguments(bad):
     arguments = {"dim": 8, "base": 1e4, "length": 64} | bad
     with pytest.raises(ScalingError):
         frequencies.critical_dimension(arguments.pop("dim"), **arguments)
+
+
+# ---- frequencies whose phase would be lost
+
+EXTREME = st.floats(-320, 300).map(lambda x: 10.0**x).filter(lambda x: x > 0)
+RULES = {
+    "linear": lambda x: scaling.linear(factor=x),
+    "ntk": lambda x: scaling.ntk(factor=x),
+    "ntk by a multiplier": lambda x: scaling.ntk(multiplier=x),
+    "explicit_base": lambda x: scaling.explicit_base(base=x),
+    "proportional": lambda x: scaling.proportional(proportion=0.5, factor=x),
+    "by_parts": lambda x: scaling.by_parts(factor=x, original_length=64),
+    "llama3": lambda x: scaling.llama3(factor=x, original_length=64, low_freq_factor=1.0, high_freq_factor=4.0),
+    "per_pair": lambda x: scaling.per_pair(factors=[1.0, 1.0, x, 1.0]),
+    "longrope": lambda x: length_rules.longrope(
+        short_factor=[1.0] * 4, long_factor=[1.0, x, 1.0, 1.0], original_length=64
+    ).at(65),
+}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(["rotary", *RULES]), EXTREME)
+@example("rotary", 1e-6)
+@example("ntk", 1e300)
+def test_every_frequency_that_can_be_made_keeps_its_phase(name, x):
+    make = lambda: (  # noqa: E731
+        frequencies.rotary(8, base=x, original_length=64)
+        if name == "rotary"
+        else RULES[name](x)(frequencies.rotary(8, base=1e4, original_length=64))
+    )
+    try:
+        record = make()
+    except ScalingError:
+        rule = "" if name == "rotary" else f"{name.split()[0]}: "
+        reason = r"with base .* pair \d would turn by .* radians a token: more than 128"
+        with pytest.raises(ScalingError, match=f"^({rule}{reason}|.*too large|.*must be a finite positive).*$"):
+            make()
+    else:
+        assert (np.abs(record.inverse_frequencies) <= frequencies.LARGEST_FREQUENCY).all()
+
+
+def test_the_largest_frequency_is_allowed_and_the_next_is_refused_with_its_number():
+    largest = frequencies.LARGEST_FREQUENCY
+    record = frequencies.Rotary(np.array([1.0, -largest]), 1e4, 4, 64)
+    assert record.inverse_frequencies.tolist() == [1.0, -largest]
+    with pytest.raises(ScalingError, match=r"base 1e-06, pair 63 would turn by 805842 radians a token"):
+        frequencies.rotary(128, base=1e-6, original_length=64)
+    for beyond in (np.nextafter(largest, 1e3), -1e9, math.inf, math.nan):
+        with pytest.raises(ScalingError, match=r"pair 1 would turn by .* radians a token: more than 128"):
+            frequencies.Rotary(np.array([1.0, beyond]), 1e4, 4, 64)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"inverse_frequencies": np.ones(3)},
+        {"inverse_frequencies": np.ones((2, 1))},
+        {"dim": 5},
+        {"base": 0.0},
+        {"base": math.inf},
+        {"original_length": 0},
+        {"cos_sin_factor": math.nan},
+        {"logit_scale": math.inf},
+    ],
+)
+def test_a_record_that_does_not_fit_together_is_refused(changes, without_type_checks):
+    fits = {"inverse_frequencies": np.array([1.0, 0.01]), "base": 1e4, "dim": 4, "original_length": 64}
+    frequencies.Rotary(**fits)
+    with pytest.raises(ScalingError):
+        frequencies.Rotary(**{**fits, **changes})

@@ -1,10 +1,12 @@
 """Rules that read the sequence's length, on the host and traced, and that the two agree."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rope_jax import dynamic, frequencies, length_rules, scaling
@@ -153,3 +155,44 @@ def test_errors_that_need_the_record(rule):
 def test_other_rules_are_not_rules_by_length():
     with pytest.raises(TypeError):
         dynamic.frequencies_at(scaling.linear(factor=2.0), rotary(), jnp.int32(8192))
+
+
+DIMS, BASES = st.sampled_from([4, 16, 64, 128]), st.floats(0, 12).map(lambda x: 1.01 * 10.0**x)
+TRAINED, FACTORS = st.integers(1, 2**20), st.floats(1, 64)
+
+
+@settings(max_examples=20, deadline=None)
+@given(DIMS, BASES, TRAINED, FACTORS, st.lists(st.integers(1, 2**31 - 1), min_size=5, max_size=5))
+@example(64, 5.305187128637356, 140, 12.317602359602358, [1, 140, 141, 2**31 - 1, 1_588_699_614])
+def test_traced_frequencies_agree_as_stated_with_the_host(dim, base, trained, factor, lengths):
+    rule = length_rules.dynamic_ntk(factor=factor, original_length=trained)
+    record = rotary(dim, base)
+    traced = wide(dynamic.frequencies_at(rule, record, np.array(lengths)))
+    host = np.stack([rule.at(length)(record).inverse_frequencies for length in lengths])
+    np.testing.assert_allclose(traced, host, rtol=4e-13, atol=0)
+    np.testing.assert_allclose(traced, host, rtol=0, atol=2e-14)
+
+
+@pytest.mark.parametrize("rule", [dynamic_ntk(), longrope()])
+@pytest.mark.parametrize("width", [np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
+def test_lengths_of_any_width_are_those_of_int32(rule, width):
+    values = [1, L - 1, L, L + 1, 32_767, *([65_535] if np.iinfo(width).max > 32_767 else [])]
+    right = wide(dynamic.frequencies_at(rule, rotary(), np.array(values, np.int32)))
+    np.testing.assert_array_equal(wide(dynamic.frequencies_at(rule, rotary(), np.array(values, width))), right)
+    if np.dtype(width).itemsize < 8:
+        np.testing.assert_array_equal(wide(dynamic.frequencies_at(rule, rotary(), jnp.asarray(values, width))), right)
+    for value, row in zip(values, right, strict=True):
+        # A factor that is a Python integer takes the width of what it multiplies.
+        whole = dataclasses.replace(rule, factor=4) if isinstance(rule, length_rules.DynamicNtk) else rule
+        np.testing.assert_allclose(row, whole.at(width(value))(rotary()).inverse_frequencies, rtol=4e-13)
+
+
+@pytest.mark.parametrize("rule", [dynamic_ntk(), longrope()])
+@pytest.mark.parametrize("length", [8192.0, np.float32(8192), True, np.nan])
+def test_lengths_that_are_no_integers_are_refused(rule, length, without_type_checks):
+    with pytest.raises(TypeError, match=r"^lengths must be integers"):
+        dynamic.frequencies_at(rule, rotary(), jnp.asarray(length))
+    with pytest.raises(ScalingError, match="length must be a whole number, at least 1"):
+        rule.at(length)
+    with pytest.raises(ScalingError, match="original_length must be a whole number"):
+        dataclasses.replace(rule, original_length=length)

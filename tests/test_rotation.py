@@ -116,8 +116,35 @@ def test_no_pairs_turn_nothing_and_too_many_are_an_error():
     np.testing.assert_array_equal(rotation.rotate(x, nothing, nothing, layout="half"), x)
     with pytest.raises(ValueError, match="32 rotary dimensions do not fit into a head of 16"):
         rotation.rotate(x, *cos_sin(POSITIONS, 32), layout="half")
-    with pytest.raises(ValueError, match="layout must be"):
-        rotation._split.__wrapped__(x, "halves")  # the tests' type checker would refuse it first
+
+
+@pytest.mark.parametrize("pairs", [0, DIM // 2])
+def test_a_misspelt_layout_is_refused_with_the_names(pairs, without_type_checks):
+    table = jnp.ones((6, pairs))
+    for call in (
+        lambda: rotation.rotate(vectors((6, 3, DIM)), table, table, layout="halves"),
+        lambda: rotation.sinusoidal(table, table, layout="halves"),
+        lambda: rotation.rotation_matrix(table, table, layout="halves"),
+        lambda: rotation.as_complex(vectors((6, DIM)), layout="halves"),
+    ):
+        with pytest.raises(ValueError, match="layout must be 'half' or 'interleaved', got 'halves'"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("x", "cos", "sin"),
+    [
+        ((6, 3, DIM), (1, 8), (1, 8)),  # one token's angles would broadcast over all
+        ((6, 3, DIM), (6, 8), (1, 8)),
+        ((2, 6, 3, DIM), (3, 6, 8), (3, 6, 8)),
+        ((6, 3, DIM), (2, 6, 8), (2, 6, 8)),
+        ((6, 3, DIM), (8,), (8,)),
+        ((6, DIM), (6, 8), (6, 8)),
+    ],
+)
+def test_cos_and_sin_that_are_not_one_a_token_are_refused(x, cos, sin, without_type_checks):
+    with pytest.raises(ValueError, match=r"must be .*batch, tokens, pairs"):
+        rotation.rotate(jnp.ones(x), jnp.ones(cos), jnp.ones(sin), layout="half")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

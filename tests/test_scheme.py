@@ -1,5 +1,6 @@
 """Schemes as data: lowering is exact, gradients pass, one program serves every retrofit."""
 
+import dataclasses
 import functools
 
 import jax
@@ -247,3 +248,84 @@ def test_per_length_of_a_static_rule_is_the_one_scheme():
     case = scheme.Retrofit(ROTARY, scaling.linear(factor=2.0))
     at = scheme.per_length(case, num_heads=HEADS, head_dim=DIM)
     assert at(jnp.asarray([1, 100])) is at(jnp.asarray([7, 8]))
+
+
+# ---- what a caller may get wrong
+
+INTEGERS = (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64)
+
+
+@pytest.mark.parametrize("wrong", [{"layout": "hlaf"}, {"phase": "exakt"}, {"layout": "interleaved "}])
+def test_a_misspelt_layout_or_phase_is_refused_with_the_names(wrong, without_type_checks):
+    ((name, value),) = wrong.items()
+    allowed = {"layout": "'half' or 'interleaved'", "phase": "'exact' or 'float32'"}[name]
+    for make in (
+        lambda: build(ROTARY, **wrong),
+        lambda: build(None, **wrong),
+        lambda: scheme.scheme_of(scheme.Retrofit(ROTARY), num_heads=HEADS, head_dim=DIM, **wrong),
+        lambda: dataclasses.replace(build(ROTARY), **wrong),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must be {allowed}, got {value!r}"):
+            make()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_heads": 0},
+        {"num_heads": 2.0},
+        {"num_heads": True},
+        {"head_dim": 0},
+        {"head_dim": 8.5},
+        {"max_offset": -1},
+        {"max_offset": 7.5},
+    ],
+)
+def test_sizes_of_a_scheme_are_whole_numbers_in_range(wrong, without_type_checks):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ScalingError, match=f"^{name} must be a whole number, at least [01], got {value!r}$"):
+        scheme.build(None, None, **{"num_heads": HEADS, "head_dim": DIM, **wrong})
+
+
+@pytest.mark.parametrize("width", INTEGERS)
+def test_positions_offsets_and_lengths_of_any_width_are_those_of_int32(width):
+    info, x = np.iinfo(width), jnp.ones((1, 5, HEADS, DIM))
+    ends = [max(info.min, -(2**31)), max(info.min, -(2**31)) + 1, 3, min(info.max, 2**31 - 1) - 1]
+    values = np.array([[0, *ends]], np.int64)
+    for bias in all_biases().values():
+        built = build(ROTARY, bias, max_offset=300 if isinstance(bias, biases.KerpleLogarithmic) else None)
+        right = jnp.asarray(values, jnp.int32)
+        for made in [values.astype(width), *([jnp.asarray(values.astype(width))] if info.bits < 64 else [])]:
+            for call in (
+                built.cos_sin,
+                lambda p, built=built: built.rotate(x, p),
+                lambda p, built=built: built.bias(p[..., None]),
+            ):
+                assert_trees_equal(call(made), call(right))
+        assert np.asarray(built.bias(right[..., None])).max() < 1e4  # |-2^31| is no int32
+    at = scheme.per_length(
+        scheme.Retrofit(ROTARY, length_rules.dynamic_ntk(factor=4.0, original_length=L)), num_heads=HEADS, head_dim=DIM
+    )
+    lengths = np.array([1, L, L + 1, 2 * L - 1, min(info.max, 2**31 - 1)], np.int64)
+    assert_trees_equal(at(lengths.astype(width)), at(jnp.asarray(lengths, jnp.int32)))
+
+
+def assert_trees_equal(ours, right):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.bool_])
+def test_what_is_no_integer_is_refused_by_name(dtype, without_type_checks):
+    built, x = build(ROTARY, biases.alibi_paper(HEADS)), jnp.ones((1, 3, HEADS, DIM))
+    at = scheme.per_length(
+        scheme.Retrofit(ROTARY, length_rules.dynamic_ntk(factor=4.0, original_length=L)), num_heads=HEADS, head_dim=DIM
+    )
+    for name, call in (
+        ("positions", built.cos_sin),
+        ("positions", lambda p: built.rotate(x, p)),
+        ("offset", lambda p: built.bias(p[..., None])),
+        ("lengths", at),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} must be integers"):
+            call(jnp.ones((1, 3), dtype))

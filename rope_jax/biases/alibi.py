@@ -5,9 +5,11 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Integer
 
 from rope_jax.biases.slopes import geometric_slopes, paper_slopes
+from rope_jax.integers import as_int32
 
 
 @jax.tree_util.register_dataclass
@@ -25,10 +27,11 @@ class Alibi:
     def num_heads(self) -> int:
         return self.slopes.shape[0]
 
-    def __call__(self, offset: Int[Array, "*shape"]) -> Float[Array, "heads *shape"]:
-        """Returns the bias of every head at `offset = i - j`, query minus key position."""
+    def __call__(self, offset: Integer[Array | np.ndarray, "*shape"]) -> Float[Array, "heads *shape"]:
+        """Returns the bias of every head at `offset = i - j`, query minus key position, integers of any width."""
+        offset = as_int32("offset", offset)
         slopes = self.slopes.reshape(-1, *(1,) * offset.ndim)
-        return -slopes * jnp.abs(offset).astype(jnp.float32)[None]
+        return -slopes * jnp.abs(offset.astype(jnp.float32))[None]
 
 
 def alibi_paper(num_heads: int, *, multiplier: float = 1.0) -> Alibi:

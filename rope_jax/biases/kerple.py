@@ -4,7 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Integer
+
+from rope_jax.integers import as_int32
 
 
 def _per_head(parameter: Float32[Array, " heads"], offset: Int[Array, "*shape"]) -> Float[Array, "heads ..."]:
@@ -28,9 +31,10 @@ class KerpleLogarithmic:
     def num_heads(self) -> int:
         return self.r1.shape[0]
 
-    def __call__(self, offset: Int[Array, "*shape"]) -> Float[Array, "heads *shape"]:
-        """Returns the bias of every head at `offset = i - j`, query minus key position."""
-        distance = jnp.abs(offset).astype(jnp.float32)[None]
+    def __call__(self, offset: Integer[Array | np.ndarray, "*shape"]) -> Float[Array, "heads *shape"]:
+        """Returns the bias of every head at `offset = i - j`, query minus key position, integers of any width."""
+        offset = as_int32("offset", offset)
+        distance = jnp.abs(offset.astype(jnp.float32))[None]
         return -_per_head(self.r1, offset) * jnp.log1p(_per_head(self.r2, offset) * distance)
 
 
@@ -51,9 +55,10 @@ class KerplePower:
     def num_heads(self) -> int:
         return self.r1.shape[0]
 
-    def __call__(self, offset: Int[Array, "*shape"]) -> Float[Array, "heads *shape"]:
-        """Returns the bias of every head at `offset = i - j`, query minus key position."""
-        distance = jnp.abs(offset).astype(jnp.float32)[None]
+    def __call__(self, offset: Integer[Array | np.ndarray, "*shape"]) -> Float[Array, "heads *shape"]:
+        """Returns the bias of every head at `offset = i - j`, query minus key position, integers of any width."""
+        offset = as_int32("offset", offset)
+        distance = jnp.abs(offset.astype(jnp.float32))[None]
         # At distance 0 the power's derivative in r2 is 0 * ln 0: the inner value is made 1 there, the outer 0.
         safe = jnp.maximum(distance, 1.0)
         power = jnp.where(distance > 0, safe ** _per_head(self.r2, offset), 0.0)

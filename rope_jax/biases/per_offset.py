@@ -4,7 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Integer
+
+from rope_jax.integers import as_int32
 
 
 @jax.tree_util.register_dataclass
@@ -27,6 +30,7 @@ class PerOffset:
         """The last offset that has a parameter of its own."""
         return self.table.shape[1] - 1
 
-    def __call__(self, offset: Int[Array, "*shape"]) -> Float[Array, "heads *shape"]:
+    def __call__(self, offset: Integer[Array | np.ndarray, "*shape"]) -> Float[Array, "heads *shape"]:
         """Returns the bias of every head at `offset = i - j`, query minus key position; future keys count as 0."""
+        offset = as_int32("offset", offset)
         return jnp.take(self.table, jnp.clip(offset, 0, self.flat_from), axis=1)

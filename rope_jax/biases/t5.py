@@ -5,27 +5,29 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int32, Integer
 
 from rope_jax.biases.buckets import bucket_starts
 from rope_jax.errors import ScalingError
+from rope_jax.integers import as_int32
 
 
 def bucket(
-    offset: Int[Array, "*shape"], *, num_buckets: int, max_distance: int, bidirectional: bool = False
-) -> Int[Array, "*shape"]:
+    offset: Integer[Array | np.ndarray, "*shape"], *, num_buckets: int, max_distance: int, bidirectional: bool = False
+) -> Int32[Array, "*shape"]:
     """Returns the bucket of each `offset = i - j`, query minus key position.
 
     Args:
-      offset: tokens; below zero for future keys.
+      offset: tokens, integers of any width; below zero for future keys.
       num_buckets: all buckets; halved for each direction when `bidirectional`.
       max_distance: the offset from which the published rule stops telling offsets apart.
       bidirectional: gives future keys buckets of their own; otherwise they share bucket 0.
     """
+    offset = jnp.maximum(as_int32("offset", offset), -(2**31) + 1)  # |-2^31| is no int32
     one_side = _one_side(num_buckets, bidirectional)
-    starts = jnp.asarray(bucket_starts(one_side, max_distance), offset.dtype)
+    starts = jnp.asarray(bucket_starts(one_side, max_distance), jnp.int32)
     distance = jnp.abs(offset) if bidirectional else jnp.maximum(offset, 0)
-    found = jnp.searchsorted(starts, distance, side="right").astype(offset.dtype) - 1
+    found = jnp.searchsorted(starts, distance, side="right").astype(jnp.int32) - 1
     return jnp.where(offset < 0, found + one_side, found) if bidirectional else found
 
 
@@ -61,8 +63,8 @@ class T5:
         """The first offset of the last bucket: beyond it the bias is one constant."""
         return bucket_starts(_one_side(self.table.shape[1], self.bidirectional), self.max_distance)[-1]
 
-    def __call__(self, offset: Int[Array, "*shape"]) -> Float[Array, "heads *shape"]:
-        """Returns the bias of every head at `offset = i - j`, query minus key position."""
+    def __call__(self, offset: Integer[Array | np.ndarray, "*shape"]) -> Float[Array, "heads *shape"]:
+        """Returns the bias of every head at `offset = i - j`, query minus key position, integers of any width."""
         index = bucket(
             offset,
             num_buckets=self.table.shape[1],

@@ -75,19 +75,24 @@ def empty_cache(
 
 
 def append_positions(
-    cache: Cache, positions: Int[Array, "batch tokens"], segments: Int[Array, "batch tokens"]
+    cache: Cache, positions: Int[Array, "batch tokens"], segments: Int[Array, "batch tokens"] | None
 ) -> Cache:
     """Returns the cache with room marked for new tokens at `filled`; every layer then writes its own slots.
 
+    They are of segment 0 where `segments` is None.
+
     Raises:
-      ValueError: if they do not fit. Under `jit` only what is static is known: there the caller must see to it that
-        `filled + tokens` stays within the capacity, or the last slots are overwritten.
+      ValueError: if they do not fit, in number or as a batch. Under `jit` only what is static is known: there the
+        caller must see to it that `filled + tokens` stays within the capacity, or the last slots are overwritten.
     """
+    if positions.shape[0] != cache.positions.shape[0]:
+        raise ValueError(f"{positions.shape[0]} sequences do not continue a cache of {cache.positions.shape[0]}")
     filled = 0 if isinstance(cache.filled, jax.core.Tracer) else int(cache.filled)
     if filled + positions.shape[1] > cache.capacity:
         raise ValueError(
             f"{positions.shape[1]} tokens do not fit into a cache of {cache.capacity} with {filled} in use"
         )
+    segments = jnp.zeros_like(positions) if segments is None else segments
     at = (0, cache.filled)
     return dataclasses.replace(
         cache,

@@ -8,15 +8,17 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from rope_jax.attention import decode
 from rope_jax.attention.api import attend
 from rope_jax.attention.call import Tokens, checked
 from rope_jax.decoder import cache as caching
 from rope_jax.decoder import cached_attention
+from rope_jax.decoder.arguments import check_dtype, checked_tokens
 from rope_jax.decoder.cache import Cache, Cached
 from rope_jax.decoder.cached_attention import Schemes, Turns
 from rope_jax.decoder.config import DecoderConfig
@@ -32,6 +34,11 @@ def _residual_sharding(x: Array) -> NamedSharding | None:
     if not sharding.mesh.explicit_axes:
         return None
     return NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0] if sharding.spec else None, None, None))
+
+
+def _one_segment(tokens, segments):
+    """Returns `segments`, or those of one document: the slots of a cache tell what they hold by it."""
+    return jnp.zeros_like(tokens, jnp.int32) if segments is None else segments
 
 
 class RmsNorm(nnx.Module):
@@ -156,35 +163,40 @@ class Decoder(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "B T"],
+        tokens: Integer[Array | np.ndarray, "B T"],
         scheme: Schemes,
         *,
-        positions: Int[Array, "B T"] | None = None,
-        segments: Int[Array, "B T"] | None = None,
+        positions: Integer[Array | np.ndarray, "B T"] | None = None,
+        segments: Integer[Array | np.ndarray, "B T"] | None = None,
         dtype=jnp.float32,
     ) -> Float[Array, "B T V"]:
         """Returns next-token logits, float32.
 
         Args:
-          tokens: token ids.
+          tokens: token ids, integers of any width. Under `jit`, where their values are not known, the embedding of one
+            outside of the vocabulary is NaN, and so is all that sees it.
           scheme: one scheme, or one for each layer type that the config names.
           positions: position of each token; 0, 1, 2, ... where None.
           segments: packed documents: only tokens of one segment attend to each other; negative for padding.
           dtype: of the activations; phases and softmax stay in float32.
+
+        Raises:
+          TypeError: if tokens, positions or segments are not integers.
+          ValueError: if their shapes differ, or a known id that is not padding is outside of the vocabulary.
         """
         return self.unembed(self.hidden(tokens, scheme, positions=positions, segments=segments, dtype=dtype))
 
     def hidden(
         self,
-        tokens: Int[Array, "B T"],
+        tokens: Integer[Array | np.ndarray, "B T"],
         scheme: Schemes,
         *,
-        positions: Int[Array, "B T"] | None = None,
-        segments: Int[Array, "B T"] | None = None,
+        positions: Integer[Array | np.ndarray, "B T"] | None = None,
+        segments: Integer[Array | np.ndarray, "B T"] | None = None,
         attention: Attend = attend,
         dtype=jnp.float32,
     ) -> Float[Array, "B T D"]:
-        """Returns the last hidden states, normed; `unembed` makes logits of them.
+        """Returns the last hidden states, normed; `unembed` makes logits of them. Errors as in `__call__`.
 
         Args:
           tokens: as in `__call__`.
@@ -195,9 +207,8 @@ class Decoder(nnx.Module):
             model, or running it with a fault.
           dtype: of the activations.
         """
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-        x, _ = self._run(tokens, scheme, Tokens(positions, segments), None, None, False, dtype, attention)
+        ids, at = checked_tokens(self.config, tokens, positions, segments)
+        x, _ = self._run(ids, scheme, at, None, None, False, dtype, attention)
         return x
 
     def unembed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -208,11 +219,11 @@ class Decoder(nnx.Module):
     def extend(
         self,
         cache: Cache,
-        tokens: Int[Array, "B T"],
+        tokens: Integer[Array | np.ndarray, "B T"],
         scheme: Schemes,
         *,
-        positions: Int[Array, "B T"],
-        segments: Int[Array, "B T"] | None = None,
+        positions: Integer[Array | np.ndarray, "B T"],
+        segments: Integer[Array | np.ndarray, "B T"] | None = None,
         dtype=jnp.float32,
     ) -> tuple[Float[Array, "B T V"], Cache]:
         """Returns the logits of `tokens` after those in the cache, and the cache with them.
@@ -229,7 +240,7 @@ class Decoder(nnx.Module):
           dtype: of the activations.
 
         Raises:
-          ValueError: if the tokens do not fit into the cache.
+          ValueError: if the tokens do not fit into the cache; and as in `__call__`.
         """
         x, cache = self.advance(cache, tokens, scheme, positions=positions, segments=segments, dtype=dtype)
         return self.unembed(x), cache
@@ -237,11 +248,11 @@ class Decoder(nnx.Module):
     def advance(
         self,
         cache: Cache,
-        tokens: Int[Array, "B T"],
+        tokens: Integer[Array | np.ndarray, "B T"],
         scheme: Schemes,
         *,
-        positions: Int[Array, "B T"],
-        segments: Int[Array, "B T"] | None = None,
+        positions: Integer[Array | np.ndarray, "B T"],
+        segments: Integer[Array | np.ndarray, "B T"] | None = None,
         turns: Turns | None = None,
         dtype=jnp.float32,
     ) -> tuple[Float[Array, "B T D"], Cache]:
@@ -258,20 +269,20 @@ class Decoder(nnx.Module):
           dtype: of the activations.
         """
         fresh = not isinstance(cache.filled, jax.core.Tracer) and int(cache.filled) == 0
-        segments = jnp.zeros_like(tokens) if segments is None else segments
-        cache = caching.append_positions(cache, positions, segments)
+        ids, at = checked_tokens(self.config, tokens, positions, _one_segment(tokens, segments))
+        cache = caching.append_positions(cache, at.positions, at.segments)
         if turns is None and cache.cached == "unrotated" and tokens.shape[1] <= decode.QUERIES:
             turns = cached_attention.turns_of(scheme, cache.positions)
-        return self._fill(cache, tokens, scheme, Tokens(positions, segments), turns, fresh, dtype)
+        return self._fill(cache, ids, scheme, at, turns, fresh, dtype)
 
     def prefill(
         self,
-        tokens: Int[Array, "B T"],
+        tokens: Integer[Array | np.ndarray, "B T"],
         scheme: Schemes,
         *,
         capacity: int,
-        positions: Int[Array, "B T"] | None = None,
-        segments: Int[Array, "B T"] | None = None,
+        positions: Integer[Array | np.ndarray, "B T"] | None = None,
+        segments: Integer[Array | np.ndarray, "B T"] | None = None,
         cached: Cached = "unrotated",
         dtype=jnp.float32,
     ) -> tuple[Float[Array, "B T D"], Cache]:
@@ -287,14 +298,12 @@ class Decoder(nnx.Module):
           dtype: of activations and cache.
 
         Raises:
-          ValueError: if the tokens do not fit.
+          ValueError: if the tokens do not fit; and as in `__call__`.
         """
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-        segments = jnp.zeros_like(tokens) if segments is None else segments
-        cache = caching.empty_cache(self.config, batch=tokens.shape[0], capacity=capacity, dtype=dtype, cached=cached)
-        cache = caching.append_positions(cache, positions, segments)
-        return self._fill(cache, tokens, scheme, Tokens(positions, segments), None, True, dtype)
+        ids, at = checked_tokens(self.config, tokens, positions, _one_segment(tokens, segments))
+        cache = caching.empty_cache(self.config, batch=ids.shape[0], capacity=capacity, dtype=dtype, cached=cached)
+        cache = caching.append_positions(cache, at.positions, at.segments)
+        return self._fill(cache, ids, scheme, at, None, True, dtype)
 
     def _fill(self, cache: Cache, tokens, scheme: Schemes, at: Tokens, turns, fresh: bool, dtype):
         x, stored = self._run(tokens, scheme, at, cache, turns, fresh, dtype)
@@ -304,7 +313,14 @@ class Decoder(nnx.Module):
     def _run(
         self, tokens, scheme: Schemes, at: Tokens, cache: Cache | None, turns, fresh: bool, dtype, attention=attend
     ):
-        x = self.embedding[...].at[tokens].get(out_sharding=_residual_sharding(tokens)).astype(dtype)
+        check_dtype(dtype)
+        # A compiled program cannot raise: an id outside of the vocabulary is made visible, not taken for another.
+        rows = (
+            self.embedding[...]
+            .at[tokens]
+            .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=_residual_sharding(tokens))
+        )
+        x = rows.astype(dtype)
         stored = []
         for layer, block in enumerate(self.blocks):
             turn = turns[self.config.layer_types[layer]] if isinstance(turns, Mapping) else turns

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
+from rope_jax.decoder.arguments import check_count, check_dtype, check_ids, check_sampling
 from rope_jax.decoder.cache import EMPTY, Cache, Cached, empty_cache
 from rope_jax.decoder.cached_attention import Schemes, append_turns, turns_of
 from rope_jax.decoder.decoder import Decoder
 from rope_jax.errors import InputError
+from rope_jax.integers import as_int32
 from rope_jax.scheme import Scheme
 
 SchemesAt = Callable[[Int[Array, " batch"]], Schemes]
@@ -22,10 +24,10 @@ SchemesAt = Callable[[Int[Array, " batch"]], Schemes]
 def generate(
     decoder: Decoder,
     scheme: Schemes | SchemesAt,
-    prompt: Int[Array, "batch tokens"],
+    prompt: Integer[Array | np.ndarray, "batch tokens"],
     *,
     max_new_tokens: int,
-    lengths: Int[Array, " batch"] | None = None,
+    lengths: Integer[Array | np.ndarray, " batch"] | None = None,
     temperature: float = 0.0,
     key: Array | None = None,
     cached: Cached | None = None,
@@ -37,9 +39,11 @@ def generate(
     Args:
       decoder: the model.
       scheme: a scheme (or one a layer type), or a function from each sequence's current length to them, as
-        `scheme.per_length` makes: every step then scores all cached keys under the frequencies of that length. The
-        program is kept as long as the same function is passed, so make it once.
-      prompt: token ids, right-padded where `lengths` are shorter.
+        `scheme.per_length` makes: every step then scores all cached keys under the frequencies of that length. Other
+        libraries, transformers among them, keep each cached key as the frequencies of its own step rotated it: under
+        such a rule their cached output differs from this one. The program is kept as long as the same function is
+        passed, so make it once.
+      prompt: token ids, right-padded where `lengths` are shorter; what stands in the padding does not matter.
       max_new_tokens: tokens to make for every sequence.
       lengths: tokens of each prompt that count; all of them where None.
       temperature: 0 takes the likeliest token.
@@ -50,19 +54,23 @@ def generate(
       dtype: of activations and cache.
 
     Raises:
-      InputError: if a length, the chunk or the temperature is out of range, the key is missing, or a scheme by length
-        is asked to cache rotated keys.
+      TypeError: if ids or lengths are not integers.
+      InputError: if a known id is outside of the vocabulary, a length, a count or the temperature is out of range, the
+        key is missing, or a scheme by length is asked to cache rotated keys.
     """
+    prompt = as_int32("prompt", prompt)
+    if prompt.ndim != 2 or 0 in prompt.shape:
+        raise InputError(f"prompt must be of shape [batch, tokens], with a token at least, got {prompt.shape}")
     batch, width = prompt.shape
-    if width < 1 or max_new_tokens < 1:
-        raise InputError(f"generate needs a prompt and max_new_tokens >= 1, got {width} tokens and {max_new_tokens}")
-    if temperature < 0 or (temperature > 0 and key is None):
-        raise InputError(f"temperature must be >= 0, and above 0 needs a key; got {temperature}")
-    known = np.full((batch,), width) if lengths is None else np.asarray(lengths)
+    check_count("max_new_tokens", max_new_tokens)
+    check_sampling(temperature, key)
+    check_dtype(dtype)
+    known = np.full((batch,), width, np.int32) if lengths is None else np.asarray(as_int32("lengths", lengths))
     if known.shape != (batch,) or known.min() < 1 or known.max() > width:
         raise InputError(f"lengths must be one a prompt, from 1 to {width}, got {known.tolist()}")
-    if chunk is not None and chunk < 1:
-        raise InputError(f"chunk must be at least 1, got {chunk}")
+    check_ids("prompt", prompt, decoder.config.vocab_size, counts=jnp.arange(width)[None] < known[:, None])
+    if chunk is not None:
+        check_count("chunk", chunk)
     fixed, scheme_at = _fixed_or_not(scheme)
     cached = ("unrotated" if fixed is None else "rotated") if cached is None else cached
     if cached not in ("rotated", "unrotated") or (cached == "rotated" and fixed is None):
@@ -73,8 +81,8 @@ def generate(
     return _run(
         state,
         fixed,
-        jnp.asarray(prompt, jnp.int32),
-        jnp.asarray(known, jnp.int32),
+        prompt,
+        jnp.asarray(known),
         jax.random.key(0) if key is None else key,
         jnp.float32(temperature),
         graph=graph,
@@ -91,8 +99,8 @@ def continue_from(
     decoder: Decoder,
     scheme: Schemes | SchemesAt,
     cache: Cache,
-    tokens: Int[Array, " batch"],
-    lengths: Int[Array, " batch"],
+    tokens: Integer[Array | np.ndarray, " batch"],
+    lengths: Integer[Array | np.ndarray, " batch"],
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -115,15 +123,23 @@ def continue_from(
       dtype: of the activations.
 
     Raises:
-      InputError: if the tokens do not fit, a number is out of range, the key is missing, or a scheme by length meets
-        rotated keys.
+      TypeError: if ids or lengths are not integers.
+      InputError: if the tokens do not fit, a known id is outside of the vocabulary, a number is out of range, the key
+        is missing, or a scheme by length meets rotated keys.
     """
-    if max_new_tokens < 1 or int(cache.filled) + max_new_tokens > cache.capacity:
+    tokens, lengths = as_int32("tokens", tokens), as_int32("lengths", lengths)
+    batch = cache.positions.shape[0]
+    for name, given in (("tokens", tokens), ("lengths", lengths)):
+        if given.shape != (batch,):
+            raise InputError(f"{name} must be one a sequence of the cache, ({batch},), got {given.shape}")
+    check_ids("tokens", tokens, decoder.config.vocab_size)
+    check_count("max_new_tokens", max_new_tokens)
+    check_dtype(dtype)
+    if int(cache.filled) + max_new_tokens > cache.capacity:
         raise InputError(
             f"{max_new_tokens} tokens do not fit into a cache of {cache.capacity} with {int(cache.filled)} in use"
         )
-    if temperature < 0 or (temperature > 0 and key is None):
-        raise InputError(f"temperature must be >= 0, and above 0 needs a key; got {temperature}")
+    check_sampling(temperature, key)
     fixed, scheme_at = _fixed_or_not(scheme)
     if fixed is None and cache.cached == "rotated":
         raise InputError("a scheme by length needs a cache of unrotated keys, got rotated ones")
@@ -132,8 +148,8 @@ def continue_from(
         cache,
         state,
         fixed,
-        jnp.asarray(tokens, jnp.int32),
-        jnp.asarray(lengths, jnp.int32),
+        tokens,
+        lengths,
         jax.random.key(0) if key is None else key,
         jnp.float32(temperature),
         graph=graph,

@@ -10,13 +10,15 @@ size off and the next logits 0.34 of theirs; `pytest -s tests/decoder/test_migra
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float32, Int
+import numpy as np
+from jaxtyping import Array, Float32, Int, Integer
 
 from rope_jax import rotation
 from rope_jax.decoder.cache import Cache, Cached
 from rope_jax.decoder.cached_attention import Schemes
 from rope_jax.decoder.config import DecoderConfig
 from rope_jax.decoder.decoder import Decoder
+from rope_jax.integers import as_int32
 from rope_jax.scheme import Scheme
 
 
@@ -79,7 +81,7 @@ def _difference(
 def reprefill(
     decoder: Decoder,
     cache: Cache,
-    tokens: Int[Array, "batch tokens"],
+    tokens: Integer[Array | np.ndarray, "batch tokens"],
     scheme: Schemes,
     *,
     cached: Cached | None = None,
@@ -112,7 +114,7 @@ def reprefill(
 
 
 def migration_gap(
-    decoder: Decoder, tokens: Int[Array, "batch tokens"], old: Schemes, new: Schemes
+    decoder: Decoder, tokens: Integer[Array | np.ndarray, "batch tokens"], old: Schemes, new: Schemes
 ) -> dict[str, Float32[Array, "..."]]:
     """Returns how far a cache migrated from `old` to `new` is from one that `new` made, before the last token.
 
@@ -127,6 +129,7 @@ def migration_gap(
       same of the next step's, and "largest" the largest difference of a logit. Keys and values of the first layer are
       0 but for rounding.
     """
+    tokens = as_int32("tokens", tokens)
     before, last = tokens[:, :-1], tokens[:, -1:]
     count = before.shape[1]
 

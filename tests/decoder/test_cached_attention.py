@@ -115,7 +115,7 @@ def test_what_cannot_be_cached_is_an_error(model):
         generate(model, dynamic, PROMPT, max_new_tokens=2, cached="rotated")
     with pytest.raises((ValueError, TypeError), match="unrotated"):  # the tests' type checker refuses it too
         empty_cache(CONFIG, batch=1, capacity=4, cached="turned")
-    with pytest.raises(InputError, match="chunk must be at least 1"):
+    with pytest.raises(InputError, match="chunk must be a whole number, at least 1, got 0"):
         generate(model, scheme_of(), PROMPT, max_new_tokens=2, chunk=0)
     cache = dataclasses.replace(empty_cache(CONFIG, batch=2, capacity=4, cached="rotated"), filled=jnp.int32(2))
     with pytest.raises(InputError, match="do not fit into a cache of 4 with 2 in use"):

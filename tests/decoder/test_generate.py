@@ -115,7 +115,7 @@ def test_one_new_token():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens >= 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number, at least 1, got 0"),
         ({"temperature": -1.0}, "temperature must be"),
         ({"temperature": 1.0}, "needs a key"),
         ({"lengths": jnp.asarray([0, 3])}, "from 1 to 7"),
