@@ -6,7 +6,7 @@ import stat
 
 from rope_jax.errors import InputError, RopeJaxError
 
-__all__ = ["check_regular", "open_regular"]
+__all__ = ["check_regular", "irregular_kind", "open_regular"]
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -56,9 +56,16 @@ def check_regular(path: str | os.PathLike[str], what: str, *, error: type[RopeJa
     return status
 
 
+def irregular_kind(mode: int) -> str | None:
+    """Returns what a file of this status mode is called if it is no regular one, else None."""
+    if stat.S_ISREG(mode):
+        return None
+    return next((name for test, name in _KINDS if test(mode)), "no file with content")
+
+
 def _check_kind(path: str | os.PathLike[str], what: str, mode: int, error: type[RopeJaxError]) -> None:
-    if not stat.S_ISREG(mode):
-        kind = next((name for test, name in _KINDS if test(mode)), "no file with content")
+    kind = irregular_kind(mode)
+    if kind is not None:
         raise error(f"{_shown(path)}: cannot be read as {what}: it is {kind}, not a regular file")
 
 

@@ -3,19 +3,11 @@
 import contextlib
 import os
 import pathlib
-import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 
 from rope_jax.errors import InputError
-
-_KINDS = (
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
+from rope_jax.regular_files import irregular_kind
 
 
 def checked_file(
@@ -46,10 +38,10 @@ def checked_file(
         return target
     # By the name given: what a link of /dev leads to has no name of its own.
     found = os.stat(given)
-    for is_kind, kind in _KINDS:
-        if is_kind(found.st_mode):
-            hint = ", name a file in it" if kind == "a directory" else ": only a regular file is written or replaced"
-            raise InputError(f"{flag}={given}: is {kind}{hint}")
+    kind = irregular_kind(found.st_mode)
+    if kind is not None:
+        hint = ", name a file in it" if kind == "a directory" else ": only a regular file is written or replaced"
+        raise InputError(f"{flag}={given}: is {kind}{hint}")
     for stream, name in ((0, "standard input"), (1, "standard output"), (2, "standard error")):
         with contextlib.suppress(OSError):  # closed
             if os.path.samestat(found, os.fstat(stream)):
