@@ -57,9 +57,11 @@ class Checks:
 
     Attributes:
       may_refuse: whether a call that the implementation refuses by `NotImplementedError` is skipped; else it fails.
+      absolute: whether it is given turned keys, so that the gradient of frequencies must be summed over positions.
     """
 
     may_refuse = False
+    absolute = False
 
     @staticmethod
     def attend(q, k, v, scheme, sinks, queries, keys, settings):
@@ -95,6 +97,9 @@ class Checks:
         found = cls.run(problem)
         exact, sizes = exactly(problem)
         plain = plainly(problem)
+        if cls.absolute:
+            plain = plain | {"inverse_frequencies": plain["frequencies, absolute"]}
+            sizes = sizes | {"inverse_frequencies": sizes["frequencies, absolute"]}
         for name, ours in found.items():
             assert ours.shape == exact[name].shape, name
             assert np.isfinite(ours).all(), name
@@ -135,7 +140,8 @@ def plainly(problem: Problem) -> dict[str, np.ndarray]:
     first = functools.reduce(jnp.minimum, (tokens.positions.min(axis=1, keepdims=True) for tokens in sides))
     near = (tokens._replace(positions=tokens.positions - first) for tokens in sides)
     near_zero = Plain.run(dataclasses.replace(problem, **dict(zip(("queries", "keys"), near, strict=True))))
-    return found | {"inverse_frequencies": near_zero["inverse_frequencies"]}
+    relative = {"inverse_frequencies": near_zero["inverse_frequencies"]}
+    return found | {"frequencies, absolute": found["inverse_frequencies"]} | relative
 
 
 @functools.cache

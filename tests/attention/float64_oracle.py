@@ -100,7 +100,8 @@ def values(problem: Problem, numbers: dict[str, np.ndarray] | None = None) -> di
 def gradients(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Returns gradients, float64, and for each the largest sum of magnitudes that makes up one of its entries.
 
-    Under "logits" stands the same of a logit, times its weight.
+    Under "logits" stands the same of a logit, times its weight; under "frequencies, absolute" that of frequencies where
+    their gradient is summed over positions and not over offsets.
     """
     x, made = problem.numbers, values(problem)
     kv_heads = x["k"].shape[2]
@@ -132,6 +133,7 @@ def gradients(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, float]
     for name, (terms, magnitudes, axes) in parts.items():
         found[name] = sum(term.sum(axis=axes) for term in terms)
         sizes[name] = sum(np.abs(term).sum(axis=axes) for term in magnitudes)
+    sizes["frequencies, absolute"] = sizes["inverse_frequencies"].sum(axis=0)
     grown = np.abs(made["scale"]) * magnitude * bent
     sizes["q"] = np.einsum("bhqk,bkhd->bqhd", grown, np.abs(made["k"]))
     sizes["k"] = by_kv_head(np.einsum("bhqk,bqhd->bkhd", grown, np.abs(made["q"])))

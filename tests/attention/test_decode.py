@@ -138,6 +138,7 @@ class TestUnrotatedCache(DecodeSuite):
 
 class TestRotatedCache(DecodeSuite):
     attend = staticmethod(from_cache("rotated"))
+    absolute = True
 
 
 @pytest.mark.parametrize("implementation", [decode.attend, from_cache("rotated")])
