@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from backend_suite import Checks
+from backend_suite import Checks, quick_compilation
 from problems import problem_of
 
 from rope_jax import biases
@@ -90,16 +90,19 @@ def test_large_values_and_narrow_dtypes(attend, dtype, size, tolerance, together
     queries = Tokens(problem.queries.positions[:, rows])
     settings = Settings(1.0)
 
-    def run(q, k, v, attend):
-        return attend(q, k, v, problem.scheme, None, queries, Tokens(problem.keys.positions), settings)[0]
+    def run(attend, cotangent, *arrays):
+        def call(q, k, v):
+            return attend(q, k, v, problem.scheme, None, queries, Tokens(problem.keys.positions), settings)[0]
+
+        out, back = jax.vjp(call, *arrays)
+        return out, *back(cotangent)
 
     arrays = problem.q[:, rows], problem.k, problem.v
-    cotangent = jnp.ones((1, queries.positions.shape[1], 2, 8), dtype)
-    found, back = jax.vjp(lambda *x: run(*x, attend), *arrays)
-    expected, expected_back = jax.vjp(lambda *x: run(*x, reference.attend), *(x.astype("float32") for x in arrays))
-    assert found.dtype == dtype
-    gradients = zip("qkv", back(cotangent), expected_back(cotangent.astype("float32")), strict=True)
-    for name, ours, theirs in [("out", found, expected), *gradients]:
+    arrays = jnp.ones((1, queries.positions.shape[1], 2, 8), dtype), *arrays
+    compiled = jax.jit(run, static_argnums=0, compiler_options=quick_compilation())
+    found, expected = compiled(attend, *arrays), compiled(reference.attend, *(x.astype("float32") for x in arrays))
+    assert found[0].dtype == dtype
+    for name, ours, theirs in zip(("out", "q", "k", "v"), found, expected, strict=True):
         ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
         assert np.isfinite(ours).all(), name
         np.testing.assert_allclose(ours, theirs, atol=4 * tolerance * np.abs(theirs).max(), err_msg=name)
