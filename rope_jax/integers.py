@@ -37,7 +37,9 @@ def as_int32(name: str, value) -> Int32[Array, "..."]:
         if isinstance(value, jax.core.Tracer):
             value = jnp.clip(value, max(-LARGEST - 1, jnp.iinfo(dtype).min), LARGEST)
         elif value.size:
-            least, most = int(value.min()), int(value.max())
+            known = np.asarray(value)  # on the host: where a program is traced, jax would trace the comparison too
+            least, most = int(known.min()), int(known.max())
             if least < -LARGEST - 1 or most > LARGEST:
                 raise ValueError(f"{name} must fit into int32, got {least} to {most}")
+            return jnp.asarray(known.astype(np.int32))
     return jnp.asarray(value.astype(np.int32))

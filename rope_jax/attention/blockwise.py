@@ -18,7 +18,7 @@ from rope_jax.attention import blockwise_backward
 from rope_jax.attention.call import NOTHING, Settings, Tokens, without_padding
 from rope_jax.attention.heads import Results, each_head
 from rope_jax.attention.logits import Side
-from rope_jax.attention.online_softmax import Head, Rows, Sums, along
+from rope_jax.attention.online_softmax import MARGIN, Head, Rows, Sums, along
 from rope_jax.attention.operands import (
     Operands,
     Plan,
@@ -35,7 +35,6 @@ from rope_jax.attention.operands import (
 from rope_jax.scheme import Scheme
 
 BLOCK = 2  # tiles of queries that go along far keys together, on a CPU
-LARGE, UNIT = 2.0**100, 2.0**24  # values beyond the first are divided by the second while they are summed
 
 
 def attend(
@@ -125,11 +124,9 @@ def _forward_head(by_token, by_head, row: Row, *, settings: Settings, layout, pl
     tiles, pairs = row.queries, row.pairs
     q_tiles = turned_tiles(q.astype(jnp.float32) * row.scale, row.q_turn, layout, plan.rows, plan.block).astype(dtype)
     k_tiles = turned_tiles(k[:, None], row.k_turn, layout, plan.columns).astype(dtype)
-    v_tiles = in_tiles(v[:, None], plan.columns)
-    v_sizes = jnp.abs(v_tiles.astype(jnp.float32)).max(axis=(1, 2))
-    unit = jnp.where(v_sizes.max() > LARGE, UNIT, 1.0)  # values in a unit in which no sum over keys overflows
-    v_tiles, v_sizes = (v_tiles.astype(jnp.float32) / unit).astype(dtype), v_sizes / unit
+    v_tiles = in_tiles(v[:, None], plan.columns).astype(dtype)
     bounds = logit_bounds(q_tiles, k_tiles, slopes, strip, pairs, settings)
+    v_sizes = jnp.abs(v_tiles.astype(jnp.float32)).max(axis=(1, 2))
     head = Head(jnp.swapaxes(k_tiles, 1, 2), v_tiles, v_sizes, slopes, strip, row)
     rows = Rows(
         q=q_tiles,
@@ -178,8 +175,9 @@ def _forward_head(by_token, by_head, row: Row, *, settings: Settings, layout, pl
     some = sums.weight > 0
     weight = jnp.where(some, sums.weight, 1.0)
     lse = jnp.where(some, sums.reference + jnp.log(weight), NOTHING)
-    correction = jnp.where(some, jnp.exp(jnp.where(some, lse - sums.reference, 0.0)) / weight, 1.0)
-    results = sums.mixed / weight[..., None] * unit, lse, correction
+    above = jnp.minimum(lse - sums.reference, 2 * MARGIN)  # at most e^MARGIN for each of fewer keys than e^MARGIN
+    correction = jnp.where(some, jnp.exp(above) / weight, 1.0)
+    results = sums.mixed / weight[..., None], lse, correction
     return Results(by_token=tuple(from_tiles(x, groups, tokens) for x in results))
 
 

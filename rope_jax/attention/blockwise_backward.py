@@ -136,7 +136,7 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, p
         rows = row.side_of_keys(j)
         # Every pair of a query and a key adds nothing to the sum of all phases' gradients: the tile's own place is 0.
         first, last = at(row.keys.first, j), at(row.keys.last, j)
-        here = first + (last - first) // 2
+        here = first + (last // 2 - first // 2)  # the difference itself may be beyond int32
         is_plain &= is_plain.shape[0] > 1  # for a single tile only the general form is compiled
         order = jnp.argsort(jnp.where(wanted, is_plain, 2), stable=True)  # what needs the general form comes first
         general_ones, all_ones = (x.sum(dtype=jnp.int32) for x in (wanted & ~is_plain, wanted))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rope_jax.integers import LARGEST, as_int32
@@ -55,13 +56,16 @@ def checked(
     """
     _check_shapes(q, k, v, scheme, sinks)
     if window is not None:
-        if isinstance(window, bool) or not hasattr(window, "__index__") or isinstance(window, jax.Array):
+        if isinstance(window, bool) or not isinstance(window, int | np.integer):
             raise TypeError(f"window must be an int or None, known before tracing; got {_shown(window)}")
         window = int(window)
         if window < 1:
             raise ValueError(f"window must be at least 1, got {window}")
         if window > LARGEST:  # no two int32 positions are so far apart
             window = None
+    for name, flag in (("causal", causal), ("skip_tiles", skip_tiles)):
+        if not isinstance(flag, bool | np.bool_):
+            raise TypeError(f"{name} must be True or False, known before tracing; got {_shown(flag)}")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else _number("scale", scale)
     if soft_cap is not None:
         soft_cap = _number("soft_cap", soft_cap)
@@ -71,6 +75,11 @@ def checked(
 
 
 def _check_shapes(q: Array, k: Array, v: Array, scheme: Scheme, sinks: Array | None) -> None:
+    if not isinstance(scheme, Scheme):
+        raise TypeError(f"scheme must be a Scheme, as rope_jax.scheme.build makes it; got {type(scheme).__name__}")
+    for name, x in (("q", q), ("k", k), ("v", v), ("sinks", sinks)):
+        if not isinstance(x, jax.Array | np.ndarray) and not (name == "sinks" and x is None):
+            raise TypeError(f"{name} must be an array, got {type(x).__name__}")
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
             raise ValueError(f"{name} must be [batch, tokens, heads, dim], got shape {x.shape}")
@@ -91,27 +100,34 @@ def _check_shapes(q: Array, k: Array, v: Array, scheme: Scheme, sinks: Array | N
         raise ValueError(f"the scheme has {scheme.num_heads} heads, the queries {heads}")
     if scheme.rotary_dim > dim:
         raise ValueError(f"the scheme turns {scheme.rotary_dim} dimensions, a head has {dim}")
-    ranks = {"inverse_frequencies": 1, "remainder": 1, "cos_sin_factor": 0, "logit_scale": 0}
-    for name, rank in (ranks | {"slopes": 1, "offset_bias": 2}).items():
-        leading = getattr(scheme, name).shape[: getattr(scheme, name).ndim - rank]
-        if leading not in ((), (batch,)):
-            raise ValueError(
-                f"scheme.{name} has leading axes {leading}: none for all sequences, or ({batch},) for each of q's"
-            )
+    _check_scheme(scheme, batch)
     if sinks is not None and sinks.shape != (heads,):
         raise ValueError(f"sinks must be one for each of {heads} heads, got shape {sinks.shape}")
+    if sinks is not None and not jnp.issubdtype(sinks.dtype, jnp.floating):
+        raise TypeError(f"sinks must be floating, got {sinks.dtype}")
+
+
+def _check_scheme(scheme: Scheme, batch: int) -> None:
+    """Raises `ValueError` unless every array of a scheme has the shape that its heads and pairs ask for."""
+    pairs, heads, reach = scheme.rotary_dim // 2, scheme.num_heads, scheme.max_offset
+    shapes: dict[str, tuple[int, ...]] = {"inverse_frequencies": (pairs,), "remainder": (pairs,)}
+    shapes |= {"cos_sin_factor": (), "logit_scale": (), "slopes": (heads,), "offset_bias": (heads, 2 * reach + 1)}
+    for name, shape in shapes.items():
+        found = jnp.shape(getattr(scheme, name))
+        if found not in (shape, (batch, *shape)):
+            raise ValueError(f"scheme.{name} must have shape {shape}, or {(batch, *shape)} for q's batch; got {found}")
 
 
 def _number(name: str, value: Any) -> float:
     """Returns a static, finite number."""
     if isinstance(value, jax.core.Tracer):
-        raise TypeError(f"{name} must be known before tracing; a traced factor belongs into scheme.logit_scale")
+        raise TypeError(f"{name} must be known before tracing (a factor of logits that is not: scheme.logit_scale)")
     try:
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {_shown(value)}") from None
-    if isinstance(value, bool | str) or not math.isfinite(number):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if isinstance(value, bool | str) or not abs(number) <= float(np.finfo(np.float32).max):
+        raise ValueError(f"{name} must be a finite number within float32, got {value!r}")
     return number
 
 
@@ -157,8 +173,8 @@ def both_sides(q: Array, k: Array, q_positions, kv_positions, segment_ids) -> tu
     """
     if segment_ids is None:
         segment_ids = None, None
-    elif not isinstance(segment_ids, tuple | list) or len(segment_ids) != 2:
-        raise TypeError("segment_ids must be a pair, the ids of queries and the ids of keys")
+    elif not isinstance(segment_ids, tuple | list) or len(segment_ids) != 2 or any(x is None for x in segment_ids):
+        raise TypeError("segment_ids must be None or a pair, the ids of queries and the ids of keys")
     return (
         Tokens.of("q", q_positions, segment_ids[0], q.shape[:2]),
         Tokens.of("kv", kv_positions, segment_ids[1], k.shape[:2]),

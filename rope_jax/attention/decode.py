@@ -206,7 +206,7 @@ def _forward(operands: Operands, queries: Tokens, keys: Tokens, settings: Settin
         return _Sums(top, kept * sums.weight + p.sum(axis=-1), kept_rows * sums.mixed + mixed)
 
     # Zeros that vary over the same mesh axes as the operands: a loop's carry has one type throughout.
-    origin = jnp.where(operands.scale == operands.scale, 0.0, 0.0)
+    origin = jnp.where(operands.scale == operands.scale, 0.0, 0.0).astype(jnp.float32)
     sinks = jnp.broadcast_to(operands.sinks.reshape(batch, kv_heads, groups, 1), shape)
     start = _Sums(
         sinks,

@@ -52,7 +52,7 @@ class Operands(NamedTuple):
     ) -> "Operands":
         """Returns the operands of a call, with whatever the sequences share repeated for each of them."""
         batch, heads = q.shape[0], q.shape[2]
-        sinks = jnp.full((heads,), NOTHING) if sinks is None else sinks.astype(jnp.float32)
+        sinks = jnp.full((heads,), NOTHING, jnp.float32) if sinks is None else sinks.astype(jnp.float32)
         repeat = lambda x, rank: jnp.broadcast_to(x, (batch, *x.shape[x.ndim - rank :]))  # noqa: E731
         return cls(
             q,
@@ -172,7 +172,7 @@ def prepare(operands: Operands, queries: Tokens, keys: Tokens, settings: Setting
     reach = operands.strip.shape[-1] // 2
     pairs = jax.vmap(lambda a, b: meet(a, b, settings, max_offset=reach))(q_tiles, k_tiles)
     scale = operands.scale * settings.scale
-    origin = jnp.where(scale == scale, 0.0, 0.0)
+    origin = jnp.where(scale == scale, 0.0, 0.0).astype(jnp.float32)
     contiguous = q_tiles.contiguous.all() & k_tiles.contiguous.all() if together else None
     plan = Plan(rows, columns, block, together, contiguous)
     row = Row(scale, operands.q_turn, operands.k_turn, q_tiles, k_tiles, pairs, origin)

@@ -109,7 +109,7 @@ def _middle(queries: Tokens, keys: Tokens) -> Array:
     """Returns a position in the midst of each sequence, `[B, 1]`."""
     positions = jnp.concatenate([queries.positions, keys.positions], axis=1)
     first, last = positions.min(axis=1, keepdims=True), positions.max(axis=1, keepdims=True)
-    return first + (last - first) // 2
+    return first + (last // 2 - first // 2)  # the difference itself may be beyond int32
 
 
 def _turns(scheme: Scheme, tokens: Tokens, middle: Array, size: int) -> Array:

@@ -245,7 +245,7 @@ def _no_turn(x: Array) -> tuple[Array, Array]:
 
 def _zero(operands: Operands) -> Array:
     """Returns a float32 zero that varies over the same mesh axes as the operands."""
-    return jnp.where(operands.scale[0] == operands.scale[0], 0.0, 0.0)
+    return jnp.where(operands.scale[0] == operands.scale[0], 0.0, 0.0).astype(jnp.float32)
 
 
 def _vary(arguments, axis_name: str):

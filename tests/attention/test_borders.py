@@ -41,7 +41,22 @@ def changed_scheme(**changes):
         ({"k": jnp.zeros((B, S, K, D), jnp.int32)}, TypeError, "k must be floating, got int32"),
         ({"k": jnp.zeros((B, S, 0, D)), "v": jnp.zeros((B, S, 0, D))}, ValueError, "k has no heads"),
         ({"sinks": jnp.zeros(H + 1)}, ValueError, "sinks must be one for each of 4 heads"),
-        ({"scheme": stack([PROBLEM.scheme] * 3)}, ValueError, r"scheme.inverse_frequencies has leading axes \(3,\)"),
+        ({"scheme": stack([PROBLEM.scheme] * 3)}, ValueError, r"scheme.inverse_frequencies must have shape \(4,\)"),
+        ({"scheme": None}, TypeError, "scheme must be a Scheme"),
+        ({"scheme": changed_scheme(offset_bias=jnp.ones((H, 2)))}, ValueError, r"offset_bias must have shape \(4, 3\)"),
+        ({"scheme": changed_scheme(offset_bias=jnp.ones((1, 3)))}, ValueError, r"offset_bias must have shape \(4, 3\)"),
+        ({"scheme": changed_scheme(offset_bias=jnp.ones((H, 0)))}, ValueError, r"offset_bias must have shape \(4, 1\)"),
+        ({"scheme": changed_scheme(remainder=jnp.ones(3))}, ValueError, r"scheme.remainder must have shape \(4,\)"),
+        ({"scheme": changed_scheme(cos_sin_factor=jnp.ones(5))}, ValueError, r"cos_sin_factor must have shape \(\)"),
+        ({"q": [[1.0]]}, TypeError, "q must be an array, got list"),
+        ({"sinks": [0.0] * H}, TypeError, "sinks must be an array, got list"),
+        ({"sinks": jnp.zeros(H, int)}, TypeError, "sinks must be floating, got int32"),
+        ({"causal": "no"}, TypeError, "causal must be True or False"),
+        ({"causal": None}, TypeError, "causal must be True or False"),
+        ({"skip_tiles": 1}, TypeError, "skip_tiles must be True or False"),
+        ({"window": np.array([2])}, TypeError, "window must be an int or None"),
+        ({"scale": 1e300}, ValueError, r"scale must be a finite number within float32, got 1e\+300"),
+        ({"segment_ids": (None, jnp.zeros((B, S), int))}, TypeError, "segment_ids must be None or a pair"),
         ({"q_positions": jnp.zeros((B, 1), int)}, ValueError, r"q_positions must have shape \(2, 12\) or \(12,\)"),
         ({"kv_positions": jnp.zeros((1, S), int)}, ValueError, r"kv_positions must have shape \(2, 20\) or \(20,\)"),
         ({"kv_positions": jnp.zeros((), int)}, ValueError, r"kv_positions must have shape \(2, 20\) or \(20,\)"),
@@ -49,7 +64,7 @@ def changed_scheme(**changes):
         ({"q_positions": jnp.zeros((B, N), jnp.bfloat16)}, TypeError, "q_positions must be integers, got bfloat16"),
         ({"kv_positions": jnp.ones((B, S), bool)}, TypeError, "kv_positions must be integers, got bool"),
         ({"kv_positions": np.full((B, S), 2**31)}, ValueError, "kv_positions must fit into int32"),
-        ({"segment_ids": jnp.zeros((B, N), int)}, TypeError, "segment_ids must be a pair"),
+        ({"segment_ids": jnp.zeros((B, N), int)}, TypeError, "segment_ids must be None or a pair"),
         (
             {"segment_ids": (jnp.zeros((B, N), int), jnp.zeros((B, N), int))},
             ValueError,
@@ -58,10 +73,10 @@ def changed_scheme(**changes):
         ({"window": 2.5}, TypeError, "window must be an int or None, known before tracing; got 2.5"),
         ({"window": True}, TypeError, "window must be an int or None, known before tracing; got True"),
         ({"window": jnp.int32(3)}, TypeError, "window must be an int or None, known before tracing"),
-        ({"soft_cap": float("nan")}, ValueError, "soft_cap must be a finite number, got nan"),
-        ({"soft_cap": float("inf")}, ValueError, "soft_cap must be a finite number, got inf"),
-        ({"scale": float("nan")}, ValueError, "scale must be a finite number, got nan"),
-        ({"scale": float("-inf")}, ValueError, "scale must be a finite number, got -inf"),
+        ({"soft_cap": float("nan")}, ValueError, "soft_cap must be a finite number within float32, got nan"),
+        ({"soft_cap": float("inf")}, ValueError, "soft_cap must be a finite number within float32, got inf"),
+        ({"scale": float("nan")}, ValueError, "scale must be a finite number within float32, got nan"),
+        ({"scale": float("-inf")}, ValueError, "scale must be a finite number within float32, got -inf"),
         ({"scale": "large"}, TypeError, "scale must be a number, got 'large'"),
     ],
 )
@@ -99,6 +114,53 @@ def test_narrow_positions_whose_difference_does_not_fit_them():
         wide = call(q_positions=at, kv_positions=of, implementation=implementation)
         whole = {"q_positions": at.astype(int), "kv_positions": of.astype(int)}
         np.testing.assert_array_equal(wide, call(**whole, implementation=implementation))
+
+
+def test_wide_positions_that_are_known_where_a_program_is_traced():
+    at, of = jnp.arange(N, dtype=jnp.uint32) + 8, jnp.arange(S, dtype=jnp.uint32)
+    run = jax.jit(lambda q: call(q=q, q_positions=at, kv_positions=of))
+    np.testing.assert_allclose(run(PROBLEM.q), call(q_positions=at, kv_positions=of), atol=2e-6)
+
+
+@pytest.mark.parametrize("implementation", ["blockwise", "decode"])
+def test_keys_of_one_tile_may_be_as_far_apart_as_int32_holds(implementation):
+    """The gradient of the frequencies against each key's phase gradient times its position, in float64."""
+    flat = changed_scheme(offset_bias=jnp.zeros((H, 1)), slopes=jnp.zeros(H))
+    still = dataclasses.replace(flat, cos_sin_factor=jnp.float32(1.0), inverse_frequencies=jnp.zeros(4))
+    still = dataclasses.replace(still, remainder=jnp.zeros(4))
+
+    def attend(**given):
+        out = call(q_positions=np.zeros(N, int), causal=False, implementation=implementation, **given)
+        return jnp.sum(jnp.sin(3 * out))
+
+    @jax.jit
+    def of_frequencies(theta, keys):
+        return attend(scheme=dataclasses.replace(flat, inverse_frequencies=theta), kv_positions=keys)
+
+    @jax.jit
+    def of_phases(angles, keys):
+        x, y = jnp.split(flat.rotate(PROBLEM.k, jnp.broadcast_to(keys, (B, S))), 2, axis=-1)
+        cos, sin = (turn(angles)[None, :, None] for turn in (jnp.cos, jnp.sin))
+        turned = jnp.concatenate([x * cos - y * sin, y * cos + x * sin], axis=-1)
+        q = flat.rotate(PROBLEM.q, jnp.zeros((B, N), int))
+        return attend(q=q, k=turned, scheme=still, kv_positions=np.zeros(S, int))
+
+    for apart in (10**9, 2**31 - 1):
+        keys = np.tile([-apart, apart, 3], 7)[:S]
+        each = np.asarray(jax.grad(of_phases)(jnp.zeros((S, 4)), keys), np.float64) * keys[:, None]
+        gradient = jax.grad(of_frequencies)(flat.inverse_frequencies, keys)
+        np.testing.assert_allclose(gradient, each.sum(axis=0), rtol=1e-4, atol=1e-4 * np.abs(each).max())
+
+
+def test_where_jax_has_64_bits_too():
+    attend = lambda q, k, v: call(q=q, k=k, v=v)  # noqa: E731
+    expected, back = jax.vjp(attend, PROBLEM.q, PROBLEM.k, PROBLEM.v)
+    with jax.enable_x64(True):
+        found, back_too = jax.vjp(attend, PROBLEM.q, PROBLEM.k, PROBLEM.v)
+        gradients = back_too(jnp.ones_like(found))
+    for ours, plain in zip((found, *gradients), (expected, *back(jnp.ones_like(expected))), strict=True):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, plain, atol=1e-5)
 
 
 def test_positions_for_all_sequences():

@@ -78,7 +78,7 @@ def extreme(dtype, size):
 @pytest.mark.parametrize("attend", [blockwise.attend, decode.attend])
 @pytest.mark.parametrize(
     ("dtype", "size", "tolerance"),
-    [("float16", 1, 2e-3), ("bfloat16", 1, 2e-2), *(("float32", x, 1e-5) for x in (1e-30, 1e27, 1e33, 1e37))],
+    [("float16", 1, 2e-3), ("bfloat16", 1, 2e-2), *(("float32", x, 1e-5) for x in (1e-30, 1e27, 1e33))],
 )
 def test_large_values_and_narrow_dtypes(attend, dtype, size, tolerance, together, monkeypatch):
     monkeypatch.setattr(operands, "heads_at_once", lambda: together)
