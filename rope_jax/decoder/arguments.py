@@ -1,7 +1,5 @@
 """What callers give a decoder, checked at its border: ids, positions and segments as int32 of one shape."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +9,8 @@ from rope_jax.attention.call import Tokens
 from rope_jax.decoder.config import DecoderConfig
 from rope_jax.errors import InputError
 from rope_jax.integers import as_int32
+
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)  # of a normal float32
 
 Integers = Integer[Array | np.ndarray, "..."]
 
@@ -22,6 +22,7 @@ def checked_tokens(
     segments: Integers | None,
     *,
     name: str = "tokens",
+    one_segment: bool = False,
 ) -> tuple[Int32[Array, "batch tokens"], Tokens]:
     """Returns ids that an embedding can look up, and where they stand.
 
@@ -34,6 +35,7 @@ def checked_tokens(
       positions: of each token; 0, 1, 2, ... where None.
       segments: of each token, negative for padding; None for one segment.
       name: of `tokens`, for errors.
+      one_segment: whether to write one segment out where there is None: the slots of a cache tell what they hold by it.
 
     Raises:
       TypeError: if they are not integers.
@@ -44,6 +46,8 @@ def checked_tokens(
         raise ValueError(f"{name} must be of shape [batch, tokens], got {ids.shape}")
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32)[None], ids.shape)
+    if segments is None and one_segment:
+        segments = jnp.zeros_like(ids)
     at = Tokens(as_int32("positions", positions), None if segments is None else as_int32("segments", segments))
     for what, given in (("positions", at.positions), ("segments", at.segments)):
         if given is not None and given.shape != ids.shape:
@@ -74,8 +78,9 @@ def check_count(name: str, value: int) -> None:
 
 def check_sampling(temperature: float, key: Array | None) -> None:
     """Raises `InputError` unless tokens can be drawn at `temperature`."""
-    if isinstance(temperature, bool) or not (math.isfinite(temperature) and temperature >= 0):
-        raise InputError(f"temperature must be a finite number, 0 or more, got {temperature!r}")
+    is_number = isinstance(temperature, int | float | np.integer | np.floating) and not isinstance(temperature, bool)
+    if not (is_number and (temperature == 0 or _SMALLEST <= temperature <= _LARGEST)):
+        raise InputError(f"temperature must be 0, or from {_SMALLEST:.2g} to {_LARGEST:.2g}, got {temperature!r}")
     if temperature > 0 and key is None:
         raise InputError(f"a temperature above 0 needs a key, got temperature {temperature!r} and no key")
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rope_jax.decoder.arguments import check_count
 from rope_jax.decoder.config import DecoderConfig
 
 EMPTY = -1  # the segment of a slot that holds nothing
@@ -58,8 +59,9 @@ def empty_cache(
     """Returns a cache with room for `capacity` tokens a sequence.
 
     Raises:
-      ValueError: if `cached` is neither "unrotated" nor "rotated".
+      ValueError: if `cached` is neither "unrotated" nor "rotated", or the capacity is no whole number of at least 1.
     """
+    check_count("capacity", capacity)
     if cached not in ("unrotated", "rotated"):
         raise ValueError(f"cached must be 'unrotated' or 'rotated', got {cached!r}")
     heads, dim = config.num_kv_heads, config.head_dim

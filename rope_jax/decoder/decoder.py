@@ -36,11 +36,6 @@ def _residual_sharding(x: Array) -> NamedSharding | None:
     return NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0] if sharding.spec else None, None, None))
 
 
-def _one_segment(tokens, segments):
-    """Returns `segments`, or those of one document: the slots of a cache tell what they hold by it."""
-    return jnp.zeros_like(tokens, jnp.int32) if segments is None else segments
-
-
 class RmsNorm(nnx.Module):
     """`x / sqrt(mean(x^2) + eps) * weight`, computed in float32."""
 
@@ -269,9 +264,9 @@ class Decoder(nnx.Module):
           dtype: of the activations.
         """
         fresh = not isinstance(cache.filled, jax.core.Tracer) and int(cache.filled) == 0
-        ids, at = checked_tokens(self.config, tokens, positions, _one_segment(tokens, segments))
+        ids, at = checked_tokens(self.config, tokens, positions, segments, one_segment=True)
         cache = caching.append_positions(cache, at.positions, at.segments)
-        if turns is None and cache.cached == "unrotated" and tokens.shape[1] <= decode.QUERIES:
+        if turns is None and cache.cached == "unrotated" and ids.shape[1] <= decode.QUERIES:
             turns = cached_attention.turns_of(scheme, cache.positions)
         return self._fill(cache, ids, scheme, at, turns, fresh, dtype)
 
@@ -300,7 +295,7 @@ class Decoder(nnx.Module):
         Raises:
           ValueError: if the tokens do not fit; and as in `__call__`.
         """
-        ids, at = checked_tokens(self.config, tokens, positions, _one_segment(tokens, segments))
+        ids, at = checked_tokens(self.config, tokens, positions, segments, one_segment=True)
         cache = caching.empty_cache(self.config, batch=ids.shape[0], capacity=capacity, dtype=dtype, cached=cached)
         cache = caching.append_positions(cache, at.positions, at.segments)
         return self._fill(cache, ids, scheme, at, None, True, dtype)

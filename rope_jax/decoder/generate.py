@@ -163,6 +163,8 @@ def continue_from(
 def _fixed_or_not(scheme: Schemes | SchemesAt) -> tuple[Schemes | None, SchemesAt | None]:
     if isinstance(scheme, Scheme):
         return scheme, None
+    if not callable(scheme) and not isinstance(scheme, Mapping):
+        raise InputError(f"scheme must be a Scheme, a mapping of them, or a function of lengths, got {scheme!r}")
     return (dict(scheme), None) if isinstance(scheme, Mapping) else (None, scheme)
 
 
@@ -186,7 +188,8 @@ class _Way(NamedTuple):
         logits = self.model.unembed(hidden[:, None])[:, 0]
         if self.greedy:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return jax.random.categorical(key, logits / self.temperature, axis=-1).astype(jnp.int32)
+        below = logits - logits.max(axis=-1, keepdims=True)  # at any temperature the likeliest stays finite
+        return jax.random.categorical(key, below / self.temperature, axis=-1).astype(jnp.int32)
 
 
 # A scheme is an argument of the two programs, so that another one runs in the same; a function of the length is part of

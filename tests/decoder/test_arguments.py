@@ -139,10 +139,13 @@ def test_ids_of_padding_may_be_anything(wrong):
         ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, at least 1, got 2.5"),
         ({"max_new_tokens": True}, "max_new_tokens must be a whole number, at least 1, got True"),
         ({"chunk": 2.5}, "chunk must be a whole number, at least 1, got 2.5"),
-        ({"temperature": float("nan")}, "temperature must be a finite number, 0 or more, got nan"),
-        ({"temperature": float("inf")}, "temperature must be a finite number, 0 or more, got inf"),
-        ({"temperature": -0.5}, "temperature must be a finite number, 0 or more, got -0.5"),
-        ({"temperature": True}, "temperature must be a finite number, 0 or more, got True"),
+        ({"temperature": float("nan")}, r"temperature must be 0, or from 1.2e-38 to 3.4e\+38, got nan"),
+        ({"temperature": float("inf")}, r"temperature must be 0, or from 1.2e-38 to 3.4e\+38, got inf"),
+        ({"temperature": -0.5}, r"temperature must be 0, or from 1.2e-38 to 3.4e\+38, got -0.5"),
+        ({"temperature": True}, r"temperature must be 0, or from 1.2e-38 to 3.4e\+38, got True"),
+        ({"temperature": 1e-39}, r"temperature must be 0, or from 1.2e-38 to 3.4e\+38, got 1e-39"),
+        ({"temperature": 1e39}, r"temperature must be 0, or from 1.2e-38 to 3.4e\+38, got 1e\+39"),
+        ({"temperature": "hot"}, r"temperature must be 0, or from 1.2e-38 to 3.4e\+38, got 'hot'"),
         ({"temperature": 1.0}, "a temperature above 0 needs a key"),
         ({"lengths": np.array([0, 3])}, "lengths must be one a prompt, from 1 to 6"),
         ({"dtype": jnp.int32}, "dtype must be a floating one, got int32"),
@@ -151,6 +154,24 @@ def test_ids_of_padding_may_be_anything(wrong):
 def test_numbers_out_of_range_are_refused_by_name(arguments, message, without_type_checks):
     with pytest.raises(ValueError, match=f"^{message}"):
         generate(DECODER, SCHEME, TOKENS, **{"max_new_tokens": 2, **arguments})
+
+
+def test_the_least_temperature_takes_the_likeliest_token():
+    greedy = generate(DECODER, SCHEME, TOKENS, max_new_tokens=5)
+    for temperature in (1.2e-38, 1e-30):
+        drawn = generate(DECODER, SCHEME, TOKENS, max_new_tokens=5, temperature=temperature, key=jax.random.key(1))
+        np.testing.assert_array_equal(drawn, greedy)
+
+
+def test_caches_take_lists_and_a_whole_capacity(without_type_checks):
+    expected, _ = DECODER.prefill(TOKENS, SCHEME, capacity=8)
+    found, _ = DECODER.prefill(TOKENS.tolist(), SCHEME, capacity=8)
+    np.testing.assert_array_equal(found, expected)
+    for capacity in (20.5, -1, True):
+        with pytest.raises(InputError, match=r"^capacity must be a whole number, at least 1"):
+            DECODER.prefill(TOKENS, SCHEME, capacity=capacity)
+    with pytest.raises(InputError, match=r"^scheme must be a Scheme"):
+        generate(DECODER, None, TOKENS, max_new_tokens=1)
 
 
 def test_an_empty_prompt_or_batch_is_refused():
