@@ -93,7 +93,11 @@ def _layers_by_pattern(top: Section, spec: ModelType, layers: int, window: int |
             letters = top.need("sliding_window_pattern", check=_letters)
             kinds = [SLIDING if letters[i % len(letters)] == "L" else FULL for i in range(layers)]
             return (*kinds[:-1], FULL)  # whatever the letters say, as documented where they are
-        every = top.need("sliding_window_pattern", check=COUNT) if not spec.full_every else _fixed_pattern(top, spec)
+        every = (
+            top.need("sliding_window_pattern", check=COUNT)
+            if not spec.full_every
+            else _fixed_pattern(top, spec, layers)
+        )
         first = spec.layers == "first and every nth full"
         return tuple(FULL if (i + 1) % every == 0 or (first and i == 0) else SLIDING for i in range(layers))
     if spec.layers == "every nth not linear":
@@ -109,7 +113,6 @@ def _layers_by_pattern(top: Section, spec: ModelType, layers: int, window: int |
         last = top.read("max_window_layers", check=integer(0, 100_000))
         if window is None or last is None:
             top.ledger.void("max_window_layers", "no layer has a window")
-            # Switched on without a size, the published code has layers with a window of none, and fails.
             return (FULL,) * layers
         return tuple(SLIDING if i % 2 == 0 and i < last else FULL for i in range(layers))
     if spec.layers == "still sliding" and window is not None:
@@ -124,13 +127,17 @@ def _layers_by_pattern(top: Section, spec: ModelType, layers: int, window: int |
     return (FULL,) * layers
 
 
-def _fixed_pattern(top: Section, spec: ModelType) -> int:
+def _fixed_pattern(top: Section, spec: ModelType, layers: int) -> int:
     """Returns the distance of full layers that the published code has, whatever the config says of it."""
     key, every, name = "sliding_window_pattern", spec.full_every, top.ledger.defaults_of
-    if top.content.get(key) == every and not isinstance(top.content[key], bool):
+    stated, listed = top.content.get(key), top.content.get("layer_types")
+    counted = stated if isinstance(stated, int) and not isinstance(stated, bool) and stated > 0 else None
+    if counted and listed == [SLIDING if (i + 1) % counted else FULL for i in range(layers)]:
+        top.ignore(key, "repeats layer_types")
+    elif counted == every and listed is None:
         top.ignore(key, "says what is done anyway")
     else:
-        top.pass_over(key, f"{name}'s published code does not read it; every {every}th layer is full unless listed")
+        top.pass_over(key, f"{name}'s published code does not read it; unless listed, one layer in {every} is full")
     top.ledger.use(key, every, f"default of {name}")
     return every
 

@@ -10,6 +10,7 @@ from typing import Any
 from rope_jax.checkpoints.positions import Sourced
 from rope_jax.checkpoints.strict_json import one_line, show
 from rope_jax.errors import ConfigError
+from rope_jax.regular_files import shown_path
 
 MAX_DEPTH = 64
 
@@ -167,7 +168,7 @@ class Ledger:
     """
 
     def __init__(self, config: Mapping[str, Any], origin: str):
-        self.origin = one_line(origin)
+        self.origin = shown_path(origin)
         self.defaults_of = ""
         self.defaults: Mapping[str, Any] = {}
         self.values: dict[str, Sourced] = {}

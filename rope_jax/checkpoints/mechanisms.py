@@ -97,10 +97,12 @@ MECHANISMS: dict[str, Mechanism] = {
     ),
     "dense_attention_every_n_layers": Mechanism(_SPARSE, _one),
     **dict.fromkeys(
-        ("linear_attn", "use_linear_attn", "linear_attention", "use_linear_attention", "linear_attn_config"),
-        Mechanism(_RECURRENT, _false),
+        ("linear_attn", "use_linear_attn", "use_linear_attention", "linear_attn_config"), Mechanism(_RECURRENT, _false)
     ),
-    **dict.fromkeys(("embedding_type", "attention_bias_type", "attn_bias_type"), Mechanism(_OTHER_BIAS, _rotary)),
+    "linear_attention": Mechanism(_RECURRENT, _false, top_only=True),  # elsewhere it is a layer type
+    **dict.fromkeys(
+        ("embedding_type", "attention_bias_type", "attn_bias_type", "pe", "pe_type"), Mechanism(_OTHER_BIAS, _rotary)
+    ),
     **dict.fromkeys(("encoder_only", "is_encoder_only"), Mechanism(_BIDIRECTIONAL, _false)),
     **dict.fromkeys(("index_topk", "sparse_attention_topk"), Mechanism(_SPARSE, _none)),
     **dict.fromkeys(("use_sparse_attention", "sparse_attention"), Mechanism(_SPARSE, _false)),
@@ -137,7 +139,7 @@ MECHANISMS: dict[str, Mechanism] = {
         Mechanism("condensed positions: state rope_scaling of type linear with this factor instead", _one),
     ),
     **dict.fromkeys(
-        ("factor", "scaling_factor", "rope_factor", "position_scaling_factor"),
+        ("factor", "scaling_factor", "rope_factor", "position_scaling_factor", "scale"),
         Mechanism(_FACTOR, _one, top_only=True),
     ),
 }
