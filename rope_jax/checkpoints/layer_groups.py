@@ -10,6 +10,7 @@ from rope_jax.checkpoints.model_types import CHUNKED, FULL, LINEAR, SLIDING, Mod
 from rope_jax.checkpoints.per_layer import PER_LAYER, own_sections
 from rope_jax.checkpoints.positions import LayerGroup
 from rope_jax.checkpoints.rope_types import THETA, Scaled, rope_type_of, scaled
+from rope_jax.checkpoints.unread_keys import read_published
 
 WIDTH = integer(1, 1_000_000)
 # The widest head published has 576 dimensions. What is computed from a config grows with this number.
@@ -17,6 +18,7 @@ MAX_HEAD = 16_384
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 HIDDEN = ("hidden_size", "d_model", "n_embed", "n_embd")
 HEAD_DIM = ("head_dim", "d_kv", "kv_channels", "attention_head_dim", "attention_head_size", "d_head", "head_size")
+SHARES = ("partial_rotary_factor", "rotary_pct", "rope_pct")
 _NOPE = "_nope"  # suffix of the group of layers that do not turn
 
 
@@ -60,7 +62,7 @@ def rope_sections(top: Section, spec: ModelType) -> RopeSections:
     section = new if new is not None else old
     if section is None and spec.rope is not None:
         prefix = f"default of {top.ledger.defaults_of}: rope_parameters."
-        section = Section(top.ledger, spec.rope, prefix)
+        section = Section(top.ledger, spec.rope, prefix, published=True)
         top.ledger.find(f"no rope section: the published default of {top.ledger.defaults_of} is used")
     if section is None:
         return RopeSections(Section(top.ledger, {}, f"{top.prefix}rope_parameters."), {})
@@ -89,7 +91,7 @@ def _check_equal(top: Section, old: Mapping[str, Any], new: Mapping[str, Any]) -
 
 
 def shape_of(
-    top: Section, rope: Section, spec: ModelType, own_layers: Section | None, *, kind: str, whole: bool, label: str
+    top: Section, rope: Section, spec: ModelType, own_layers: Section | None, *, kind: str, rope_type: str, label: str
 ) -> Shape:
     """Returns the heads of one layer type.
 
@@ -99,7 +101,7 @@ def shape_of(
       spec: the model type.
       own_layers: what `per_layer_config` says of these layers, or None.
       kind: the layer type.
-      whole: whether the rope type keeps still dimensions as pairs of frequency 0 ("proportional").
+      rope_type: the rope type; "proportional" keeps still dimensions as pairs of frequency 0.
       label: prefix of short names.
 
     Raises:
@@ -119,11 +121,7 @@ def shape_of(
         head_dim = hidden // num_heads
         top.ledger.use(f"{label}head_dim", head_dim, "derived: hidden_size / num_attention_heads")
     check_head(top, "head_dim", head_dim)
-    places = [(rope, "partial_rotary_factor")] + [
-        (top, key) for key in ("partial_rotary_factor", "rotary_pct", "rope_pct")
-    ]
-    share = number(0, 1, above=True)
-    partial = read_places(places, check=share, name=f"{label}partial_rotary_factor")
+    partial, whole = _share_of(top, rope, spec, rope_type=rope_type, label=label), rope_type == "proportional"
     rotary_dim = head_dim if whole or partial is None else int(head_dim * partial)
     if top.holds("rotary_dim"):
         stated = top.need("rotary_dim", check=WIDTH)
@@ -136,6 +134,20 @@ def shape_of(
     if not top.holds("rotary_dim"):
         top.ledger.use(f"{label}rotary_dim", rotary_dim, how)
     return Shape(num_heads, head_dim, rotary_dim, 1.0 if partial is None else partial)
+
+
+def _share_of(top: Section, rope: Section, spec: ModelType, *, rope_type: str, label: str) -> float | None:
+    """Returns the share of a head that turns, None where nothing says that it is not the whole one."""
+    if spec.whole_by_default and rope_type == "default":
+        rope.pass_over(SHARES[0], f"rope type default turns whole heads in {top.ledger.defaults_of}'s published code")
+        return None
+    own = spec.own_names.get(SHARES[0])
+    tops = [(top, key) for key in SHARES]
+    unread = (
+        tops if rope.published and rope.holds(SHARES[0]) else [place for place in tops if own not in (None, place[1])]
+    )
+    share = number(0, 1, above=True)
+    return read_published([(rope, SHARES[0]), *tops], unread, check=share, name=f"{label}partial_rotary_factor")
 
 
 def check_head(top: Section, key: str, head_dim: int) -> None:
@@ -200,7 +212,9 @@ def _base(top: Section, rope: Section, spec: ModelType, *, kind: str, label: str
         places = [(rope, "rope_theta")]  # the top level's base is then the other layers'
     else:
         places = [(rope, "rope_theta"), (top, "rope_theta"), (top, "rotary_emb_base")]
-    base: float | None = read_places(places, check=THETA, name=f"{label}rope_theta")
+    named = spec.own_names.get("rope_theta")
+    unread = [] if named is None else [place for place in places if place[0] is top and place[1] != named]
+    base: float | None = read_published(places, unread, check=THETA, name=f"{label}rope_theta")
     if base is None:
         raise top.error(own or "rope_theta", "missing, and the model type has no published default")
     source = top.ledger.values[f"{label}rope_theta"].source
@@ -246,6 +260,10 @@ def rope_groups(top: Section, spec: ModelType, *, layers: int, declared: int) ->
             continue
         label = f"{kind}." if read else ""
         read[kind] = _read_kind(top, sections, spec, own_layers.get(kind), kind=kind, label=label, declared=declared)
+    if spec.whole_by_default:
+        for key in SHARES:
+            if key in top.content and not ledger.accounted(top.prefix + key):
+                top.pass_over(key, f"rope type default turns whole heads in {ledger.defaults_of}'s published code")
     for kind, section in sections.nested.items():
         if kind not in read:
             ledger.account(section.prefix.rstrip("."), "no layer has this type")
@@ -305,7 +323,7 @@ def _read_kind(
         rope = Section(rope.ledger, {key: rope.content[key] for key in keep if key in rope.content}, rope.prefix)
         around = Section(top.ledger, {})
     rope_type = rope_type_of(rope, label=label)
-    shape = shape_of(top, rope, spec, own_layers, kind=kind, whole=rope_type == "proportional", label=label)
+    shape = shape_of(top, rope, spec, own_layers, kind=kind, rope_type=rope_type, label=label)
     base = _base(top, rope, spec, kind=kind, label=label)
     result = scaled(
         rope,
@@ -328,7 +346,9 @@ def _effective_window(
     ledger = top.ledger
     if window is None:
         if SLIDING in kinds:
-            raise top.error("sliding_window", "missing, although layers are of type sliding_attention")
+            use = ledger.values.get("use_sliding_window")
+            why = "missing" if use is None or use.value else "off (use_sliding_window is false)"
+            raise top.error("sliding_window", f"{why}, although layers are of type sliding_attention")
         return None
     if window >= served:
         ledger.void("sliding_window", f"not shorter than the context of {served} tokens")

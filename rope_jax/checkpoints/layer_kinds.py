@@ -8,6 +8,7 @@ from rope_jax.checkpoints.model_types import CHUNKED, FULL, LINEAR, SLIDING, Mod
 from rope_jax.checkpoints.rope_types import MAX_LENGTH
 
 COUNT = integer(1, 100_000)
+_WITHOUT_WINDOWS = ("listed", "every nth not linear")  # no layer has one unless the config lists it
 
 
 def window_of(top: Section, spec: ModelType) -> int | None:
@@ -23,9 +24,23 @@ def window_of(top: Section, spec: ModelType) -> int | None:
             window = before + 1
             ledger.use("sliding_window", window, "derived: sliding_window_size + 1, the query's own token")
         top.ignore("attention_chunk_size", "the published code cuts by sliding_window_size")
-    if use is False:
+    if use is None:  # null means the default, as absence does
+        use = ledger.defaults.get("use_sliding_window")
+    if use is True and window is None:
+        if "sliding_window" not in ledger.defaults:
+            raise top.error("use_sliding_window", "a window is asked for, and its size, sliding_window, is not stated")
+        ledger.find("use_sliding_window is true, but sliding_window is null: no layer has a window")
+    if use is not False or (not spec.window_switch and window is None):
+        return window
+    if spec.window_switch or spec.layers in _WITHOUT_WINDOWS:
         ledger.void("sliding_window", "use_sliding_window is false")
         return None
+    # Where published programs disagree, the model's own code says what it was trained with.
+    ledger.void("use_sliding_window", f"{ledger.defaults_of}'s published code does not read it")
+    ledger.find(
+        f"{top.prefix}use_sliding_window is false, but {ledger.defaults_of}'s published code does not read it: the "
+        f"window of {window} tokens stays, as in transformers; vLLM obeys the key and drops the window"
+    )
     return window
 
 
@@ -60,12 +75,10 @@ def _stated_or_by_pattern(top: Section, spec: ModelType, layers: int, window: in
             raise refusal(top, "layer_types", "chunked attention")
         if kind not in (FULL, SLIDING, LINEAR):
             raise top.error("layer_types", f"unknown layer type {kind!r:.60}")
-    if (
-        any(key in top.content for key in ("sliding_window_pattern", "full_attention_interval"))
-        and stated != by_pattern
-    ):
-        key = "sliding_window_pattern" if "sliding_window_pattern" in top.content else "full_attention_interval"
-        raise top.error(key, "contradicts layer_types")
+    patterns = ["full_attention_interval"] if spec.full_every else ["sliding_window_pattern", "full_attention_interval"]
+    pattern = next((key for key in patterns if key in top.content), None)
+    if pattern is not None and stated != by_pattern:
+        raise top.error(pattern, "contradicts layer_types")
     for name in ("sliding_window_pattern", "full_attention_interval", "max_window_layers"):
         top.ledger.void(name, "layer_types names every layer")
     return stated
@@ -76,11 +89,15 @@ def _layers_by_pattern(top: Section, spec: ModelType, layers: int, window: int |
         top.ignore("sliding_window_pattern", "no layer has a window")
         return (FULL,) * layers
     if spec.layers in ("every nth full", "first and every nth full"):
-        if isinstance(top.content.get("sliding_window_pattern"), str):
+        if isinstance(top.content.get("sliding_window_pattern"), str) and not spec.full_every:
             letters = top.need("sliding_window_pattern", check=_letters)
             kinds = [SLIDING if letters[i % len(letters)] == "L" else FULL for i in range(layers)]
             return (*kinds[:-1], FULL)  # whatever the letters say, as documented where they are
-        every = top.need("sliding_window_pattern", check=COUNT)
+        every = (
+            top.need("sliding_window_pattern", check=COUNT)
+            if not spec.full_every
+            else _fixed_pattern(top, spec, layers)
+        )
         first = spec.layers == "first and every nth full"
         return tuple(FULL if (i + 1) % every == 0 or (first and i == 0) else SLIDING for i in range(layers))
     if spec.layers == "every nth not linear":
@@ -92,7 +109,37 @@ def _layers_by_pattern(top: Section, spec: ModelType, layers: int, window: int |
             top.ledger.void("max_window_layers", "no layer has a window")
             return (FULL,) * layers
         return tuple(SLIDING if i >= first else FULL for i in range(layers))
+    if spec.layers == "lower alternate sliding":
+        last = top.read("max_window_layers", check=integer(0, 100_000))
+        if window is None or last is None:
+            top.ledger.void("max_window_layers", "no layer has a window")
+            return (FULL,) * layers
+        return tuple(SLIDING if i % 2 == 0 and i < last else FULL for i in range(layers))
+    if spec.layers == "still sliding" and window is not None:
+        return tuple(FULL if turns else SLIDING for turns in _listed_turning(top, layers))
+    if spec.layers == "alike" and spec.window_switch:
+        if window is None:
+            top.ignore("max_window_layers", "no layer has a window")
+        else:
+            top.pass_over(
+                "max_window_layers", f"{top.ledger.defaults_of}'s published code has one window in all layers"
+            )
     return (FULL,) * layers
+
+
+def _fixed_pattern(top: Section, spec: ModelType, layers: int) -> int:
+    """Returns the distance of full layers that the published code has, whatever the config says of it."""
+    key, every, name = "sliding_window_pattern", spec.full_every, top.ledger.defaults_of
+    stated, listed = top.content.get(key), top.content.get("layer_types")
+    counted = stated if isinstance(stated, int) and not isinstance(stated, bool) and stated > 0 else None
+    if counted and listed == [SLIDING if (i + 1) % counted else FULL for i in range(layers)]:
+        top.ignore(key, "repeats layer_types")
+    elif counted == every and listed is None:
+        top.ignore(key, "says what is done anyway")
+    else:
+        top.pass_over(key, f"{name}'s published code does not read it; unless listed, one layer in {every} is full")
+    top.ledger.use(key, every, f"default of {name}")
+    return every
 
 
 def _letters(value: Any) -> str:
@@ -108,9 +155,14 @@ def turning_layers(top: Section, spec: ModelType, kinds: tuple[str, ...], window
         return tuple(kind != FULL for kind in kinds)
     if spec.without_rotation != "listed":
         return (True,) * len(kinds)
+    return _listed_turning(top, len(kinds))
+
+
+def _listed_turning(top: Section, layers: int) -> tuple[bool, ...]:
+    """Returns whether each layer turns, as a list or an interval says (SmolLM 3)."""
     every = top.read("no_rope_layer_interval", check=COUNT)
-    listed = top.read("no_rope_layers", check=list_of(integer(0, 1), len(kinds)))  # 1 where the layer does turn
+    listed = top.read("no_rope_layers", check=list_of(integer(0, 1), layers))  # 1 where the layer does turn
     if listed is not None:
         top.ledger.void("no_rope_layer_interval", "no_rope_layers names every layer")
         return tuple(entry == 1 for entry in listed)
-    return tuple(every is None or (i + 1) % every != 0 for i in range(len(kinds)))
+    return tuple(every is None or (i + 1) % every != 0 for i in range(layers))

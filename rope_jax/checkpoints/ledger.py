@@ -10,6 +10,7 @@ from typing import Any
 from rope_jax.checkpoints.positions import Sourced
 from rope_jax.checkpoints.strict_json import one_line, show
 from rope_jax.errors import ConfigError
+from rope_jax.regular_files import shown_path
 
 MAX_DEPTH = 64
 
@@ -167,7 +168,7 @@ class Ledger:
     """
 
     def __init__(self, config: Mapping[str, Any], origin: str):
-        self.origin = one_line(origin)
+        self.origin = shown_path(origin)
         self.defaults_of = ""
         self.defaults: Mapping[str, Any] = {}
         self.values: dict[str, Sourced] = {}
@@ -252,11 +253,13 @@ class Section:
       ledger: where readings are recorded.
       content: the object.
       prefix: its path with a dot at the end, or "".
+      published: whether it is no part of the config but a default of the model type.
     """
 
     ledger: Ledger
     content: Mapping[str, Any]
     prefix: str = ""
+    published: bool = False
 
     def holds(self, key: str) -> bool:
         """Returns whether `key` is there and not null."""
@@ -282,6 +285,12 @@ class Section:
             elif isinstance(node, (list, tuple)):
                 waiting.extend((prefix, value) for value in node)
 
+    def pass_over(self, key: str, why: str) -> None:
+        """Records that `key` changes nothing, as `ignore`, and finds that it says something all the same."""
+        if self.holds(key):
+            self.ledger.find(f"{self.prefix}{key} {show(self.content[key])} has no effect: {why}")
+        self.ignore(key, why if self.holds(key) else "null: not set")
+
     def section(self, key: str) -> "Section | None":
         """Returns the object at `key`, or None where the key is absent or null."""
         if not self.holds(key):
@@ -289,7 +298,7 @@ class Section:
         if not isinstance(self.content[key], Mapping):
             raise self.error(key, "must be an object or null")
         self.ledger.account(self.prefix + key)
-        return Section(self.ledger, self.content[key], f"{self.prefix}{key}.")
+        return Section(self.ledger, self.content[key], f"{self.prefix}{key}.", self.published)
 
     def read(self, *keys: str, check: Check, name: str | None = None, default: bool = True) -> Any:
         """Returns the value of the first of `keys` that is there, None for null or no value; see `read_places`."""

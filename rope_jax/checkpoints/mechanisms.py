@@ -50,6 +50,10 @@ def _zero(value: Any) -> bool:
     return value is None or (not isinstance(value, bool) and isinstance(value, (int, float)) and value == 0)
 
 
+def _rotary(value: Any) -> bool:
+    return value is None or value in ("none", "rope", "rotary")
+
+
 _TEMPERATURE = (
     "attention temperature: queries are scaled by a function of their position, as in 1 + beta ln(1 + floor(position / "
     "original length)), which no scheme here expresses"
@@ -58,6 +62,11 @@ _INTERLEAVED = "interleaved layout: neighbouring dimensions pair, and weights ar
 _BIDIRECTIONAL = "bidirectional attention: every token sees the ones after it, so a causal context has no meaning"
 _GROUPED = "grouped positions (Self-Extend): far tokens share positions, which is no map of frequencies"
 _SPARSE = "sparse attention: a query reads some of the keys only, which neither a window nor full attention is"
+_RECURRENT = "linear attention: a state that is carried on stands in place of attention over all keys"
+_OTHER_BIAS = (
+    "positions enter otherwise than by rotation alone (as with alibi), by a key that no published code of a known "
+    "model type reads"
+)
 _FACTOR = "a scaling factor outside the rope section: which rule it belongs to is not stated"
 
 MECHANISMS: dict[str, Mechanism] = {
@@ -65,6 +74,36 @@ MECHANISMS: dict[str, Mechanism] = {
         ("use_logn_attn", "logn_attn", "use_logn", "attn_temperature_tuning"), Mechanism(_TEMPERATURE, _false)
     ),
     "llama_4_scaling_beta": Mechanism(_TEMPERATURE, _zero),
+    **dict.fromkeys(
+        (
+            "blocksparse_block_size",
+            "blocksparse_num_local_blocks",
+            "blocksparse_vert_stride",
+            "blocksparse_triton_kernel_block_size",
+            "blocksparse_params",
+        ),
+        Mechanism(_SPARSE, _none),
+    ),
+    **dict.fromkeys(
+        (
+            "blocksparse_homo_head_pattern",
+            "blocksparse",
+            "block_sparse",
+            "use_block_sparse",
+            "block_sparse_attention",
+            "use_block_sparse_attention",
+        ),
+        Mechanism(_SPARSE, _false),
+    ),
+    "dense_attention_every_n_layers": Mechanism(_SPARSE, _one),
+    **dict.fromkeys(
+        ("linear_attn", "use_linear_attn", "use_linear_attention", "linear_attn_config"), Mechanism(_RECURRENT, _false)
+    ),
+    "linear_attention": Mechanism(_RECURRENT, _false, top_only=True),  # elsewhere it is a layer type
+    **dict.fromkeys(
+        ("embedding_type", "attention_bias_type", "attn_bias_type", "pe", "pe_type"), Mechanism(_OTHER_BIAS, _rotary)
+    ),
+    **dict.fromkeys(("encoder_only", "is_encoder_only"), Mechanism(_BIDIRECTIONAL, _false)),
     **dict.fromkeys(("index_topk", "sparse_attention_topk"), Mechanism(_SPARSE, _none)),
     **dict.fromkeys(("use_sparse_attention", "sparse_attention"), Mechanism(_SPARSE, _false)),
     **dict.fromkeys(("is_neox_style", "is_neox", "neox_style"), Mechanism(_INTERLEAVED, _true)),
@@ -74,7 +113,19 @@ MECHANISMS: dict[str, Mechanism] = {
     ),
     **dict.fromkeys(("causal", "is_causal"), Mechanism(_BIDIRECTIONAL, _true)),
     **dict.fromkeys(
-        ("attention_logit_cap", "attn_logit_cap", "attention_logits_cap", "attn_logits_cap"),
+        (
+            "attention_logit_cap",
+            "attn_logit_cap",
+            "attention_logits_cap",
+            "attn_logits_cap",
+            "attn_soft_cap",
+            "attention_soft_cap",
+            "logit_soft_cap",
+            "logits_soft_cap",
+            "attn_logit_soft_cap",
+            "attn_logits_soft_cap",
+            "attention_logit_soft_cap",
+        ),
         Mechanism(
             "a cap on attention's logits whose form is not known for this name: attn_logit_softcapping is", _none
         ),
@@ -88,7 +139,7 @@ MECHANISMS: dict[str, Mechanism] = {
         Mechanism("condensed positions: state rope_scaling of type linear with this factor instead", _one),
     ),
     **dict.fromkeys(
-        ("factor", "scaling_factor", "rope_factor", "position_scaling_factor"),
+        ("factor", "scaling_factor", "rope_factor", "position_scaling_factor", "scale"),
         Mechanism(_FACTOR, _one, top_only=True),
     ),
 }

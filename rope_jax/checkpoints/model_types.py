@@ -26,7 +26,14 @@ REFUSED = {
 }
 
 Layers = Literal[
-    "alike", "every nth full", "first and every nth full", "every nth not linear", "upper sliding", "listed"
+    "alike",
+    "every nth full",
+    "first and every nth full",
+    "every nth not linear",
+    "upper sliding",
+    "lower alternate sliding",
+    "still sliding",
+    "listed",
 ]
 Scheme = Literal["rope", "alibi", "mpt", "falcon", "t5", "refused"]
 
@@ -39,9 +46,14 @@ class ModelType:
       defaults: values of absent keys, as published; a key without one here must be stated.
       scheme: where positions enter.
       layers: which layers a sliding window holds for, where no list says so. "listed": none unless a list does.
+      window_switch: whether the published code reads `use_sliding_window`.
+      full_every: the distance of full layers, where the published code fixes it and reads no `sliding_window_pattern`;
+        0 where it reads that key.
       rope: the rope section where the config has none.
       local_unscaled: whether sliding layers keep their trained frequencies, whatever the rope section says.
       own_keys: by layer type, the keys that replace `head_dim`, `num_attention_heads` or `rope_theta` for it.
+      own_names: the top-level keys that the published code reads in place of `rope_theta` or `partial_rotary_factor`.
+      whole_by_default: whether rope type "default" turns whole heads, whatever `partial_rotary_factor` says.
       last_full: whether the last layer is a full one whatever list or pattern says (Gemma 4).
       without_rotation: "full" layers do not turn (Cohere 2), or do not beside windowed ones (EXAONE 4), or those that
         `no_rope_layers` names do not (SmolLM 3).
@@ -53,9 +65,13 @@ class ModelType:
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     scheme: Scheme = "rope"
     layers: Layers = "listed"
+    window_switch: bool = False
+    full_every: int = 0
     rope: Mapping[str, Any] | None = None
     local_unscaled: bool = False
     own_keys: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    own_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    whole_by_default: bool = False
     last_full: bool = False
     without_rotation: Literal["none", "full", "full beside windows", "listed"] = "none"
     window_excludes_self: bool = False
@@ -63,7 +79,7 @@ class ModelType:
     refused: str = ""
 
 
-UNKNOWN = ModelType()
+UNKNOWN = ModelType(window_switch=True)  # as in all published code that has the key
 
 
 def _rope(theta: float = 10000.0, **defaults: Any) -> ModelType:
@@ -77,6 +93,7 @@ def _windowed(theta: float = 10000.0, **defaults: Any) -> ModelType:
 _QWEN = ModelType(
     {"rope_theta": 10000.0, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
     layers="upper sliding",
+    window_switch=True,
 )
 _QWEN_NEXT = ModelType(
     {"rope_theta": 10000.0, "head_dim": 256, "partial_rotary_factor": 0.25, "full_attention_interval": 4},
@@ -104,13 +121,15 @@ _GEMMA3 = ModelType(
     own_keys={SLIDING: {"rope_theta": "rope_local_base_freq"}},
 )
 _GEMMA4 = ModelType(
-    {"head_dim": 256, "global_head_dim": 512, "sliding_window": 512, "sliding_window_pattern": 6},
+    {"head_dim": 256, "global_head_dim": 512, "sliding_window": 512},
     layers="every nth full",
+    full_every=6,
     rope={
         FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
         SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
     },
     own_keys={FULL: {"head_dim": "global_head_dim"}},
+    whole_by_default=True,
     last_full=True,
 )
 _EXAONE4 = ModelType(
@@ -125,9 +144,9 @@ _MIMO = ModelType(
         "partial_rotary_factor": 0.334,
         "head_dim": 192,
         "sliding_window": 129,
-        "sliding_window_pattern": 6,
     },
     layers="first and every nth full",
+    full_every=6,
     local_unscaled=True,
     own_keys={
         SLIDING: {
@@ -156,8 +175,8 @@ MODEL_TYPES: dict[str, ModelType] = {
     "phimoe": _windowed(1e6),
     "qwen2": _QWEN,
     "qwen3": dataclasses.replace(_QWEN, defaults={**_QWEN.defaults, "head_dim": 128}),
-    "qwen2_moe": _rope(use_sliding_window=False),
-    "qwen3_moe": _windowed(use_sliding_window=False),
+    "qwen2_moe": dataclasses.replace(_QWEN, layers="lower alternate sliding"),
+    "qwen3_moe": dataclasses.replace(_windowed(use_sliding_window=False, sliding_window=4096), window_switch=True),
     "qwen3_next": _QWEN_NEXT,
     "qwen3_5_text": _QWEN_NEXT,
     "qwen3_5_moe_text": _QWEN_NEXT,
@@ -169,10 +188,10 @@ MODEL_TYPES: dict[str, ModelType] = {
             "head_dim": 256,
             "query_pre_attn_scalar": 256,
             "sliding_window": 4096,
-            "sliding_window_pattern": 2,
             "attn_logit_softcapping": 50.0,
         },
         layers="every nth full",
+        full_every=2,
     ),
     "gemma3_text": _GEMMA3,
     "gemma4_text": _GEMMA4,
@@ -182,13 +201,15 @@ MODEL_TYPES: dict[str, ModelType] = {
     "olmo": _rope(),
     "olmo2": _rope(),
     "olmo3": ModelType(
-        {"rope_theta": 5e5, "sliding_window": 4096, "sliding_window_pattern": 4},
+        {"rope_theta": 5e5, "sliding_window": 4096},
         layers="every nth full",
+        full_every=4,
         local_unscaled=True,
     ),
     "gpt_oss": ModelType(
-        {"rope_theta": 150000.0, "head_dim": 64, "sliding_window": 128, "sliding_window_pattern": 2},
+        {"rope_theta": 150000.0, "head_dim": 64, "sliding_window": 128},
         layers="every nth full",
+        full_every=2,
         rope={
             "rope_type": "yarn",
             "factor": 32.0,
@@ -206,14 +227,22 @@ MODEL_TYPES: dict[str, ModelType] = {
         layers="every nth full",
         without_rotation="full",
     ),
-    "smollm3": ModelType({"rope_theta": 2e6, "no_rope_layer_interval": 4}, without_rotation="listed"),
+    "smollm3": ModelType(
+        {"rope_theta": 2e6, "no_rope_layer_interval": 4, "use_sliding_window": False},
+        layers="still sliding",
+        window_switch=True,
+        without_rotation="listed",
+    ),
     "glm": _rope(partial_rotary_factor=0.5, head_dim=128),
     "glm4": _rope(partial_rotary_factor=0.5, head_dim=128),
     "glm4_moe": _rope(partial_rotary_factor=0.5),
     "stablelm": _rope(partial_rotary_factor=0.25),
     "persimmon": _rope(partial_rotary_factor=0.5),
     "nemotron": _rope(partial_rotary_factor=0.5),
-    "gpt_neox": _rope(partial_rotary_factor=0.25),
+    "gpt_neox": dataclasses.replace(
+        _rope(partial_rotary_factor=0.25),
+        own_names={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+    ),
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
     "kimi_k2": _DEEPSEEK,

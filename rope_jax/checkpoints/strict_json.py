@@ -7,7 +7,7 @@ import reprlib
 from typing import Any
 
 from rope_jax.errors import ConfigError
-from rope_jax.regular_files import open_regular
+from rope_jax.regular_files import read_regular, shown_path
 
 MAX_BYTES = 64 * 2**20
 
@@ -70,16 +70,18 @@ def parse(text: str | bytes, *, origin: str) -> dict[str, Any]:
       ConfigError: if it is not UTF-8 or not JSON, repeats a key, holds NaN, an infinity or a number beyond float64,
         nests too deeply, or is not an object.
     """
-    origin = one_line(origin)
+    origin = shown_path(origin)
 
     def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key, value in pairs:
             if key in result:
-                raise ConfigError(f"{origin}: {one_line(key)}: the key appears twice")
+                raise ConfigError(f"{origin}: {one_line(key[:200])}: the key appears twice")
             bad = _find_unreadable(value)
             if bad is not None:
-                raise ConfigError(f"{origin}: {one_line(key)}: must be a finite number, got {show_text(bad.text)}")
+                raise ConfigError(
+                    f"{origin}: {one_line(key[:200])}: must be a finite number, got {show_text(bad.text)}"
+                )
             result[key] = value
         return result
 
@@ -136,10 +138,4 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       ConfigError: if the file is missing, unreadable, no regular file or too large, or `parse` refuses it.
     """
-    origin = one_line(os.fspath(path))
-    # One byte more than the limit is asked for, since a file can grow after its size is known.
-    with open_regular(path, "JSON", error=ConfigError) as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"{origin}: larger than {MAX_BYTES // 2**20} MiB: not a config")
-    return parse(content, origin=origin)
+    return parse(read_regular(path, "JSON", limit=MAX_BYTES, error=ConfigError), origin=os.fspath(path))

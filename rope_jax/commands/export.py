@@ -15,7 +15,7 @@ from absl import flags as absl_flags
 
 from rope_jax.commands.output_file import checked_file, replacing
 from rope_jax.errors import InputError, RopeJaxError
-from rope_jax.regular_files import open_regular
+from rope_jax.regular_files import read_regular
 
 if TYPE_CHECKING:
     from rope_jax.checkpoints.exporting import Exported, Wanted
@@ -153,26 +153,20 @@ def read_factors(path: pathlib.Path) -> tuple[list[float], float]:
       path: a JSON list, or an object with the list as `factors` and perhaps a number `attention_factor`.
 
     Raises:
-      ConfigError: if it cannot be read.
-      InputError: if a factor is no finite number above zero.
+      ConfigError: if it is an object and `strict_json.parse` refuses it.
+      InputError: if it cannot be read, or a factor is no finite number above zero.
     """
     from rope_jax.checkpoints import strict_json
 
-    try:
-        with open_regular(path, "factors") as file:
-            begins_list = file.read(64).lstrip()[:1] == b"["
-            file.seek(0)
-            content = file.read(strict_json.MAX_BYTES) if begins_list else b""
-    except OSError as error:
-        raise InputError(f"--factors={path}: cannot be read: {error.strerror}") from None
+    content = read_regular(path, "factors", limit=strict_json.MAX_BYTES)
     found: Mapping[str, Any]
-    if begins_list:
+    if content[:64].lstrip()[:1] == b"[":
         try:
             found = {"factors": json.loads(content)}
         except (ValueError, RecursionError) as error:
             raise InputError(f"--factors={path}: not JSON: {error}") from None
     else:
-        found = strict_json.read(path)
+        found = strict_json.parse(content, origin=str(path))
     factors, attention_factor = found.get("factors"), found.get("attention_factor", 1.0)
     if not isinstance(factors, list) or not factors:
         raise InputError(f"--factors={path}: factors must be a list of numbers, got {strict_json.show(factors)}")

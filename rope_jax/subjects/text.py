@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from rope_jax.errors import InputError
-from rope_jax.regular_files import open_regular
+from rope_jax.regular_files import read_regular
 from rope_jax.subjects.array_files import read_npy
 from rope_jax.subjects.tokenizer_file import encode_documents
 
@@ -135,8 +135,7 @@ def _read_npy(path: pathlib.Path) -> np.ndarray:
 def _tokenise(path: pathlib.Path, tokenizer_file: pathlib.Path | None, separator: str) -> np.ndarray:
     if tokenizer_file is None:
         raise InputError(f"{path}: the checkpoint has no tokenizer.json, so text cannot be read; pass a .npy of tokens")
-    with open_regular(path, "text") as file:
-        content = file.read()
+    content = read_regular(path, "text")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -392,7 +392,9 @@ class TestLayers:
     def test_patterns(self):
         gemma2 = llama(model_type="gemma2", head_dim=64, sliding_window=512)
         assert self.windows(gemma2) == [(SLIDING, (0, 2), 512), (MAIN, (1, 3), None)]
-        contradiction = {**gemma2, "layer_types": [MAIN] * 4, "sliding_window_pattern": 2}
+        cohere2 = llama(model_type="cohere2", sliding_window=512, sliding_window_pattern=2)
+        assert self.windows(cohere2) == [(SLIDING, (0, 2), 512), (MAIN, (1, 3), None)]
+        contradiction = {**cohere2, "layer_types": [MAIN] * 4}
         assert "sliding_window_pattern: contradicts layer_types" in refused(contradiction)
 
     @pytest.mark.parametrize("nested", [False, True])

@@ -45,6 +45,21 @@ CHANGES = {
     "factor": (8.0, 1.0),
     "scaling_factor": (4, 1),
     "attn_temperature_tuning": (True, False),
+    "attn_soft_cap": (30.0, None),
+    "logit_soft_cap": (30.0, None),
+    "blocksparse_block_size": (64, None),
+    "blocksparse_num_local_blocks": (16, None),
+    "blocksparse_vert_stride": (8, None),
+    "blocksparse_triton_kernel_block_size": (64, None),
+    "blocksparse_homo_head_pattern": (True, False),
+    "dense_attention_every_n_layers": (2, 1),
+    "block_sparse": ({"stride": 8}, False),
+    "embedding_type": ("alibi", "rotary"),
+    "attention_bias_type": ("alibi", "none"),
+    "linear_attn": (True, False),
+    "linear_attn_config": ({"kda_layers": [1]}, None),
+    "encoder_only": (True, False),
+    "scale": (2.0, 1),
 }
 
 

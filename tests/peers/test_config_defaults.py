@@ -167,3 +167,40 @@ def test_wrappers_name_the_model_types_that_they_hold():
         if wrapper in CONFIG_MAPPING and MODEL_TYPES[inner].scheme == "rope":
             text = theirs(wrapper).get_text_config()
             assert WRAPPERS.get(text.model_type, text.model_type) == inner
+
+
+WINDOWS = ("mistral", "mixtral", "starcoder2", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "exaone4", "gemma2")
+WINDOWS += ("gemma3_text", "gemma4_text", "cohere2", "olmo3", "gpt_oss", "smollm3", "mimo_v2_flash")
+PATTERNS = ("gemma2", "gemma3_text", "gemma4_text", "cohere2", "exaone4", "olmo3", "gpt_oss", "mimo_v2_flash")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        *((name, {"use_sliding_window": False}) for name in WINDOWS),
+        *((name, {"use_sliding_window": use, "sliding_window": 64}) for name in WINDOWS for use in (False, True)),
+        ("qwen2_moe", {"use_sliding_window": True}),
+        ("qwen3_moe", {"use_sliding_window": True}),
+        ("qwen2_moe", {"use_sliding_window": True, "max_window_layers": 4}),
+        ("qwen3_moe", {"use_sliding_window": True, "max_window_layers": 4}),
+        *((name, {"sliding_window_pattern": 3}) for name in PATTERNS),
+        *((name, {"partial_rotary_factor": 0.25}) for name in ("gemma4_text", "gemma4_unified_text")),
+        ("gemma4_text", {"partial_rotary_factor": 0.5}),
+        ("gpt_neox", {"partial_rotary_factor": 0.5}),
+        ("gpt_neox", {"rotary_pct": 0.5}),
+        ("gpt_neox", {"rope_theta": 50000.0}),
+        ("gpt_neox", {"rotary_emb_base": 50000.0}),
+    ],
+)
+def test_stated_keys_count_as_their_code_reads_them(model_type, changes):
+    stated = silent(theirs(model_type, num_hidden_layers=12), **changes)
+    config = theirs(model_type, **{key: stated[key] for key in STATED}, **changes)
+    kinds = getattr(config, "layer_types", None)
+    for layer, group in read(stated).items():
+        slides = kinds is None or kinds[layer] == SLIDING
+        window = getattr(config, "sliding_window", None) if slides else None
+        assert group.window == (window if window and window < stated["max_position_embeddings"] else None), layer
+        if group.rotary is not None:
+            expected = inverse_frequencies(config, FULL if kinds is None else kinds[layer])
+            rule = group.rule.at(1) if isinstance(group.rule, LengthRule) else group.rule
+            np.testing.assert_allclose(rule(group.rotary).inverse_frequencies, expected, rtol=2e-6, atol=0)
