@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import os
 import re
+import signal
 import sys
 import traceback
 from types import ModuleType
@@ -13,7 +14,7 @@ from absl import flags as absl_flags
 
 from rope_jax import __version__
 from rope_jax.commands.streams import guarded
-from rope_jax.commands.termination import INTERRUPTED, TERMINATED, Terminated, raised_on_sigterm
+from rope_jax.commands.termination import INTERRUPTED, TERMINATED, Terminated, raised_on_signals
 from rope_jax.errors import RopeJaxError
 
 # A module has SUMMARY, USAGE, define_flags(flag_values), run(arguments, flags) -> exit status, and
@@ -59,18 +60,18 @@ def process() -> NoReturn:
 
 
 def _status(arguments: list[str]) -> int:
-    def terminated() -> int:
-        return _stopped("terminated", arguments, TERMINATED)
+    def stopped(number: int) -> int:
+        return _stopped("interrupted" if number == signal.SIGINT else "terminated", arguments, 128 + number)
 
     try:
-        with raised_on_sigterm(terminated):
+        with raised_on_signals(stopped):
             return _dispatch(arguments)
     except MemoryError:
         return _refuse("rope-jax", "out of memory: fewer rows, a shorter target or a smaller model may fit")
     except KeyboardInterrupt:
-        return _stopped("interrupted", arguments, INTERRUPTED)
+        return stopped(signal.SIGINT)
     except Terminated:
-        return terminated()
+        return stopped(signal.SIGTERM)
     except Exception:
         traceback.print_exc()
         return 1

@@ -75,6 +75,9 @@ def test_a_config_file_and_a_png(workdir, capsys):
         ([*CASE, "--bias=ropey"], "ropey"),
         ([*CASE, "--amplitude=0"], "amplitude"),
         ([*CASE, "--amplitude=nan"], "amplitude"),
+        ([*CASE, "--amplitude=1e300"], "at most 16777216, got 1e+300: larger logits in float32"),
+        ([*CASE, "--amplitude=16777218"], "at most 16777216, got 16777218.0"),
+        ([*CASE, "--plot=x.svg/"], "--plot=x.svg/: names a directory"),
         ([*CASE, "--wavelength=3"], "wavelength"),
         ([*CASE, "--flagfile=missing"], "flagfile"),
         ([*CASE, "--undefok=wavelength", "--wavelength=3"], "undefok"),
@@ -197,3 +200,9 @@ def test_as_a_module_and_a_closed_pipe():
     code += "from rope_jax.cli import main; sys.exit(main(['--version']))"
     done = run_python("-c", code)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("amplitude", ["1e-300", "1e-9", "1e4", "16777216"])
+def test_every_amplitude_up_to_the_largest_is_taken(amplitude, capsys):
+    assert cli.main([*CASE, "--json", "--plot=", f"--amplitude={amplitude}"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["amplitude"] == float(amplitude)

@@ -79,7 +79,9 @@ def test_json_and_the_call_of_vllm(workdir, capsys):
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_factors_of_a_search(wrapped, workdir, capsys):
     factors = [1.0 + i / 4 for i in range(16)]
-    found = {"factors": factors, "attention_factor": 1.25, "loss": [3.0, 2.9]} if wrapped else factors
+    found = (
+        {"factors": factors, "attention_factor": 1.25, "bias": {"name": "none"}, "history": []} if wrapped else factors
+    )
     (workdir / "factors.json").write_text(json.dumps(found))
     assert cli.main([*CASE, "--factors=factors.json"]) == 0
     assert "a longrope list of 16 factors" in capsys.readouterr().out
@@ -104,6 +106,12 @@ def test_factors_of_a_search(wrapped, workdir, capsys):
         ("{}", "factors must be a list of numbers, got None"),
         ('{"factors": [1], "factors": [1]}', "appears twice"),
         ('{"factors": [1], "attention_factor": 0}', "attention_factor must be"),
+        ('{"factors": [1], "bias": {"name": "alibi_star", "slopes": [1]}}', "with the bias 'alibi_star', which no"),
+        ('{"factors": [1], "bias": {}}', "with the bias None, which no"),
+        ('{"factors": [1], "bias": "t5"}', "with the bias 't5', which no"),
+        ('{"factors": [1], "bias": null}', "with the bias None, which no"),
+        ('{"factors": [1], "loss": [3]}', "unknown key 'loss'; there are factors, attention_factor, model"),
+        ('{"factors": [1], "attention_facter": 1.2}', "unknown key 'attention_facter'"),
         ("", "not JSON"),
     ],
 )
@@ -125,6 +133,8 @@ def test_bad_factors(content, message, workdir, capsys):
         (CASE, "give either --scaling=NAME or --factors=FILE"),
         ([*CASE, "--scaling=yarn", "--factors=f.json"], "not both"),
         ([*CASE, "--factors=f.json"], "f.json: cannot be read"),
+        ([*CASE, "--factors="], "--factors is empty"),
+        ([*CASE, "--scaling=yarn", "--out=out.json/"], "--out=out.json/: names a directory"),
         ([*CASE, "--scaling=ropey"], "unknown scaling 'ropey'"),
         ([*CASE, "--scaling=config"], "name a scaling, or none"),
         ([*CASE, "--scaling=yarn", "--bias=alibi"], "--bias=alibi: transformers has no key that adds a bias"),

@@ -8,6 +8,7 @@ from flax import nnx
 
 from rope_jax import cli
 from rope_jax.checkpoints.saving import llama_config, save_llama
+from rope_jax.commands import factors_file
 from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.diagnosis import attribution, factor_search, kept_files
 from rope_jax.subjects import haystacks
@@ -98,7 +99,8 @@ def test_a_killed_search_goes_on_to_the_same_result(tiny, no_gate, workdir, caps
     lines = out.splitlines()
     assert lines[0].endswith("192 -> 256 tokens, bias none, probes ret, bind, ord, dist, ith")
     assert lines[-1] == "written to parts/search.json"
-    # The result is what export reads.
+    # The result is what export reads, every key of it.
+    assert set(record) == set(factors_file.KEYS)
     argv = [
         "export",
         tiny,
@@ -144,7 +146,7 @@ def test_a_pipe_in_place_of_the_state_is_refused(tiny, no_gate, workdir, capsys)
     (workdir / "out").mkdir()
     os.mkfifo(workdir / "out" / "search-state.json")
     assert cli.main(["search", tiny, *SMALL, "--generations=1", "--out=out"]) == 2
-    assert "search-state.json: cannot keep finished work there: not a regular file" in capsys.readouterr().err
+    assert "--out=out/search-state.json: is a FIFO" in capsys.readouterr().err
 
 
 def test_too_many_contexts_are_refused_with_their_bytes(tiny, workdir, capsys):
@@ -154,12 +156,29 @@ def test_too_many_contexts_are_refused_with_their_bytes(tiny, workdir, capsys):
     assert list(workdir.iterdir()) == []
 
 
-def test_every_candidate_runs_with_the_bias(tiny, no_gate, capsys):
+def test_every_candidate_runs_with_the_bias(tiny, no_gate, workdir, capsys):
     assert cli.main(["search", tiny, *SMALL, "--generations=1", "--bias=alibi_star", "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
+    out, _ = capsys.readouterr()
+    record = json.loads(out)
     assert record["bias"]["name"] == "alibi_star"
     assert record["bias"]["multiplier"] > 0
     assert record["named"]["none"]["long"]["log_odds"] != record["unchanged"]["long"]["log_odds"]
+    # No config holds the bias, and without it the factors are not what was found.
+    (workdir / "found.json").write_text(out)
+    argv = ["export", tiny, "--to=vllm", "--factors=found.json", "--target_length=256", "--out=config.json"]
+    assert cli.main(argv) == 2
+    assert "the factors were found with the bias 'alibi_star'" in capsys.readouterr().err
+    assert not (workdir / "config.json").exists()
+
+
+def test_a_state_of_absurd_size_is_not_read(tiny, no_gate, workdir, capsys):
+    (workdir / "out").mkdir()
+    with open(workdir / "out" / "search-state.json", "wb") as file:
+        file.truncate(300 * 2**30)
+    assert cli.main(["search", tiny, *SMALL, "--generations=1", "--out=out"]) == 0
+    err = capsys.readouterr().err
+    assert "search-state.json: 322122547200 bytes, of which it can have" in err
+    assert "computed anew" in err
 
 
 @pytest.mark.parametrize(

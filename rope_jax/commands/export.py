@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
+from rope_jax.commands.factors_file import read_factors
 from rope_jax.commands.output_file import checked_file, replacing
 from rope_jax.errors import InputError, RopeJaxError
-from rope_jax.regular_files import read_regular
 
 if TYPE_CHECKING:
     from rope_jax.checkpoints.exporting import Exported, Wanted
@@ -44,7 +44,7 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
         "factors",
         None,
         "In place of --scaling: a JSON file, the list f or an object with it as 'factors' (and perhaps an "
-        "'attention_factor'), one number a rotary pair; theta becomes theta / f.",
+        "'attention_factor') or what a search without a bias wrote, one number a rotary pair; theta becomes theta / f.",
     )
     integer("target_length", None, "Tokens to be served; required.")
     integer(
@@ -107,11 +107,15 @@ def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathli
         if getattr(flags, name) in (None, ""):
             raise InputError(f"--{name} is required: {USAGE}")
     if (flags.scaling is None) == (flags.factors is None):
-        raise InputError("give either --scaling=NAME or --factors=FILE" + (", not both" if flags.factors else ""))
+        raise InputError(
+            "give either --scaling=NAME or --factors=FILE" + (", not both" if flags.factors is not None else "")
+        )
     for name in ("target_length", "trained_length"):
         value = getattr(flags, name)
         if value is not None and not 2 <= value <= LARGEST_TARGET:
             raise InputError(f"--{name} must lie in 2 ... {LARGEST_TARGET}, got {value}")
+    if flags.factors == "":
+        raise InputError("--factors is empty: name a JSON file")
     if flags.bias != "none":
         raise InputError(
             f"--bias={flags.bias}: {flags.to} has no key that adds a bias to the attention of a model with rotary "
@@ -144,42 +148,6 @@ def _rule(flags: absl_flags.FlagValues, *, trained_length: int) -> "Rule | Lengt
         return scaling_rule(flags.scaling, factor=factor, original_length=trained_length)
     factors, attention_factor = read_factors(pathlib.Path(flags.factors))
     return scaling.per_pair(factors=factors, attention_factor=attention_factor)
-
-
-def read_factors(path: pathlib.Path) -> tuple[list[float], float]:
-    """Returns the factors of a file, one a rotary pair, and its attention factor (1 where it has none).
-
-    Args:
-      path: a JSON list, or an object with the list as `factors` and perhaps a number `attention_factor`.
-
-    Raises:
-      ConfigError: if it is an object and `strict_json.parse` refuses it.
-      InputError: if it cannot be read, or a factor is no finite number above zero.
-    """
-    from rope_jax.checkpoints import strict_json
-
-    content = read_regular(path, "factors", limit=strict_json.MAX_BYTES)
-    found: Mapping[str, Any]
-    if content[:64].lstrip()[:1] == b"[":
-        try:
-            found = {"factors": json.loads(content)}
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"--factors={path}: not JSON: {error}") from None
-    else:
-        found = strict_json.parse(content, origin=str(path))
-    factors, attention_factor = found.get("factors"), found.get("attention_factor", 1.0)
-    if not isinstance(factors, list) or not factors:
-        raise InputError(f"--factors={path}: factors must be a list of numbers, got {strict_json.show(factors)}")
-    for key, value in [
-        *((f"factors[{i}]", factor) for i, factor in enumerate(factors)),
-        ("attention_factor", attention_factor),
-    ]:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and 0 < value <= 1e9):
-            raise InputError(
-                f"--factors={path}: {key} must be a number above 0, up to 1e9, got {strict_json.show(value)}"
-            )
-    return [float(factor) for factor in factors], float(attention_factor)
 
 
 def _compare(positions: "PositionConfig", wanted: "Wanted", written: str) -> tuple[float, "PositionConfig"]:

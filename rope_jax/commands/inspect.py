@@ -63,7 +63,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         raise InputError("--target_length=TOKENS is required")
     path = arguments[0] if arguments else None
     plot = _plot_path(flags.plot, flags.preset, path)
-    target = None if plot is None else checked_file(plot, flag="--plot", inputs=_read(path))
+    target = None if plot is None else checked_file(flags.plot or plot, flag="--plot", inputs=_read(path))
 
     from rope_jax.inspection.record import inspect_positions, read_model
     from rope_jax.inspection.table import table_text

@@ -1,5 +1,6 @@
 """What commands share in writing: a result directory that gets all files or none."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -8,6 +9,12 @@ from collections.abc import Iterable, Mapping
 
 from rope_jax.commands.output_file import checked_file
 from rope_jax.errors import InputError
+from rope_jax.regular_files import irregular_kind
+
+STORE = "cells"
+"""Directory of finished work in that of a diagnosis' result."""
+
+_KEPT_FILES, _KEPT_FOLDERS = (".npz", ".json"), "adapted-"
 
 
 def checked_out(
@@ -39,12 +46,42 @@ def checked_out(
     return out
 
 
+def checked_store(out: pathlib.Path) -> pathlib.Path:
+    """Returns the directory of `out` for finished work, if such work can be kept there.
+
+    Args:
+      out: from `checked_out`.
+
+    Raises:
+      InputError: if it is no directory that can be written into, or what is to be a file or a folder in it is none.
+    """
+    store = out / STORE
+    try:  # before hours of work that could not be kept
+        os.lstat(store)
+    except FileNotFoundError:
+        return store
+    except OSError as error:
+        raise InputError(f"--out: cannot write into {out}: {error.strerror}") from error
+    if not os.path.isdir(store):
+        raise InputError(f"--out: {store} is not a directory: cannot keep finished work there")
+    if not os.access(store, os.R_OK | os.W_OK | os.X_OK):
+        raise InputError(f"--out: cannot write into {store}: permission denied")
+    for name in sorted(os.listdir(store)):
+        entry, file, folder = store / name, name.endswith(_KEPT_FILES), name.startswith(_KEPT_FOLDERS)
+        if (file and not os.path.isfile(entry)) or (folder and not os.path.isdir(entry)):
+            kind = irregular_kind(os.stat(entry).st_mode) if os.path.exists(entry) else "a link that leads nowhere"
+            needed = "a folder" if folder else "a regular file"
+            raise InputError(f"--out: {entry} is {kind or 'a file'}, not {needed} of finished work: remove it")
+    return store
+
+
 def kept_in(out: pathlib.Path) -> str:
-    """Returns what a stopped command that keeps finished parts in folders of `out` has kept, and how to go on."""
-    entries = sorted(out.iterdir()) if os.path.isdir(out) else []
-    filled = [str(one) for one in entries if one.name[0] != "." and one.is_dir() and os.listdir(one)]
-    if filled:
-        return f"what was finished is kept in {', '.join(filled)}: the same command goes on from there"
+    """Returns what a stopped command that keeps finished parts in `out` has kept, and how to go on."""
+    store = out / STORE
+    with contextlib.suppress(OSError):
+        if any(name[0] != "." for name in os.listdir(store)):
+            # What lies there may be another run's, of another seed or model.
+            return f"what this run finished, if anything, is kept in {store}: the same command goes on from there"
     return "no part was finished and nothing is kept: run it again"
 
 

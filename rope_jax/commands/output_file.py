@@ -26,6 +26,10 @@ def checked_file(
       InputError: if the path is a directory, device, FIFO, socket, one of the command's own streams or inputs, or lies
         in no directory.
     """
+    if not os.fspath(given):
+        raise InputError(f"{flag} is empty: name a file")
+    if os.fspath(given).endswith(os.sep):  # which a path of pathlib has lost
+        raise InputError(f"{flag}={given}: names a directory, name a file in it")
     # Unlike pathlib, os.path does not raise where a name is too long.
     target = pathlib.Path(os.path.realpath(given))
     if not os.path.exists(given):

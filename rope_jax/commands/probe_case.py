@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from rope_jax.commands.output import checked_out, write_all
+from rope_jax.commands.output import STORE, checked_out, checked_store, write_all
 from rope_jax.commands.output_file import checked_file, replacing
 from rope_jax.commands.progress import Progress
 from rope_jax.diagnosis import scalings
@@ -101,6 +101,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     from rope_jax.diagnosis.ladder import target_lengths
     from rope_jax.subjects import subject
     from rope_jax.subjects.context_sizes import check_size
+    from rope_jax.subjects.haystacks import shortest_with_copy
 
     directories = [pathlib.Path(arguments[0])] if arguments else list(subject.standins())
     if not directories:
@@ -110,12 +111,20 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
 
     known = [subject.read_standin(directory) for directory in directories]
     trained = known[0].checkpoint.positions.original_length
-    for target in (
-        flags.target_length or 8 * trained,
-        *target_lengths([_ratio(text) for text in flags.ratios], trained),
-    ):
+    asked = flags.target_length or 8 * trained
+    targets = {f"--target_length={asked}": asked}
+    for text in flags.ratios:
+        (targets[f"--ratios={text}"],) = target_lengths([_ratio(text)], trained)
+    # Losses beyond the trained length are of copied tokens only.
+    shortest = shortest_with_copy(trained, trained // 2)
+    for flag, target in targets.items():
         # All that may be asked on, before anything is run.
         check_size(rows=flags.most_haystacks or flags.haystacks, lengths=[trained, target])
+        if trained < target < shortest:
+            raise InputError(
+                f"{flag}: a target of {target} tokens may have no copied token beyond the trained {trained} to take a "
+                f"loss of: the smallest length that works is {shortest}"
+            )
 
     def subjects_at(length: int | None, part: int = 0) -> list[Any]:
         sizes = {"rows": flags.haystacks, "text_rows": flags.rows or _TEXT_ROWS}
@@ -160,7 +169,7 @@ def conclude(
     settings = _settings(flags, subjects[0].trained_length)
     observed = None if flags.observed is None else deployment.read_observed(pathlib.Path(flags.observed), subjects[0])
     lengths = target_lengths([_ratio(text) for text in flags.ratios], subjects[0].trained_length)
-    store = out / "cells"
+    store = out / STORE
     with Progress() as progress:
         case = run_case(subjects, settings, further=further, store=store, observed=observed, progress=progress)
         adapted = [
@@ -284,13 +293,17 @@ def _checked(flags: absl_flags.FlagValues) -> pathlib.Path:
         raise InputError(f"--margin must be a finite number, 0 or more, got {flags.margin}")
     if not 0 <= flags.seed < 2**32:
         raise InputError(f"--seed must be from 0 to {2**32 - 1}, got {flags.seed}")
+    if flags.observed == "":
+        raise InputError("--observed is empty: name the .npz with the deployment's logits")
     if flags.observed is not None and flags.full:
         raise InputError("--observed is of one model: --full runs all that ship")
     if flags.observed is not None and flags.most_haystacks is not None:
         raise InputError(
             "--observed is of the haystacks that were written: there is no asking on up to --most_haystacks"
         )
-    return checked_out(pathlib.Path(flags.out or DEFAULT_OUT), _FILES, inputs=(flags.observed,))
+    out = checked_out(pathlib.Path(flags.out or DEFAULT_OUT), _FILES, inputs=(flags.observed,))
+    checked_store(out)
+    return out
 
 
 def check_request(flags: absl_flags.FlagValues) -> None:

@@ -70,7 +70,8 @@ def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:
     """Returns what is kept of a run that was stopped."""
     file = pathlib.Path(flags.out) / _STATE
     if os.path.isfile(file):
-        return f"the generations finished so far are kept in {file}: the same command goes on after them"
+        # The file may be another search's, of another seed or model.
+        return f"what this search finished, if anything, is kept in {file}: the same command goes on after it"
     return "no generation was finished and nothing is kept: run it again"
 
 

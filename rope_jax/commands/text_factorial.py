@@ -10,7 +10,7 @@ import sys
 from absl import flags as absl_flags
 
 from rope_jax.commands import probe_case
-from rope_jax.commands.output import checked_out, write_all
+from rope_jax.commands.output import STORE, checked_out, checked_store, write_all
 from rope_jax.commands.progress import Progress
 from rope_jax.diagnosis import scalings
 from rope_jax.errors import InputError
@@ -23,7 +23,6 @@ FLAGS = (
 """Those that only this reads."""
 
 _ROWS = 8
-_STORE = "cells"  # in the directory of the result: finished work
 _FILES = ("diagnosis.json", "diagnosis.csv", "diagnosis.txt", "diagnosis.html")
 
 
@@ -34,7 +33,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     with Progress("rope-jax diagnose") as progress:
         progress("starting", 0, 1)
         # JAX is imported only once the flags are known to be good.
-        measured, ready = _measured(arguments[0], flags, text_path, out / _STORE, progress)
+        measured, ready = _measured(arguments[0], flags, text_path, out / STORE, progress)
 
     from rope_jax.reports.text_records import csv_text, json_record, table_text
     from rope_jax.reports.text_report import html_page
@@ -150,14 +149,7 @@ def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathli
             raise InputError(f"--{name}: {path}: {'not a regular file' if os.path.lexists(path) else 'no such file'}")
     inputs = (arguments[0], flags.text, flags.fit_text, flags.t5_table)
     out = checked_out(pathlib.Path(flags.out), _FILES, inputs=inputs)
-    try:  # before hours of work that could not be kept
-        os.lstat(out / _STORE)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise InputError(f"--out: cannot write into {out}: {error.strerror}") from error
-    if os.path.lexists(out / _STORE) and not os.path.isdir(out / _STORE):
-        raise InputError(f"--out: {out / _STORE} is not a directory")
+    checked_store(out)
     return out, pathlib.Path(flags.text)
 
 

@@ -18,6 +18,8 @@ from rope_jax.errors import CheckpointError
 from rope_jax.subjects.haystacks import Haystacks
 from rope_jax.subjects.subject import Reach, Subject
 
+_NUMBER_BYTES = 8
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
@@ -214,7 +216,12 @@ class CellRuns:
         return kept_files.digest(described, scheme, items.short, items.long, items.text, items.counted)
 
     def _load(self, key: str) -> dict[str, np.ndarray] | None:
-        raw = None if self._store is None else kept_files.read_arrays(self._file(self._store, key), key)
+        raw = None
+        if self._store is not None:
+            items = self.subject.items
+            # A logit of every choice, and a loss of every next token.
+            numbers = sum(asked.choices.size for asked in items.asked.values()) + items.text.size
+            raw = kept_files.read_arrays(self._file(self._store, key), key, largest=numbers * _NUMBER_BYTES)
         self.taken += raw is not None
         return raw
 

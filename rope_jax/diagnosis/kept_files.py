@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import stat
 import struct
 import sys
 from collections.abc import Iterable, Mapping
@@ -24,16 +23,21 @@ import tqdm
 from rope_jax import __version__
 from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.errors import InputError
+from rope_jax.regular_files import irregular_kind
 
 _FORMAT = 1
 _SEAL = "rope-jax kept {} key={} sha256={}"
 _SEALED = re.compile(_SEAL.format(_FORMAT, "([0-9a-f]{64})", "([0-9a-f]{64})").encode())
 _SEAL_BYTES = len(_SEAL.format(_FORMAT, "0" * 64, "0" * 64))
 _JSON = '{{"format": {}, "key": "{}", "sha256": "{}", "kept": {}}}\n'
+_JSON_END = re.compile(rb"\}\n")
 _SEALED_JSON = re.compile(
     rb'\{"format": %d, "key": "([0-9a-f]{64})", "sha256": "([0-9a-f]{64})", "kept": (.*)\}\n' % _FORMAT, re.DOTALL
 )
 _RECORD = "kept.json"
+_LARGEST_JSON = 2**28  # bytes; a search at its limits of 4,096 candidates and generations writes less
+_LARGEST_ARRAYS = 2**32  # bytes; no more items and text are made at once
+_AROUND_ARRAYS = 2**16  # bytes of headers, names and the seal
 
 
 class _UnusableError(Exception):
@@ -83,15 +87,19 @@ def write_arrays(file: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None
     _write(file, content + _SEAL.format(_FORMAT, key, _checksum(key, content)).encode())
 
 
-def read_arrays(file: Path, key: str) -> dict[str, np.ndarray] | None:
+def read_arrays(file: Path, key: str, *, largest: int = _LARGEST_ARRAYS) -> dict[str, np.ndarray] | None:
     """Returns what `write_arrays` wrote under the same key; None where there is no such file, or with a line why not.
 
     Args:
       file: as written; it need not exist.
       key: what the content must have been computed from.
+      largest: bytes that the arrays can have.
+
+    Raises:
+      InputError: if what lies there is no file, so that nothing can be kept there either.
     """
     try:
-        content = _content(file)
+        content = _content(file, largest + _AROUND_ARRAYS, ending=_SEALED, ending_bytes=_SEAL_BYTES)
         if content is None:
             return None
         sealed = _SEALED.fullmatch(content[-_SEAL_BYTES:])
@@ -111,9 +119,9 @@ def write_json(file: Path, key: str, value: Any) -> None:
 
 
 def read_json(file: Path, key: str) -> Any | None:
-    """Returns what `write_json` wrote under the same key; None where there is no such file, or with a line why not."""
+    """Returns what `write_json` wrote under the same key; None and errors as in `read_arrays`."""
     try:
-        content = _content(file)
+        content = _content(file, _LARGEST_JSON, ending=_JSON_END, ending_bytes=2)
         if content is None:
             return None
         sealed = _SEALED_JSON.fullmatch(content)
@@ -127,7 +135,7 @@ def read_json(file: Path, key: str) -> Any | None:
 
 def seal_directory(directory: Path, key: str, names: Iterable[str]) -> None:
     """Writes beside files that others have written a record of their checksums; errors as in `write_arrays`."""
-    sums = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names}
+    sums = {name: [(directory / name).stat().st_size, _file_checksum(directory / name)] for name in names}
     write_json(directory / _RECORD, key, sums)
 
 
@@ -141,10 +149,11 @@ def is_sealed(directory: Path, key: str) -> bool:
     sums = read_json(directory / _RECORD, key)
     for name, expected in (sums or {}).items():
         try:
-            content = _content(directory / name)
-            if content is None:
+            size = _size(directory / name)
+            if size is None:
                 raise _UnusableError("is missing")
-            if hashlib.sha256(content).hexdigest() != expected:
+            # A file of another size is not read at all, however large.
+            if expected[0] != size or expected[1] != _file_checksum(directory / name):
                 raise _UnusableError("its content does not match its checksum")
         except _UnusableError as why:
             _say(directory / name, why)
@@ -153,12 +162,12 @@ def is_sealed(directory: Path, key: str) -> bool:
 
 
 def what_is_kept(store: Path) -> str | None:
-    """Returns in words how much finished work lies in a directory, for a run that begins or ends; None for none."""
+    """Returns in words how much finished work, of this run or others, lies in a directory; None for none."""
     try:
         count = sum(1 for entry in os.scandir(store) if not entry.name.startswith("."))
     except OSError:
         return None
-    return f"{count} finished results are kept in {store}: the same command goes on from there" if count else None
+    return f"{count} finished results are kept in {store}: those of the same command are taken" if count else None
 
 
 def _checksum(key: str, content: bytes) -> str:
@@ -174,14 +183,42 @@ def _check(sealed: re.Match[bytes] | None, key: str, content: bytes) -> None:
         raise _UnusableError("computed from something else: another model, text, setting or version")
 
 
-def _content(file: Path) -> bytes | None:
+def _file_checksum(file: Path) -> str:
     try:
-        mode = os.stat(file).st_mode
-        if not stat.S_ISREG(mode):  # a pipe would be waited for without end
-            raise _UnusableError("not a regular file")
-        return file.read_bytes()
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise _UnusableError(f"cannot be read: {error.strerror}") from None
+
+
+def _size(file: Path) -> int | None:
+    """Returns the bytes of a file without waiting for it as for a pipe; None where there is none."""
+    try:
+        status = os.stat(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise _UnusableError(f"cannot be read: {error.strerror}") from None
+    kind = irregular_kind(status.st_mode)
+    if kind is not None:
+        raise InputError(f"{file}: cannot keep finished work there: it is {kind}, not a regular file")
+    return status.st_size
+
+
+def _content(file: Path, largest: int, *, ending: re.Pattern[bytes], ending_bytes: int) -> bytes | None:
+    """Returns the bytes of a file that can be what was written, going by its size and its last bytes; None for none."""
+    size = _size(file)
+    if size is None:
+        return None
+    if size > largest:
+        raise _UnusableError(f"{size} bytes, of which it can have {largest}: damaged")
+    try:
+        with open(file, "rb") as opened:
+            opened.seek(max(0, size - ending_bytes))
+            if not ending.fullmatch(opened.read(ending_bytes)):
+                return b""  # which carries no seal
+            opened.seek(0)
+            return opened.read(largest)
     except OSError as error:
         raise _UnusableError(f"cannot be read: {error.strerror}") from None
 

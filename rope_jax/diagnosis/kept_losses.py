@@ -12,6 +12,8 @@ from rope_jax.decoder import Schemes
 from rope_jax.diagnosis import kept_files
 from rope_jax.diagnosis.losses import LossProgram
 
+_LOSS_BYTES = 8
+
 
 class KeptLosses:
     """Runs a `LossProgram` where its losses under a scheme are not on disk yet.
@@ -47,7 +49,7 @@ class KeptLosses:
             return self._run(scheme, tokens)
         key = self._key(scheme, tokens)
         file = self._store / f"{key[:32]}.npz"
-        kept = kept_files.read_arrays(file, key)
+        kept = kept_files.read_arrays(file, key, largest=tokens.size * _LOSS_BYTES)
         if kept is not None:
             self.tell("kept already")
             return kept["losses"]

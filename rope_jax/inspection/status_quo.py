@@ -1,7 +1,6 @@
 """The retrofit that an inspection starts from: which scaling, which bias, how far, and why those."""
 
 import dataclasses
-import math
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from rope_jax.rules import Rule
 
 BIASES = ("none", "alibi", "t5")
 LARGEST_TARGET = 2**24
+LARGEST_AMPLITUDE = 2**24  # nats
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,8 +113,11 @@ def status_quo(
     Raises:
       InputError: if an argument is out of range, names nothing, or does not apply to the model.
     """
-    if not (math.isfinite(amplitude) and amplitude > 0):
-        raise InputError(f"amplitude must be a finite positive number of nats, got {amplitude}")
+    if not 0 < amplitude <= LARGEST_AMPLITUDE:
+        raise InputError(
+            f"amplitude must be a finite positive number of nats, at most {LARGEST_AMPLITUDE}, got {amplitude}: "
+            "larger logits in float32 are more than 1 nat apart"
+        )
     if target_length < config.original_length:
         raise InputError(
             f"target length {target_length} is below the {config.original_length} tokens that {config.origin} was "

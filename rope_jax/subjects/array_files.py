@@ -89,20 +89,25 @@ def read_npy(path: Path) -> np.ndarray:
 
 
 def read_float_npz(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Returns floating arrays of known shapes out of an `.npz`; others in it are not looked at.
+    """Returns floating arrays of known shapes out of an `.npz` that holds no others.
 
     Args:
       path: as `numpy.savez` or `numpy.savez_compressed` writes it.
       shapes: of each array asked for, by name.
 
     Raises:
-      InputError: if the file is no regular file, cannot be read, or an array is missing, damaged, encrypted, or of
-        another type or shape.
+      InputError: if the file is no regular file, cannot be read, holds an array that was not asked for, or an array
+        is missing, damaged, encrypted, or of another type or shape.
     """
     with _opened(path, ".npz archive") as file:
         if file.read(len(_MAGIC)) == _MAGIC:
             raise _DamagedError("it is a .npy array")
         with zipfile.ZipFile(file) as archive:
+            asked = {f"{name}.npy" for name in shapes}
+            for entry in archive.infolist():
+                if entry.filename not in asked:
+                    shown = one_line(entry.filename.removesuffix(".npy"))[:200]
+                    raise InputError(f"{path}: has an array {shown!r}, which nothing asks for: {', '.join(shapes)}")
             return {name: _member(archive, name, shape, path) for name, shape in shapes.items()}
 
 

@@ -40,6 +40,7 @@ GROUP = 8  # items after a marker
 DISTANCES = (4, 12, 36, 108)  # tokens; a class holds a fifth more or less than its number
 SMALLEST_GAP = 16  # tokens between two events that are asked about; closer ones a small model hardly tells apart
 _CHOICES = 8
+_SHORTEST_SEGMENT, _LONGEST_SEGMENT = 8, 32  # tokens of repeated text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,6 +342,18 @@ def _count(rng, room: _Room, take, counts: Counts) -> list[_Question]:
     return questions
 
 
+def shortest_with_copy(length: int, farthest: int) -> int:
+    """Returns from which length on every row of `repeated_text` holds a copied token beyond its first `length`.
+
+    Args:
+      length: tokens.
+      farthest: of `repeated_text`; at least 2.
+    """
+    segment = min(_LONGEST_SEGMENT, farthest)
+    # The first three segments may all be fresh. Later at most one is before a copy, whose first token does not count.
+    return max(length, 1 + 3 * segment) + segment + 2
+
+
 def repeated_text(rng: np.random.Generator, *, rows: int, length: int, farthest: int = 128, subset: int = 56) -> Text:
     """Returns rows of random segments, half of them copies of what stands up to `farthest` tokens before.
 
@@ -364,7 +377,8 @@ def repeated_text(rng: np.random.Generator, *, rows: int, length: int, farthest:
         line = tokens[row]
         line[0], filled, used, copy = START, 1, 0, False
         while filled < length:
-            width = min(int(rng.integers(8, max(9, min(33, length // 2)))), length - filled, farthest)
+            most = max(_SHORTEST_SEGMENT, min(_LONGEST_SEGMENT, length // 2 - 1))
+            width = min(int(rng.integers(_SHORTEST_SEGMENT, most + 1)), length - filled, farthest)
             if copy and filled > width:
                 source = int(rng.integers(max(1, filled - farthest), filled - width + 1))
                 line[filled : filled + width] = line[source : source + width]

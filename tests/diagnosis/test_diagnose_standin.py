@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -238,3 +239,57 @@ def test_a_gate_is_open_where_its_status_quo_was_not_run(capsys):
     flags.mark_as_parsed()
     assert probe_case._gate(case, flags) == 4
     assert capsys.readouterr().out == "undecided: ntk + alibi was not run: does not compose\n"
+
+
+@pytest.mark.parametrize("flag", [f"--target_length={TRAINED + 1}", f"--target_length={TRAINED + 33}", "--ratios=1.01"])
+def test_a_target_without_a_copied_token_is_refused_before_the_work(flag, directory, tmp_path, capsys):
+    assert diagnose(directory, tmp_path / "new", flag) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"rope-jax diagnose: error: {flag}: a target of ")
+    assert err.endswith(f"the smallest length that works is {TRAINED + 34}\n")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_smallest_target_has_a_loss_beyond_the_trained_length(seed, directory):
+    asked = subject.read_standin(directory).asked(rows=1, target_length=TRAINED + 34, text_rows=200, seed=seed)
+    assert (asked.items.counted[:, TRAINED - 1 :].sum(axis=1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "what"),
+    [
+        ("0123.npz", os.mkfifo, "is a FIFO, not a regular file"),
+        ("0123.npz", os.mkdir, "is a directory, not a regular file"),
+        ("table-0-steps.npz", lambda path: os.symlink(path, path), "is a link that leads nowhere, not a regular file"),
+        ("adapted-0123", os.mkfifo, "is a FIFO, not a folder"),
+        ("adapted-0123", lambda path: path.write_text(""), "is a file, not a folder"),
+    ],
+)
+def test_what_finished_work_cannot_replace_is_refused_before_the_work(
+    name, make, what, directory, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(cases_module, "run_case", lambda *_, **__: pytest.fail("the work began"))
+    (tmp_path / "cells").mkdir()
+    make(tmp_path / "cells" / name)
+    assert diagnose(directory, tmp_path) == 2
+    err = capsys.readouterr().err
+    assert f"--out: {tmp_path / 'cells' / name} {what}" in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["cells"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "what"),
+    [
+        ("--observed=", "--observed is empty"),
+        ("--write_items=", "--write_items is empty"),
+        ("--write_items=x.npz/", "--write_items=x.npz/: names a directory"),
+    ],
+)
+def test_paths_that_name_no_file_are_refused(flag, what, directory, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert diagnose(directory, tmp_path / "out", flag) == 2
+    assert what in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

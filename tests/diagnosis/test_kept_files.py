@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -109,23 +110,52 @@ def test_a_file_of_other_work_is_not_believed_under_this_name(write, tmp_path, c
 
 
 @KINDS
-def test_what_is_no_file_is_as_good_as_none_and_is_not_replaced(write, tmp_path, capsys):
+def test_what_is_no_file_is_refused_before_the_work_and_not_replaced(write, tmp_path, capsys):
     file = tmp_path / "file"
     read = write(file)
     file.unlink()
     assert read() is None
     assert capsys.readouterr().err == ""
-    os.mkfifo(file)
-    assert read() is None  # without waiting for a writer
-    assert "not a regular file" in capsys.readouterr().err
-    with pytest.raises(InputError, match="not a regular file"):
-        write(file)
-    file.unlink()
-    file.mkdir()
-    assert read() is None
-    with pytest.raises(InputError, match="not a regular file"):
-        write(file)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for make in (os.mkfifo, os.mkdir):
+        make(file)
+        with pytest.raises(InputError, match=r"cannot keep finished work there: it is .*, not a regular file"):
+            read()  # without waiting for a writer
+        with pytest.raises(InputError, match="not a regular file"):
+            write(file)
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+        file.unlink() if make is os.mkfifo else file.rmdir()
+
+
+@KINDS
+@pytest.mark.parametrize("size", [2**20, 300 * 2**30])
+def test_a_file_that_was_blown_up_is_not_read_whole(write, size, tmp_path, capsys):
+    file = tmp_path / "file"
+    read = write(file)
+    os.truncate(file, size)
+    tracemalloc.start()
+    try:
+        assert read() is None
+        assert tracemalloc.get_traced_memory()[1] < 2**19
+    finally:
+        tracemalloc.stop()
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.endswith(": computed anew\n")
+
+
+def test_arrays_beyond_what_was_asked_for_are_not_read(tmp_path, capsys):
+    file = tmp_path / "file.npz"
+    kept_files.write_arrays(file, KEY, {"losses": np.zeros(2**15)})
+    assert kept_files.read_arrays(file, KEY, largest=2**18) is not None
+    assert kept_files.read_arrays(file, KEY, largest=2**12) is None
+    assert f"{file.stat().st_size} bytes, of which it can have" in capsys.readouterr().err
+
+
+def test_a_sealed_file_that_was_blown_up_is_not_read(tmp_path, capsys):
+    directory = sealed(tmp_path / "adapted")
+    os.truncate(directory / "model.safetensors", 300 * 2**30)
+    assert not kept_files.is_sealed(directory, KEY)
+    assert "does not match" in capsys.readouterr().err
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
@@ -183,5 +213,5 @@ def test_it_says_how_much_is_kept(tmp_path):
     plain(tmp_path / "two.json")
     (tmp_path / ".two.json.7.partial").write_text("")
     assert kept_files.what_is_kept(tmp_path) == (
-        f"2 finished results are kept in {tmp_path}: the same command goes on from there"
+        f"2 finished results are kept in {tmp_path}: those of the same command are taken"
     )

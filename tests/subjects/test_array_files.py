@@ -223,6 +223,7 @@ def corrupt_in_the_middle() -> bytes:
         (lambda: npz(long=observed()["long"]), "has no array 'short'"),
         (lambda: npz(short=np.zeros(2**20), long=observed()["long"]), r"'short' needs floats \(2, 3, 8\), got float64"),
         (lambda: npz(short=np.zeros((2, 3, 8), np.int32), long=observed()["long"]), "got int32"),
+        (lambda: npz(**observed(), logits=np.zeros(3)), "has an array 'logits', which nothing asks for: short, long"),
         (lambda: npz(short=np.zeros((2, 3, 8), "m8[s]"), long=observed()["long"]), "got timedelta64"),
     ],
 )

@@ -272,3 +272,11 @@ def test_half_of_a_long_text_is_copied_and_little_of_it_is_in_doubt():
                 right.append(np.mean([line[b + 1] == line[at + 1] for b in before]))
     assert len(right) > 0.9 * text.predictable.sum()
     assert np.mean(right) > 0.95
+
+
+@settings(deadline=None, max_examples=100)
+@given(seed=st.integers(0, 2**32 - 1), farthest=st.integers(2, 130), length=st.integers(2, 300))
+def test_a_copied_token_comes_within_what_is_promised(seed, farthest, length):
+    whole = hay.shortest_with_copy(length, farthest)
+    text = hay.repeated_text(np.random.default_rng(seed), rows=20, length=whole, farthest=farthest)
+    assert text.predictable[:, length - 1 :].any(axis=1).all()
