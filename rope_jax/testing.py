@@ -203,7 +203,7 @@ def assert_shift_invariant(
     `angle_rtol=0` say more.
 
     Args:
-      attend: from positions `[1, tokens]` to any output of attention, inputs held fixed inside; called some 40 times.
+      attend: from positions `[1, tokens]` to any output of attention, inputs held fixed inside; called some 80 times.
       tokens: sequence length, at least 2.
       reach: positions up to about this are tried.
       shifts: how far consecutive positions are moved, in place of all of the above.
@@ -236,12 +236,15 @@ def _shifts(reach: int, tokens: int) -> list[int]:
     return sorted({1, *(boundary - tokens // 2 for boundary in boundaries if boundary > tokens // 2)})
 
 
+_DRAWS = 5  # of a magnitude: one alone may straddle few of a wrap's ends, or move an angle by nearly whole turns
+
+
 def _irregular(reach: int, tokens: int, seed: int) -> Iterator[tuple[np.ndarray, int]]:
     """Yields random positions of every magnitude, in order, and an odd distance to move them by."""
     rng = np.random.default_rng(seed)
     for power in range(10, reach.bit_length(), 2):
         half = 2**power // 2
-        if half >= 2 * tokens:
+        for _ in range(_DRAWS if half >= 2 * tokens else 0):
             yield np.sort(rng.choice(half, tokens, replace=False)), int(rng.integers(half // 4, half // 2)) * 2 + 1
 
 

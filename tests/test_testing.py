@@ -212,6 +212,7 @@ def test_shift_invariance_fails(name):
 @example(4096, True)
 @example(2**15, False)
 @example(40_960, True)
+@example(71_730, False)
 def test_shift_invariance_fails_at_any_modulus(modulus, signed):
     wrap = lambda p: (p + modulus // 2) % modulus - modulus // 2 if signed else p % modulus  # noqa: E731
     with pytest.raises(AssertionError):
