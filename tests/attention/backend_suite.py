@@ -2,7 +2,7 @@
 
 What float32 may lose is measured, not guessed: at most twice what plain attention, with every logit written out, loses
 on the same input against the float64 oracle. The floor beneath it is one or two units in the last place, and half a one
-of what a logit is summed from. Gradients have more, as a backward pass knows the weights from log-sum-exps, and
+of what a weight is the exponential of. Gradients have more, as a backward pass knows the weights from log-sum-exps, and
 whatever those round away every weight is off by.
 """
 

@@ -100,8 +100,8 @@ def values(problem: Problem, numbers: dict[str, np.ndarray] | None = None) -> di
 def gradients(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Returns gradients, float64, and for each the largest sum of magnitudes that makes up one of its entries.
 
-    Under "logits" stands the same of a logit, times its weight; under "frequencies, absolute" that of frequencies where
-    their gradient is summed over positions and not over offsets.
+    Under "logits" stands the same of what a weight is the exponential of, times the weight's share of all keys; under
+    "frequencies, absolute" that of frequencies where their gradient is summed over positions and not over offsets.
     """
     x, made = problem.numbers, values(problem)
     kv_heads = x["k"].shape[2]
@@ -142,7 +142,10 @@ def gradients(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, float]
     far = np.einsum("bhqk,bkhp->bqhp", grown * (16 + distance), parts[1])
     products = np.einsum("bqhd,bkhd->bhqk", np.abs(made["q"]), np.abs(made["k"]))
     sizes["cos_sin_factor"] = 2 * (grown * products).sum(axis=(1, 2, 3)) / x["cos_sin_factor"]
-    sizes["logits"] = made["weights"] * (np.abs(made["scale"]) * products + np.abs(made["bias"]))
+    of_keys = made["weights"].sum(axis=-1, keepdims=True)
+    share = np.divide(made["weights"], of_keys, out=np.zeros_like(made["weights"]), where=of_keys > 0)
+    against = np.swapaxes(np.where(made["lse"] > NOTHING, np.abs(made["lse"]), 0.0), 1, 2)[..., None]
+    sizes["logits"] = share * (np.abs(made["scale"]) * products + np.abs(made["bias"]) + against)
     sizes["inverse_frequencies"] = (far * parts[0]).sum(axis=(1, 2))
     for of, terms in ((found, d_logits), (sizes, magnitude)):
         of["offset_bias"] = np.zeros_like(x["offset_bias"])
