@@ -24,6 +24,7 @@ from rope_jax.attention.call import NOTHING, Settings, Tokens
 
 FLOOR = 1e-7  # of the largest sum of magnitudes that makes up an entry
 LAST_PLACE = 2.0**-24
+TINY = 2.0**-116  # a thousand numbers of which each is below the smallest normal one, and may count as zero
 ROUGH = {jnp.dtype("bfloat16"): 1e-2, jnp.dtype("float16"): 2e-3}  # of the same, for dtypes that lose more than float32
 
 
@@ -114,7 +115,7 @@ class Checks:
                 assert worst(wrong) <= 2 * worst(allowed) + floor, (name, worst(wrong), worst(allowed), floor)
                 continue
             weights = sizes["logits"] + (0.0 if name in ("out", "lse") else sizes["lse"])
-            floor = FLOOR * sizes[name] + LAST_PLACE * weights * (1.0 if name == "lse" else sizes[name])
+            floor = TINY + FLOOR * sizes[name] + LAST_PLACE * weights * (1.0 if name == "lse" else sizes[name])
             for measure in (worst, root_mean_square):
                 assert measure(wrong) <= 2 * measure(allowed) + floor, (name, measure(wrong), measure(allowed), floor)
         return found
