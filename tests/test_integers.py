@@ -34,7 +34,7 @@ def test_a_traced_width_that_may_exceed_int32_saturates():
 
 
 @pytest.mark.parametrize(
-    "value", [np.ones(2), jnp.ones(2, jnp.bfloat16), np.array([True]), [0.5], np.array(["a"]), np.timedelta64(3)]
+    "value", [np.ones(2), jnp.ones(2, jnp.bfloat16), np.array([True]), [0.5], np.array(["a"]), np.timedelta64(3, "s")]
 )
 def test_what_is_no_integer_is_refused_by_name(value):
     with pytest.raises(TypeError, match=r"^q_positions must be integers, got "):
