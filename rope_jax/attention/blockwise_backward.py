@@ -147,7 +147,7 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, p
             if settings.soft_cap is None:
                 return raw, None
             bent = jnp.tanh(raw / settings.soft_cap)
-            return settings.soft_cap * bent, 1 - bent * bent
+            return settings.soft_cap * bent, (1 - bent) * (1 + bent)  # near 1 the square loses what is left
 
         def add(i, p, slope, sums: Gradients):
             d_weights = jnp.dot(v, at(do_across, i), preferred_element_type=jnp.float32).reshape(shape)

@@ -374,7 +374,7 @@ def capped(logits: Array, settings: Settings) -> tuple[Array, Array | None]:
     if settings.soft_cap is None:
         return logits, None
     squashed = jnp.tanh(logits * (1 / settings.soft_cap))
-    return settings.soft_cap * squashed, 1 - squashed * squashed
+    return settings.soft_cap * squashed, (1 - squashed) * (1 + squashed)  # near 1 a square loses what is left
 
 
 def outer(a: Array, b: Array) -> Array:

@@ -138,9 +138,11 @@ def gradients(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, float]
     sizes["q"] = np.einsum("bhqk,bkhd->bqhd", grown, np.abs(made["k"]))
     sizes["k"] = by_kv_head(np.einsum("bhqk,bqhd->bkhd", grown, np.abs(made["q"])))
     sizes["v"] = by_kv_head(np.einsum("bhqk,bqhe->bkhe", made["weights"], np.abs(d_out)))
-    # Of a pair of tokens only the offset counts, so an error may grow with that, and with half a (small) tile.
+    # Of a pair of tokens only the offset counts, so an error may grow with that, and with half the extent of a call.
+    both = np.concatenate([np.asarray(tokens.positions) for tokens in (problem.queries, problem.keys)], axis=1)
+    extent = (both.max(axis=1) - both.min(axis=1))[:, None, None, None] / 2
     parts = [np.abs(_pairs(y, made["q_turns"], problem.scheme.layout)) for y in (made["q"], made["k"])]
-    far = np.einsum("bhqk,bkhp->bqhp", grown * (16 + distance), parts[1])
+    far = np.einsum("bhqk,bkhp->bqhp", grown * (1 + extent + distance), parts[1])
     products = np.einsum("bqhd,bkhd->bhqk", np.abs(made["q"]), np.abs(made["k"]))
     sizes["cos_sin_factor"] = 2 * (grown * products).sum(axis=(1, 2, 3)) / x["cos_sin_factor"]
     sizes["logit_scale"] = (grown * products).sum(axis=(1, 2, 3)) / x["logit_scale"]
