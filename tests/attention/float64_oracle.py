@@ -134,7 +134,9 @@ def gradients(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, float]
         found[name] = sum(term.sum(axis=axes) for term in terms)
         sizes[name] = sum(np.abs(term).sum(axis=axes) for term in magnitudes)
     sizes["frequencies, absolute"] = sizes["inverse_frequencies"].sum(axis=0)
-    grown = np.abs(made["scale"]) * magnitude * bent
+    grown = np.abs(made["scale"]) * magnitude * (1 + made["bent"] ** 2)  # a cap's slope is the difference of these two
+    of_out = (np.abs(problem.d_out) * np.abs(made["out"])).sum(axis=-1) + np.abs(problem.d_lse)
+    sizes["sinks"] = (made["by_sink"] * np.swapaxes(of_out, 1, 2)).sum(axis=(0, 2))
     sizes["q"] = np.einsum("bhqk,bkhd->bqhd", grown, np.abs(made["k"]))
     sizes["k"] = by_kv_head(np.einsum("bhqk,bqhd->bkhd", grown, np.abs(made["q"])))
     sizes["v"] = by_kv_head(np.einsum("bhqk,bqhe->bkhe", made["weights"], np.abs(d_out)))
