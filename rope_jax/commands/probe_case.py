@@ -115,20 +115,22 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     targets = {f"--target_length={asked}": asked}
     for text in flags.ratios:
         (targets[f"--ratios={text}"],) = target_lengths([_ratio(text)], trained)
-    # Losses beyond the trained length are of copied tokens only.
-    shortest = shortest_with_copy(trained, trained // 2)
-    for flag, target in targets.items():
-        # All that may be asked on, before anything is run.
+    for target in targets.values():  # all that may be asked on, before anything is run
         check_size(rows=flags.most_haystacks or flags.haystacks, lengths=[trained, target])
-        if trained < target < shortest:
-            raise InputError(
-                f"{flag}: a target of {target} tokens may have no copied token beyond the trained {trained} to take a "
-                f"loss of: the smallest length that works is {shortest}"
-            )
 
     def subjects_at(length: int | None, part: int = 0) -> list[Any]:
         sizes = {"rows": flags.haystacks, "text_rows": flags.rows or _TEXT_ROWS}
         return [one.asked(target_length=length, seed=flags.seed, part=part, **sizes) for one in known]
+
+    # Losses beyond the trained length are of copied tokens only, and a few tokens beyond it there may be none. Rows
+    # that are asked on for are not drawn yet: then only a length that no row can fail at will do.
+    shortest = shortest_with_copy(trained, trained // 2)
+    for flag, target in targets.items():
+        if trained < target < shortest and (flags.most_haystacks or not _counted_beyond(subjects_at(target))):
+            raise InputError(
+                f"{flag}: a target of {target} tokens may have no copied token beyond the trained {trained} to take a "
+                f"loss of: from {shortest} tokens on there always is one"
+            )
 
     subjects = subjects_at(flags.target_length)
     if flags.write_items is not None:
@@ -136,6 +138,11 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         return _write_items(pathlib.Path(flags.write_items), items, subjects[0])
     further = functools.partial(subjects_at, flags.target_length)
     return conclude(subjects, flags, out, subjects_at=subjects_at, further=further)
+
+
+def _counted_beyond(subjects: Sequence[Any]) -> bool:
+    """Returns whether every row of text has a token beyond the trained length that a loss is taken of."""
+    return all(one.items.counted[:, one.trained_length - 1 :].any(axis=1).all() for one in subjects)
 
 
 def conclude(

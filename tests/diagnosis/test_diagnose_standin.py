@@ -241,14 +241,27 @@ def test_a_gate_is_open_where_its_status_quo_was_not_run(capsys):
     assert capsys.readouterr().out == "undecided: ntk + alibi was not run: does not compose\n"
 
 
-@pytest.mark.parametrize("flag", [f"--target_length={TRAINED + 1}", f"--target_length={TRAINED + 33}", "--ratios=1.01"])
-def test_a_target_without_a_copied_token_is_refused_before_the_work(flag, directory, tmp_path, capsys):
-    assert diagnose(directory, tmp_path / "new", flag) == 2
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [f"--target_length={TRAINED + 1}"],
+        [f"--target_length={TRAINED + 33}", "--most_haystacks=8"],  # rows still to be drawn may have none
+        ["--ratios=1.01"],
+    ],
+    ids=["one token", "asked on", "ratio"],
+)
+def test_a_target_without_a_copied_token_is_refused_before_the_work(flags, directory, tmp_path, capsys):
+    flag = flags[0]
+    assert diagnose(directory, tmp_path / "new", *flags) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"rope-jax diagnose: error: {flag}: a target of ")
-    assert err.endswith(f"the smallest length that works is {TRAINED + 34}\n")
+    assert err.endswith(f"from {TRAINED + 34} tokens on there always is one\n")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_short_target_whose_rows_all_have_a_copied_token_runs(directory, tmp_path):
+    assert diagnose(directory, tmp_path / "new", f"--target_length={TRAINED + 33}") == 0
 
 
 @pytest.mark.parametrize("seed", range(4))
