@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rope_jax.subjects import haystacks as hay
+from rope_jax.diagnosis.tasks import haystacks as hay
 
 KINDS = ("nothing", *hay.PROBES, "copy")
 """What a next token is scored as."""

@@ -27,9 +27,9 @@ from rope_jax import frequencies
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Decoder, DecoderConfig
-from rope_jax.diagnosis.rows import largest_divisor, rows_of_gradient
+from rope_jax.diagnosis.evaluation.rows import largest_divisor, rows_of_gradient
+from rope_jax.diagnosis.tasks import haystacks as hay
 from rope_jax.scheme import Scheme, build
-from rope_jax.subjects import haystacks as hay
 
 _SEED = flags.DEFINE_integer("seed", 0, "Of the weights and the data.")
 _OUT = flags.DEFINE_string("out", None, "Directory for the trained model.", required=True)

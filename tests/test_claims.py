@@ -10,7 +10,7 @@ import pytest
 
 from rope_jax import double_float, frequencies, phases, rotation, scaling, scheme, testing
 from rope_jax.attention import attention
-from rope_jax.diagnosis import resolution
+from rope_jax.diagnosis.theory import resolution
 
 COS_SIN = jax.jit(phases.cos_sin)
 CASES = {"2k to 8k": (2048, 8192), "4k to 32k": (4096, 32_768), "L to 4L": (1024, 4096)}

@@ -13,10 +13,10 @@ from rope_jax import cli
 from rope_jax.checkpoints import llama2c, strict_json
 from rope_jax.checkpoints.dialects import positions_of, read_positions
 from rope_jax.commands.export import read_factors
+from rope_jax.diagnosis.tasks.array_files import read_npy
+from rope_jax.diagnosis.tasks.text import read_chunks
 from rope_jax.errors import CheckpointError, ConfigError, InputError, RopeJaxError
 from rope_jax.regular_files import check_regular, open_regular, read_regular
-from rope_jax.subjects.array_files import read_npy
-from rope_jax.subjects.text import read_chunks
 
 # A regular file that opens, and whose reading fails.
 FAILS = pathlib.Path("/proc/self/mem")

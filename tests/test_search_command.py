@@ -10,8 +10,10 @@ from rope_jax import cli
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.commands import factors_file
 from rope_jax.decoder import Decoder, DecoderConfig
-from rope_jax.diagnosis import attribution, factor_search, kept_files
-from rope_jax.subjects import haystacks
+from rope_jax.diagnosis.evaluation import kept_files
+from rope_jax.diagnosis.search import factor_search
+from rope_jax.diagnosis.tasks import haystacks
+from rope_jax.diagnosis.verdict import attribution
 
 SMALL = ["--target_length=256", "--population=9", "--generations=2", "--haystacks=2"]
 

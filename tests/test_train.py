@@ -13,8 +13,8 @@ from flax import nnx
 
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.decoder import Decoder, DecoderConfig
-from rope_jax.subjects import haystacks as hay
-from rope_jax.subjects.subject import read_standin
+from rope_jax.diagnosis.tasks import haystacks as hay
+from rope_jax.diagnosis.tasks.subject import read_standin
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "experiments"))
 train = importlib.import_module("train")

@@ -15,18 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from rope_jax.diagnosis import attribution, looks, probes
-from rope_jax.diagnosis.attribution import Used
-from rope_jax.diagnosis.cell_runs import Scores, outcomes_of
-from rope_jax.diagnosis.cells import UNCHANGED, Cell, corners, options
-from rope_jax.diagnosis.looks import Answered
-from rope_jax.diagnosis.signature import signature
-from rope_jax.diagnosis.verdict import Margins
-from rope_jax.reports.case_table import in_words
+from rope_jax.diagnosis.evaluation import probes
+from rope_jax.diagnosis.evaluation.cell_runs import Scores, outcomes_of
+from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell, corners, options
+from rope_jax.diagnosis.report.case_table import in_words
+from rope_jax.diagnosis.tasks.haystacks import PROBES, Counts
+from rope_jax.diagnosis.tasks.subject import REACHES, Items, Reach, standin_items
+from rope_jax.diagnosis.verdict import attribution, looks
+from rope_jax.diagnosis.verdict.attribution import Used
+from rope_jax.diagnosis.verdict.looks import Answered
+from rope_jax.diagnosis.verdict.signature import signature
+from rope_jax.diagnosis.verdict.verdict import Margins
 from rope_jax.statistics import intervals
 from rope_jax.statistics.intervals import Estimate
-from rope_jax.subjects.haystacks import PROBES, Counts
-from rope_jax.subjects.subject import REACHES, Items, Reach, standin_items
 
 KEPT = pathlib.Path(__file__).resolve().parents[1] / "results" / "study-4k-32k.json"
 TRANSFORMS = ("llama3", "yarn", "by_parts")

@@ -30,8 +30,8 @@ from planted_runs import Bench, Programs, Settings
 
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Decoder, DecoderConfig
-from rope_jax.diagnosis.verdict import Margins
-from rope_jax.subjects import haystacks
+from rope_jax.diagnosis.tasks import haystacks
+from rope_jax.diagnosis.verdict.verdict import Margins
 
 _MODELS = flags.DEFINE_list("models", [], "Directories of models that train.py has written.")
 _CASES = flags.DEFINE_integer("cases", 200, "Cases, in turn of every family, and of every model.")

@@ -21,19 +21,19 @@ from planted_faults import faulty, rounded_bias, rounded_significands, run_wrong
 from planted_truth import Rows, Truth
 
 from rope_jax.decoder import Decoder
-from rope_jax.diagnosis import attribution, deployment
-from rope_jax.diagnosis.arms import Arms
-from rope_jax.diagnosis.attribution import Used
-from rope_jax.diagnosis.case_setup import rules_of
-from rope_jax.diagnosis.cell_runs import CellRuns, Scores
-from rope_jax.diagnosis.cells import UNCHANGED, Cell, CellSchemes, Option, options
-from rope_jax.diagnosis.looks import Answered, ask_on
-from rope_jax.diagnosis.losses import next_token_losses
-from rope_jax.diagnosis.probes import ProbeProgram
-from rope_jax.diagnosis.scalings import TRANSFORMS
-from rope_jax.diagnosis.verdict import IMPLEMENTATION, Margins
+from rope_jax.diagnosis.evaluation import deployment
+from rope_jax.diagnosis.evaluation.arms import Arms
+from rope_jax.diagnosis.evaluation.case_setup import rules_of
+from rope_jax.diagnosis.evaluation.cell_runs import CellRuns, Scores
+from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell, CellSchemes, Option, options
+from rope_jax.diagnosis.evaluation.losses import next_token_losses
+from rope_jax.diagnosis.evaluation.probes import ProbeProgram
+from rope_jax.diagnosis.evaluation.scalings import TRANSFORMS
+from rope_jax.diagnosis.tasks.subject import Subject, read_standin
+from rope_jax.diagnosis.verdict.attribution import Used
+from rope_jax.diagnosis.verdict.looks import Answered, ask_on
+from rope_jax.diagnosis.verdict.verdict import IMPLEMENTATION, Margins, attribution
 from rope_jax.scheme import Scheme
-from rope_jax.subjects.subject import Subject, read_standin
 
 PLANTED = Cell("planted", "planted")
 STRIP = FARTHEST_BUCKET  # offsets told apart: one shape for every plant, whatever its bias

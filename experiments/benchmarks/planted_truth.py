@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float64
 
-from rope_jax.diagnosis import attribution
-from rope_jax.diagnosis.attribution import Used
-from rope_jax.diagnosis.cell_runs import Scores
-from rope_jax.diagnosis.verdict import IMPLEMENTATION, Margins
+from rope_jax.diagnosis.evaluation.cell_runs import Scores
+from rope_jax.diagnosis.verdict.attribution import Used
+from rope_jax.diagnosis.verdict.verdict import IMPLEMENTATION, Margins, attribution
 
 UNDETERMINED = "undetermined"
 OUTSIDE = "outside these options"

@@ -11,9 +11,9 @@ from absl import flags as absl_flags
 
 from rope_jax.commands import probe_case, text_factorial
 from rope_jax.commands.output import kept_in
-from rope_jax.diagnosis import scalings
+from rope_jax.diagnosis.evaluation import scalings
+from rope_jax.diagnosis.tasks.haystacks import TRAINING
 from rope_jax.errors import InputError
-from rope_jax.subjects.haystacks import TRAINING
 
 SUMMARY = "measure which part of a retrofit broke what on a model, and which fix to ship first"
 USAGE = "rope-jax diagnose [CHECKPOINT] [--text=FILE --target_length=N] [--out=DIR] [flags]"

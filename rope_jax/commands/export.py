@@ -99,7 +99,7 @@ def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:
 
 def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathlib.Path | None, pathlib.Path]:
     """Returns the config's path, or None for a preset, and where the result goes, before any work is done."""
-    from rope_jax.inspection.status_quo import LARGEST_TARGET
+    from rope_jax.diagnosis.theory.status_quo import LARGEST_TARGET
 
     if len(arguments) > 1:
         raise InputError(f"one config file at most, got {len(arguments)}: {' '.join(arguments)}")
@@ -139,7 +139,7 @@ def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathli
 
 def _rule(flags: absl_flags.FlagValues, *, trained_length: int) -> "Rule | LengthRule":
     from rope_jax import scaling
-    from rope_jax.diagnosis.scalings import scaling_rule
+    from rope_jax.diagnosis.evaluation.scalings import scaling_rule
 
     if flags.scaling is not None:
         if flags.scaling == "config":

@@ -65,8 +65,8 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     plot = _plot_path(flags.plot, flags.preset, path)
     target = None if plot is None else checked_file(flags.plot or plot, flag="--plot", inputs=_read(path))
 
-    from rope_jax.inspection.record import inspect_positions, read_model
-    from rope_jax.inspection.table import table_text
+    from rope_jax.diagnosis.theory.record import inspect_positions, read_model
+    from rope_jax.diagnosis.theory.table import table_text
 
     record = inspect_positions(
         read_model(preset=flags.preset, path=path),
@@ -79,7 +79,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         record["plot"] = str(plot)
     output = json.dumps(record, allow_nan=False) if flags.json else table_text(record).rstrip("\n")
     if plot is not None and target is not None:
-        from rope_jax.inspection.plot import draw
+        from rope_jax.diagnosis.theory.plot import draw
 
         picture = draw(record, kind=plot.suffix[1:].lower())
         with replacing(target, named=f"--plot={plot}") as temporary:

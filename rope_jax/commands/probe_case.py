@@ -15,8 +15,8 @@ from absl import flags as absl_flags
 from rope_jax.commands.output import STORE, checked_out, checked_store, write_all
 from rope_jax.commands.output_file import checked_file, replacing
 from rope_jax.commands.progress import Progress
-from rope_jax.diagnosis import scalings
-from rope_jax.diagnosis.scalings import FAULTS
+from rope_jax.diagnosis.evaluation import scalings
+from rope_jax.diagnosis.evaluation.scalings import FAULTS
 from rope_jax.errors import InputError
 
 FLAGS = ("write_items", "observed", "ratios", "most_haystacks")
@@ -98,10 +98,10 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         items = checked_file(flags.write_items, flag="--write_items", inputs=read)
 
     # Imports JAX: only once the flags are known to be good.
-    from rope_jax.diagnosis.ladder import target_lengths
-    from rope_jax.subjects import subject
-    from rope_jax.subjects.context_sizes import check_size
-    from rope_jax.subjects.haystacks import shortest_with_copy
+    from rope_jax.diagnosis.evaluation.ladder import target_lengths
+    from rope_jax.diagnosis.tasks import subject
+    from rope_jax.diagnosis.tasks.context_sizes import check_size
+    from rope_jax.diagnosis.tasks.haystacks import shortest_with_copy
 
     directories = [pathlib.Path(arguments[0])] if arguments else list(subject.standins())
     if not directories:
@@ -164,14 +164,16 @@ def conclude(
       further: the same models with further parts of their items, for `--most_haystacks`.
       silent: whether nothing is printed.
     """
-    from rope_jax.diagnosis import agreement, costs, deployment, strategy
-    from rope_jax.diagnosis.case import run_case
-    from rope_jax.diagnosis.case_adapted import judge_adapted
-    from rope_jax.diagnosis.cells import UNCHANGED
-    from rope_jax.diagnosis.ladder import ladder, target_lengths
-    from rope_jax.reports import case_table
-    from rope_jax.reports.case_record import json_record
-    from rope_jax.reports.case_report import html_page
+    from rope_jax.diagnosis.evaluation import costs, deployment
+    from rope_jax.diagnosis.evaluation.case import run_case
+    from rope_jax.diagnosis.evaluation.case_adapted import judge_adapted
+    from rope_jax.diagnosis.evaluation.cells import UNCHANGED
+    from rope_jax.diagnosis.evaluation.ladder import ladder, target_lengths
+    from rope_jax.diagnosis.prediction import agreement
+    from rope_jax.diagnosis.report import case_table
+    from rope_jax.diagnosis.report.case_record import json_record
+    from rope_jax.diagnosis.report.case_report import html_page
+    from rope_jax.diagnosis.verdict import strategy
 
     settings = _settings(flags, subjects[0].trained_length)
     observed = None if flags.observed is None else deployment.read_observed(pathlib.Path(flags.observed), subjects[0])
@@ -223,8 +225,8 @@ def conclude(
 def _gate(case, flags: absl_flags.FlagValues) -> int:
     if flags.fail_if is None:
         return 0
-    from rope_jax.diagnosis import gates
-    from rope_jax.diagnosis.case import gate_measures
+    from rope_jax.diagnosis.evaluation.case import gate_measures
+    from rope_jax.diagnosis.verdict import gates
 
     asked = case.settings.status_quos[0]
     judgement = next((one for one in case.judgements if one.status_quo == asked), None)
@@ -245,7 +247,7 @@ def _gate(case, flags: absl_flags.FlagValues) -> int:
 
 
 def _write_items(file: pathlib.Path, target: pathlib.Path, subject) -> int:
-    from rope_jax.diagnosis import deployment
+    from rope_jax.diagnosis.evaluation import deployment
 
     with replacing(target, named=f"--write_items={file}") as temporary:
         deployment.write_items(temporary, subject)
@@ -254,9 +256,9 @@ def _write_items(file: pathlib.Path, target: pathlib.Path, subject) -> int:
 
 
 def _settings(flags: absl_flags.FlagValues, trained_length: int):
-    from rope_jax.diagnosis.case_setup import Settings
-    from rope_jax.diagnosis.looks import number_of_looks
-    from rope_jax.diagnosis.verdict import Margins
+    from rope_jax.diagnosis.evaluation.case_setup import Settings
+    from rope_jax.diagnosis.verdict.looks import number_of_looks
+    from rope_jax.diagnosis.verdict.verdict import Margins
 
     return Settings(
         status_quos=tuple(_cell(text) for text in flags.status_quo),
@@ -278,8 +280,8 @@ def _settings(flags: absl_flags.FlagValues, trained_length: int):
 
 
 def _cell(text: str):
-    from rope_jax.diagnosis.case_setup import BIASES, SCALINGS
-    from rope_jax.diagnosis.cells import Cell
+    from rope_jax.diagnosis.evaluation.case_setup import BIASES, SCALINGS
+    from rope_jax.diagnosis.evaluation.cells import Cell
 
     match = re.fullmatch(r"(\w+)\+(\w+?)(\+temperature)?", text)
     if match is None or match[1] not in SCALINGS or match[2] not in BIASES:
@@ -339,11 +341,11 @@ def check_request(flags: absl_flags.FlagValues) -> None:
     if flags.adapt_steps is not None and not 0 <= flags.adapt_steps <= _LARGEST_ROWS:
         raise InputError(f"--adapt_steps must be from 0 to {_LARGEST_ROWS}, got {flags.adapt_steps}")
     if flags.budget is not None:
-        from rope_jax.diagnosis import strategy
+        from rope_jax.diagnosis.verdict import strategy
 
         strategy.parse(flags.budget)
     if flags.fail_if is not None:
-        from rope_jax.diagnosis import gates
+        from rope_jax.diagnosis.verdict import gates
 
         for condition in gates.parse(flags.fail_if):  # before anything is run
             if condition.name not in _MEASURES:

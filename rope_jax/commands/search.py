@@ -26,13 +26,13 @@ from absl import flags as absl_flags
 
 from rope_jax.commands.output import checked_out, write_all
 from rope_jax.commands.progress import Progress
+from rope_jax.diagnosis.tasks.haystacks import TRAINING
 from rope_jax.errors import InputError
-from rope_jax.subjects.haystacks import TRAINING
 
 if TYPE_CHECKING:
-    from rope_jax.diagnosis.factor_search import FactorRuns, Judge, Population
-    from rope_jax.diagnosis.verdict import Margins
-    from rope_jax.subjects.subject import Subject
+    from rope_jax.diagnosis.search.factor_search import FactorRuns, Judge, Population
+    from rope_jax.diagnosis.tasks.subject import Subject
+    from rope_jax.diagnosis.verdict.verdict import Margins
 
 SUMMARY = "search per-pair factors that beat the named rules on a stand-in's probes"
 USAGE = "rope-jax search [CHECKPOINT] [--target_length=N] [--out=DIR] [flags]"
@@ -80,9 +80,10 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     out = _checked(arguments, flags)
 
     # JAX is imported only once the flags are known to be good.
-    from rope_jax.diagnosis import attribution, factor_search, kept_files
-    from rope_jax.diagnosis.verdict import Margins
-    from rope_jax.subjects.subject import read_standin
+    from rope_jax.diagnosis.evaluation import kept_files
+    from rope_jax.diagnosis.search import factor_search
+    from rope_jax.diagnosis.tasks.subject import read_standin
+    from rope_jax.diagnosis.verdict.verdict import Margins, attribution
 
     margins = Margins()
     # Of the diagnosis' items only the text that a bias is fitted on is used.
@@ -150,7 +151,7 @@ def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> pathlib.Path
 
 
 def _directory(arguments: list[str]) -> pathlib.Path:
-    from rope_jax.subjects.subject import standins
+    from rope_jax.diagnosis.tasks.subject import standins
 
     if not arguments:
         if not standins():
@@ -164,7 +165,7 @@ def _directory(arguments: list[str]) -> pathlib.Path:
 
 def _bias(name: str, subject: "Subject", runs: "FactorRuns", margins: "Margins") -> tuple[Any, dict[str, Any]]:
     """Returns the bias and its record; A* is fitted as the diagnosis fits it."""
-    from rope_jax.diagnosis.case_setup import Settings, fit_biases
+    from rope_jax.diagnosis.evaluation.case_setup import Settings, fit_biases
 
     if name == "none":
         return None, {"name": name}
@@ -176,7 +177,7 @@ def _bias(name: str, subject: "Subject", runs: "FactorRuns", margins: "Margins")
 
 
 def _settings(flags: absl_flags.FlagValues, margins: "Margins", runs: "FactorRuns") -> dict[str, Any]:
-    from rope_jax.diagnosis import factor_search
+    from rope_jax.diagnosis.search import factor_search
 
     return {
         **{name: getattr(flags, name) for name in ("bias", "population", "generations", "haystacks", "seed")},
@@ -213,7 +214,7 @@ def _judged(winner, searched: "Judge", fresh: "Judge", progress: Progress) -> di
 
 
 def _described(factors, searched: "Judge", fresh: "Judge") -> tuple[Any, dict[str, Any]]:
-    from rope_jax.diagnosis import factor_search
+    from rope_jax.diagnosis.search import factor_search
 
     scores = fresh.scores(factors)
     objective = factor_search.objective(scores, fresh.unchanged, fresh.used, margin=fresh.margin)
@@ -225,7 +226,7 @@ def _described(factors, searched: "Judge", fresh: "Judge") -> tuple[Any, dict[st
 
 
 def _outcomes(scores, fresh: "Judge") -> dict[str, Any]:
-    from rope_jax.diagnosis import attribution
+    from rope_jax.diagnosis.verdict import attribution
 
     record: dict[str, Any] = {}
     for reach in scores.log_odds:
@@ -247,7 +248,7 @@ def _estimate(rows) -> dict[str, float | None]:
 def _key(subject: "Subject", settings: Mapping[str, Any], searched: "Judge") -> str:
     """Returns a hash of all that the generations of a search depend on."""
 
-    from rope_jax.diagnosis import kept_files
+    from rope_jax.diagnosis.evaluation import kept_files
 
     described = {
         **kept_files.made_with(subject.checkpoint),
@@ -289,8 +290,8 @@ def _resumed(file: pathlib.Path, key: str) -> "Population | None":
     """Returns the last finished generation of the same search, or None where none is kept."""
     import numpy as np
 
-    from rope_jax.diagnosis import kept_files
-    from rope_jax.diagnosis.factor_search import Population
+    from rope_jax.diagnosis.evaluation import kept_files
+    from rope_jax.diagnosis.search.factor_search import Population
 
     state = kept_files.read_json(file, key)
     if state is None:

@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 from rope_jax.commands import probe_case
 from rope_jax.commands.output import STORE, checked_out, checked_store, write_all
 from rope_jax.commands.progress import Progress
-from rope_jax.diagnosis import scalings
+from rope_jax.diagnosis.evaluation import scalings
 from rope_jax.errors import InputError
 
 USAGE = "rope-jax diagnose CHECKPOINT --text=FILE --target_length=N --out=DIR [flags]"
@@ -35,8 +35,8 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         # JAX is imported only once the flags are known to be good.
         measured, ready = _measured(arguments[0], flags, text_path, out / STORE, progress)
 
-    from rope_jax.reports.text_records import csv_text, json_record, table_text
-    from rope_jax.reports.text_report import html_page
+    from rope_jax.diagnosis.report.text_records import csv_text, json_record, table_text
+    from rope_jax.diagnosis.report.text_report import html_page
 
     record = json.dumps(json_record(measured), allow_nan=False)
     table = table_text(measured)
@@ -48,7 +48,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         return probe_case.conclude([ready.subject], flags, out, silent=flags.json)
     if flags.fail_if is None:
         return 0
-    from rope_jax.diagnosis import gates
+    from rope_jax.diagnosis.verdict import gates
 
     if not flags.json:
         print(f"undecided: --fail_if is of a status quo, and none was judged; {ready.finding}")
@@ -58,11 +58,11 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
 def _measured(origin: str, flags: absl_flags.FlagValues, text_path: pathlib.Path, store: pathlib.Path, progress):
     """Returns the measurement, and whether the checkpoint answers probes."""
     from rope_jax.checkpoints.loading import load_checkpoint
-    from rope_jax.diagnosis.kept_files import what_is_kept
-    from rope_jax.diagnosis.language_subject import readiness
-    from rope_jax.diagnosis.measurement import Settings, measure
-    from rope_jax.diagnosis.verdict import Margins
-    from rope_jax.subjects.text import chunks, read_chunks, read_text, without_overlap
+    from rope_jax.diagnosis.evaluation.kept_files import what_is_kept
+    from rope_jax.diagnosis.evaluation.language_subject import readiness
+    from rope_jax.diagnosis.evaluation.measurement import Settings, measure
+    from rope_jax.diagnosis.tasks.text import chunks, read_chunks, read_text, without_overlap
+    from rope_jax.diagnosis.verdict.verdict import Margins
 
     progress(f"reading {origin}", 0, 1)
     checkpoint = load_checkpoint(origin)
@@ -158,7 +158,7 @@ def _table(path: str | None, num_heads: int):
         return None
     import numpy as np
 
-    from rope_jax.subjects.array_files import read_npy
+    from rope_jax.diagnosis.tasks.array_files import read_npy
 
     table = read_npy(pathlib.Path(path))
     needed = f"--t5_table: {path}: needs finite floats [{num_heads} heads, buckets]"

@@ -11,7 +11,7 @@ from rope_jax import scaling
 from rope_jax.checkpoints.dialects import positions_of
 from rope_jax.checkpoints.exporting import export_config, largest_difference, trained_length_of, wanted_scaling
 from rope_jax.checkpoints.presets import preset
-from rope_jax.diagnosis.scalings import BY_NAME, scaling_rule
+from rope_jax.diagnosis.evaluation.scalings import BY_NAME, scaling_rule
 from rope_jax.errors import ScalingError, UnsupportedError
 from rope_jax.frequencies import base_multiplier, inverse_frequencies
 from rope_jax.rules import Rule

@@ -8,10 +8,10 @@ from flax import nnx
 
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Decoder, DecoderConfig
-from rope_jax.diagnosis.attribution import Used
-from rope_jax.diagnosis.cell_runs import Scores
-from rope_jax.subjects import haystacks
-from rope_jax.subjects.subject import Subject, read_standin
+from rope_jax.diagnosis.evaluation.cell_runs import Scores
+from rope_jax.diagnosis.tasks import haystacks
+from rope_jax.diagnosis.tasks.subject import Subject, read_standin
+from rope_jax.diagnosis.verdict.attribution import Used
 
 TRAINED, TARGET, BASE = 192, 384, 170.0
 HEADS, DIM = 2, 8

@@ -13,12 +13,13 @@ from cases import TARGET, TRAINED, save_standin
 
 from rope_jax.cli import main
 from rope_jax.commands import probe_case
-from rope_jax.diagnosis import agreement, costs
-from rope_jax.diagnosis import case as cases_module
-from rope_jax.diagnosis.attribution import Used
-from rope_jax.diagnosis.cells import Cell
+from rope_jax.diagnosis.evaluation import case as cases_module
+from rope_jax.diagnosis.evaluation import costs
+from rope_jax.diagnosis.evaluation.cells import Cell
+from rope_jax.diagnosis.prediction import agreement
+from rope_jax.diagnosis.tasks import subject
+from rope_jax.diagnosis.verdict.attribution import Used
 from rope_jax.statistics.intervals import Estimate
-from rope_jax.subjects import subject
 
 FILES = {"verdict.json", "costs.json", "verdict.txt", "verdict.html"}
 
@@ -211,7 +212,7 @@ def test_a_file_in_place_of_the_store_is_one_line(directory, tmp_path, capsys):
 def test_a_single_haystack_and_row_is_no_crash(directory, tmp_path, monkeypatch, capsys):
     """No interval anywhere; with everything counted as learned the whole way is walked."""
     monkeypatch.setattr(
-        "rope_jax.diagnosis.attribution.gated",
+        "rope_jax.diagnosis.verdict.attribution.gated",
         lambda unchanged, *, gate: Used(("bind", "ord"), True, {}, {"ret": 1.0, "bind": 1.0, "ord": 1.0}),
     )
     flags = ("--haystacks=1", "--rows=1", "--fail_if=precision_drop>0.3")
@@ -222,8 +223,8 @@ def test_a_single_haystack_and_row_is_no_crash(directory, tmp_path, monkeypatch,
 
 
 def test_an_estimate_without_an_interval_is_shown_as_its_mean():
-    from rope_jax.diagnosis import verdict
-    from rope_jax.reports import case_table
+    from rope_jax.diagnosis.report import case_table
+    from rope_jax.diagnosis.verdict import verdict
 
     assert verdict._interval(Estimate(0.5, None, None)) == "0.50"
     assert case_table.in_words({"mean": 0.5, "low": None, "high": None}) == "+0.50"

@@ -17,7 +17,7 @@ from rope_jax import scaling  # noqa: E402
 from rope_jax.checkpoints.dialects import positions_of  # noqa: E402
 from rope_jax.checkpoints.exporting import export_config, trained_length_of, wanted_scaling  # noqa: E402
 from rope_jax.checkpoints.loading import load_checkpoint  # noqa: E402
-from rope_jax.diagnosis.scalings import BY_NAME, scaling_rule  # noqa: E402
+from rope_jax.diagnosis.evaluation.scalings import BY_NAME, scaling_rule  # noqa: E402
 from rope_jax.scheme import build  # noqa: E402
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "golden"))

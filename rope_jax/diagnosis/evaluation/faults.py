@@ -1,0 +1,153 @@
+"""Faults of an implementation that look like faults of a scheme, each as something a decoder can be run with."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from rope_jax.attention.api import attend
+from rope_jax.attention.call import Settings, Tokens
+from rope_jax.decoder import Attend, Schemes, each_scheme
+from rope_jax.diagnosis.evaluation.scalings import FAULTS
+from rope_jax.errors import InputError
+from rope_jax.scheme import Scheme, without_rotation
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One way of running a scheme wrongly.
+
+    Attributes:
+      name: of the fault.
+      description: what an implementation with it does.
+      scheme: from the scheme that is meant to the one that is run.
+      attention: computes attention.
+    """
+
+    name: str
+    description: str
+    scheme: Callable[[Schemes], Schemes] = lambda scheme: scheme
+    attention: Attend = attend
+
+
+def fault(name: str, *, length: int, trained: Schemes | None = None, fresh: int = 0) -> Fault:
+    """Returns the fault of that name.
+
+    Args:
+      name: one of `scalings.FAULTS`.
+      length: longest row, tokens, for a bias that is rounded offset by offset.
+      trained: the scheme before the retrofit, under which a stale cache was filled.
+      fresh: tokens at the end of every row that came after the scheme was changed; those before were in the cache.
+
+    Raises:
+      InputError: if there is no such fault.
+    """
+    match name:
+        case "bf16_bias":
+            return Fault(
+                name,
+                "the bias is kept in bfloat16, so that far offsets share one value",
+                _each(lambda scheme: rounded_bias(scheme, length=length)),
+            )
+        case "bf16_frequencies":
+            return Fault(name, "inverse frequencies are cast to bfloat16 with the weights", _each(_rounded_frequencies))
+        case "bf16_positions":
+            return Fault(
+                name,
+                "positions are kept in bfloat16, so that beyond 256 neighbours stand in one place",
+                attention=_with_rounded_positions,
+            )
+        case "float32_phases":
+            return Fault(
+                name,
+                "angles are formed as float32 products",
+                _each(lambda scheme: dataclasses.replace(scheme, phase="float32")),
+            )
+        case "wrong_layout":
+            return Fault(name, "queries and keys are turned in the other layout of pairs", _each(_other_layout))
+        case "stale_cache":
+            if not isinstance(trained, Scheme):
+                raise InputError("a stale cache is looked for in models with one scheme for all layers only")
+            return Fault(
+                name,
+                "the context was cached under the trained scheme, and new tokens read it under the retrofit",
+                attention=_stale(trained, fresh),
+            )
+    raise InputError(f"unknown fault {name!r}; there are: {', '.join(FAULTS)}")
+
+
+def _each(change: Callable[[Scheme], Scheme]) -> Callable[[Schemes], Schemes]:
+    return functools.partial(each_scheme, change)
+
+
+def rounded_bias(scheme: Scheme, *, length: int, dtype=jnp.bfloat16) -> Scheme:
+    """Returns the scheme with its whole bias rounded to `dtype`, offset by offset up to `length`."""
+    offsets = jnp.arange(-(length - 1), length, dtype=jnp.int32)
+    written = scheme.bias(offsets[:, None])[..., 0]
+    rounded = written.astype(dtype).astype(jnp.float32)
+    return dataclasses.replace(scheme, slopes=jnp.zeros_like(scheme.slopes), offset_bias=rounded)
+
+
+def _rounded_frequencies(scheme: Scheme) -> Scheme:
+    rounded = scheme.inverse_frequencies.astype(jnp.bfloat16).astype(jnp.float32)
+    return dataclasses.replace(scheme, inverse_frequencies=rounded, remainder=jnp.zeros_like(scheme.remainder))
+
+
+def _other_layout(scheme: Scheme) -> Scheme:
+    return dataclasses.replace(scheme, layout="interleaved" if scheme.layout == "half" else "half")
+
+
+def _with_rounded_positions(q, k, v, scheme, sinks, queries, keys, settings, implementation=None):
+    rounded = (
+        Tokens(tokens.positions.astype(jnp.bfloat16).astype(jnp.int32), tokens.segments) for tokens in (queries, keys)
+    )
+    turned = (scheme.rotate(x, at.positions) for x, at in zip((q, k), rounded, strict=True))
+    # Only rotation sees the rounded positions: what is visible, and the bias, go by the true ones.
+    return attend(*turned, v, without_rotation(scheme), sinks, queries, keys, settings, implementation)
+
+
+def _stale(trained: Scheme, fresh: int) -> Attend:
+    def attention(q, k, v, scheme, sinks, queries, keys, settings, implementation=None):
+        def old(tokens: Tokens) -> Bool[Array, "B T 1 1"]:
+            return (tokens.positions < tokens.positions.shape[1] - fresh)[..., None, None]
+
+        # What the cache holds was worked out under the trained scheme throughout, its bias (or none) included.
+        before, before_lse = attend(q, k, v, trained, sinks, queries, keys, settings, implementation)
+        read = jnp.where(old(keys), trained.rotate(k, keys.positions), scheme.rotate(k, keys.positions))
+        turned = scheme.rotate(q, queries.positions)
+        after, after_lse = attend(
+            turned, read, v, without_rotation(scheme), sinks, queries, keys, settings, implementation
+        )
+        return jnp.where(old(queries), before, after), jnp.where(old(queries)[..., 0], before_lse, after_lse)
+
+    return attention
+
+
+def exempting(first: int) -> Attend:
+    """Returns attention whose bias spares the first `first` keys: an arm for a bias that starves the first tokens.
+
+    Softmax over both groups of keys is put together from the two parts and their log-sum-exps.
+    """
+
+    def attention(q, k, v, scheme, sinks, queries: Tokens, keys: Tokens, settings: Settings, implementation=None):
+        if sinks is not None:
+            raise NotImplementedError("a model with sinks of its own has nothing to exempt")
+        plain = dataclasses.replace(
+            scheme, slopes=jnp.zeros_like(scheme.slopes), offset_bias=jnp.zeros_like(scheme.offset_bias)
+        )
+        zeros = jnp.zeros_like(queries.positions)
+        query_segments = zeros if queries.segments is None else queries.segments
+        key_segments = jnp.zeros_like(keys.positions) if keys.segments is None else keys.segments
+        parts = []
+        for part, kept in ((plain, keys.positions < first), (scheme, keys.positions >= first)):
+            segments = jnp.where(kept, key_segments, -1)
+            at = Tokens(queries.positions, query_segments), Tokens(keys.positions, segments)
+            parts.append(attend(q, k, v, part, None, *at, settings, implementation))
+        (near, near_lse), (far, far_lse) = parts
+        together = jnp.logaddexp(near_lse, far_lse)
+        out = near * jnp.exp(near_lse - together)[..., None] + far * jnp.exp(far_lse - together)[..., None]
+        return out.astype(v.dtype), together
+
+    return attention

@@ -1,0 +1,178 @@
+"""What a model answers to the questions of haystacks, under any scheme, by one compiled program.
+
+The outcome of a question is the log-odds of its answer against its distractors, in nats: zero where the answer is as
+likely as they are on average, whatever their number. Accuracy stands beside it. Only answer tokens are scored.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Int32
+
+from rope_jax.attention.api import attend
+from rope_jax.decoder import Attend, Decoder, Schemes
+from rope_jax.diagnosis.evaluation.compiled import SchemeProgram
+from rope_jax.diagnosis.evaluation.rows import each_row
+from rope_jax.diagnosis.tasks.haystacks import PROBES, Haystacks
+
+LIMIT = 4.6
+"""Log-odds count up to this many nats either way, odds of 100 to 1: more certainty changes no answer."""
+
+PRECISION = ("bind", "ord", "dist", "ith")
+RETRIEVAL = "ret"
+CONTROL = "count"
+
+ChoiceLogits = Float32[np.ndarray, "rows Q 8"]
+
+
+class ProbeProgram(SchemeProgram):
+    """The answers of one decoder to haystacks.
+
+    Args:
+      decoder: the model.
+      attention: computes every layer's attention; see `Decoder.hidden`.
+      dtype: of the activations.
+    """
+
+    def __init__(self, decoder: Decoder, *, attention: Attend = attend, dtype=jnp.float32) -> None:
+        def of_rows(model: Decoder, scheme: Schemes, tokens, position, choices):
+            def of_row(row):
+                tokens, position, choices = row
+                hidden = model.hidden(tokens[None], scheme, attention=attention, dtype=dtype)
+                return choice_logits(model, hidden, position, choices)
+
+            return each_row(of_row, (tokens, position, choices), config=model.config, length=tokens.shape[1])
+
+        super().__init__(decoder, of_rows)
+
+    def __call__(self, scheme: Schemes, items: Haystacks, state: Any = None) -> ChoiceLogits:
+        """Returns the logit of every choice of every question; what stands where there is no choice means nothing.
+
+        Args:
+          scheme: the positional scheme, or one for each layer type.
+          items: the haystacks.
+          state: other weights of the same decoder, as `nnx.state` gives them; its own where None.
+        """
+        arrays = (jnp.asarray(value, jnp.int32) for value in (items.tokens, items.position, items.choices))
+        return self.run(scheme, *arrays, state=state)
+
+
+def choice_logits(
+    model: Decoder, hidden: Float[Array, "1 T D"], position: Int[Array, " Q"], choices: Int[Array, "Q 8"]
+) -> Float[Array, "Q 8"]:
+    """Returns the logit of every choice of every question of one row; what stands for no choice means nothing."""
+    logits = model.unembed(hidden[:, position])[0]
+    return jnp.take_along_axis(logits, jnp.maximum(choices, 0), axis=-1)
+
+
+def log_odds(logits: ChoiceLogits, choices: Int32[np.ndarray, "rows Q 8"]) -> Float64[np.ndarray, "rows Q"]:
+    r"""Returns the log-odds of each answer against its distractors, in nats, cut off at `LIMIT`.
+
+    .. math:: o = l_0 - \ln\Big(\frac{1}{n}\sum_{k=1}^{n} e^{l_k}\Big)
+
+    with `l_0` the logit of the answer and `l_1 ... l_n` those of its distractors; a model that knows nothing and says
+    so gets 0, whatever `n`. One that guesses with confidence gets less on average, and the less the larger `n`.
+
+    Args:
+      logits: from a `ProbeProgram`.
+      choices: of the haystacks; -1 where there is none.
+    """
+    wide = logits.astype(np.float64)
+    others = np.where(choices[..., 1:] >= 0, wide[..., 1:], -np.inf)
+    top = others.max(axis=-1, keepdims=True)
+    mean = np.exp(others - top).sum(axis=-1) / (choices[..., 1:] >= 0).sum(axis=-1)
+    return np.clip(wide[..., 0] - top[..., 0] - np.log(mean), -LIMIT, LIMIT)
+
+
+def picked(logits: ChoiceLogits, choices: Int32[np.ndarray, "rows Q 8"]) -> Int32[np.ndarray, "rows Q"]:
+    """Returns the index of the likeliest choice of every question, 0 for the answer; a tie goes to a distractor."""
+    reversed_logits = np.where(choices >= 0, logits, -np.inf)[..., ::-1]
+    return (choices.shape[-1] - 1 - reversed_logits.argmax(axis=-1)).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model answered in one cell, at one length.
+
+    Attributes:
+      log_odds: nats, `[rows, Q]`.
+      right: whether the answer was the likeliest choice, `[rows, Q]`.
+      picked: index of the likeliest choice, `[rows, Q]`.
+    """
+
+    log_odds: Float64[np.ndarray, "rows Q"]
+    right: Bool[np.ndarray, "rows Q"]
+    picked: Int32[np.ndarray, "rows Q"]
+
+
+def answers(logits: ChoiceLogits, items: Haystacks) -> Answers:
+    """Returns the outcomes of raw logits."""
+    index = picked(logits, items.choices)
+    return Answers(log_odds(logits, items.choices), index == 0, index)
+
+
+def first_answers(given: Answers, rows: int) -> Answers:
+    """Returns the answers to the first haystacks."""
+    return Answers(given.log_odds[:rows], given.right[:rows], given.picked[:rows])
+
+
+def joined_answers(parts: Sequence[Answers]) -> Answers:
+    """Returns the answers to several parts of the haystacks as those to all."""
+    log_odds, right, picked = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("log_odds", "right", "picked")
+    )
+    return Answers(log_odds, right, picked)
+
+
+def by_row(
+    values: Float[np.ndarray, "rows Q"] | Bool[np.ndarray, "rows Q"], items: Haystacks, probe: str
+) -> Float64[np.ndarray, " rows"]:
+    """Returns the mean of a probe's questions in each haystack: the unit that is resampled."""
+    asked = items.probe == PROBES.index(probe)
+    return np.where(asked, values, 0.0).sum(axis=1) / asked.sum(axis=1)
+
+
+def asked_probes(items: Haystacks) -> tuple[str, ...]:
+    """Returns the probes that every haystack asks about."""
+    return tuple(name for index, name in enumerate(PROBES) if (items.probe == index).any(axis=1).all())
+
+
+def offset_errors(given: Answers, items: Haystacks) -> Mapping[int, int]:
+    """Returns how often `bind` answered with the item `e` places after the one asked for; 0 is right."""
+    asked = items.probe == PROBES.index("bind")
+    chosen = np.take_along_axis(items.choice_offsets, given.picked[..., None], axis=-1)[..., 0]
+    errors, counts = np.unique((chosen - items.asked)[asked], return_counts=True)
+    return {int(error): int(count) for error, count in zip(errors, counts, strict=True)}
+
+
+def empirical_g50(errors: Mapping[int, int]) -> int | None:
+    """Returns the smallest `g` such that half of the answers lie within `g` places of the item asked for."""
+    total = sum(errors.values())
+    for g in range(max((abs(error) for error in errors), default=-1) + 1):
+        if sum(count for error, count in errors.items() if abs(error) <= g) >= total / 2:
+            return g
+    return None
+
+
+def strata(
+    values: Float64[np.ndarray, "rows Q"], items: Haystacks, probe: str, by: str, edges: Sequence[int]
+) -> list[tuple[float, int]]:
+    """Returns mean and number of a probe's questions with `edges[k] <= distance or gap < edges[k + 1]`.
+
+    Args:
+      values: an outcome of every question.
+      items: the haystacks.
+      probe: which questions.
+      by: "distance" or "gap".
+      edges: of the strata, tokens.
+    """
+    where = getattr(items, by)
+    result = []
+    for low, high in itertools.pairwise(edges):
+        inside = (items.probe == PROBES.index(probe)) & (where >= low) & (where < high)
+        result.append((float(values[inside].mean()) if inside.any() else float("nan"), int(inside.sum())))
+    return result

@@ -1,0 +1,66 @@
+"""Pictures as inline SVG that takes the page's own text colour, so that one picture serves light and dark."""
+
+import io
+import re
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from rope_jax.diagnosis.theory.plain_text import drawn_plainly
+
+INK = "#010203"  # stands for the page's text colour until the SVG is written
+# Told apart by colour-blind readers, and on white as on black.
+COLOURS = {
+    "none": INK,
+    "linear": "#e08a00",
+    "ntk": "#3b8fd1",
+    "by_parts": "#009e73",
+    "yarn": "#cc79a7",
+    "llama3": "#d55e00",
+    "ntk4": "#8f7be0",
+}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+def styled():
+    """Returns the context in which a figure is made and written."""
+    return drawn_plainly(STYLE)
+
+
+def written(figure: Figure, title: str) -> str:
+    """Returns the `<svg>` element of a figure.
+
+    Args:
+      figure: what is drawn.
+      title: for readers who do not see it; other than those of the page's other figures, since names made of it tell
+        the parts of one from those of another.
+    """
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": title}):
+        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None, "Title": title})
+    text = out.getvalue()
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    referred = {*re.findall(r'="#([^"]+)"', text), *re.findall(r"url\(#([^)]+)\)", text)}
+    # matplotlib counts from 1 in every figure, and a name may stand only once in a page.
+    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in referred else "", text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", "sans-serif", text)
+    # A hundredth of a point is finer than any screen.
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), re.sub(r"<!--.*?-->\s*", "", text))
+    return text.replace(INK, "currentColor")

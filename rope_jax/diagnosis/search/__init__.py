@@ -1,0 +1,1 @@
+"""Factor lists learned on the probes."""

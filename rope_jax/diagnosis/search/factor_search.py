@@ -1,0 +1,301 @@
+"""A search for better factors, one a rotary pair: pure evolution, and what it is scored by.
+
+Candidates, their order and their scores follow from the seed and the parents alone, so that a search that was cut off
+and one that was not agree to the bit. Source: LongRoPE, Ding et al., arXiv 2402.13753, section 3.2.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+from scipy import optimize
+
+from rope_jax import scaling
+from rope_jax.biases import Bias
+from rope_jax.decoder import Schemes
+from rope_jax.diagnosis.evaluation.arms import Arms, declared_rotary
+from rope_jax.diagnosis.evaluation.case_setup import rules_of
+from rope_jax.diagnosis.evaluation.cell_runs import Scores, outcomes
+from rope_jax.diagnosis.evaluation.probes import ProbeProgram
+from rope_jax.diagnosis.tasks.context_sizes import check_size
+from rope_jax.diagnosis.tasks.haystacks import Haystacks
+from rope_jax.diagnosis.tasks.subject import REACHES, Subject
+from rope_jax.diagnosis.verdict import attribution
+from rope_jax.diagnosis.verdict.attribution import Used
+from rope_jax.errors import CheckpointError, InputError
+
+NAMED = ("none", "linear", "ntk", "by_parts", "yarn", "llama3", "ntk4")
+"""Rules that the search starts from and is compared with, all without a temperature."""
+
+BOUND = 4.0
+"""The largest factor is this times `s`: the smallest round bound within which all named rules lie."""
+
+PENALTY = 100.0
+"""Nats for each unit of short accuracy lost beyond the margin: one point more costs one nat."""
+
+FRESH = 4
+"""Fresh haystacks for each one that is searched on."""
+
+Factors = Float64[np.ndarray, " pairs"]
+
+# Streams of the seed; 0 and 1 belong to the diagnosis, so that its items are not those of the search.
+_SEARCHED, _FRESH, _EVOLVED = 2, 3, 4
+_REDRAWS = 100
+
+
+class Asked(NamedTuple):
+    """Haystacks of the trained and of the target length."""
+
+    short: Haystacks
+    long: Haystacks
+
+
+def items_of(subject: Subject, *, rows: int, seed: int) -> tuple[Asked, Asked]:
+    """Returns what is searched on and what the result is judged on, `rows` and `FRESH * rows` haystacks a length.
+
+    Raises:
+      InputError: if they are too many to fit into memory.
+    """
+    length, target = subject.trained_length, subject.target_length
+    check_size(rows=(1 + FRESH) * rows, lengths=[length, target])
+
+    def drawn(stream: int, count: int) -> Asked:
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
+        return Asked(*(subject.more_haystacks(rng, rows=count, length=n) for n in (length, target)))
+
+    return drawn(_SEARCHED, rows), drawn(_FRESH, FRESH * rows)
+
+
+class FactorRuns:
+    """Asks one model under any factors, with or without ALiBi, through one compiled program a length.
+
+    Args:
+      subject: the model and its lengths.
+      rows: haystacks a call of the program takes.
+
+    Attributes:
+      named: the factors of every rule of `NAMED` that composes with the config's own.
+      omitted: why the others do not.
+      largest: the largest factor a candidate may have, `BOUND * s`.
+      arms: the model as trained, for fitting a bias.
+
+    Raises:
+      InputError: if nothing turns, so that there is nothing to scale.
+    """
+
+    def __init__(self, subject: Subject, *, rows: int) -> None:
+        self._rows, self._origin = rows, subject.checkpoint.origin
+        self._program = ProbeProgram(subject.checkpoint.model)
+        self.largest = BOUND * subject.factor
+        every = rules_of(subject.factor, subject.trained_length)
+        self.arms = Arms(
+            positions=subject.checkpoint.positions,
+            rules={name: every[name] for name in NAMED},
+            layout=subject.checkpoint.layout,
+            phase="exact",
+            length=subject.target_length,
+            max_offset=0,
+        )
+        group = subject.checkpoint.positions.main_group
+        trained = None if group.rotary is None else declared_rotary(group, group.rotary, length=subject.target_length)
+        if trained is None or not (trained.inverse_frequencies > 0).all():
+            raise InputError(f"{self._origin}: some rotary pairs do not turn: they have no factor to search for")
+        rules, self.omitted = self.arms.meaningful()
+        self.named = {
+            name: admissible(trained.inverse_frequencies / rule(trained).inverse_frequencies, largest=self.largest)
+            for name, rule in rules.items()
+        }
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far: one a length, whatever the factors, the bias and the haystacks."""
+        return self._program.compilations
+
+    def unchanged(self, items: Asked) -> Scores:
+        """Returns the scores of the model as trained."""
+        return self._scores(self.arms.schemes("none", None), items)
+
+    def __call__(self, factors: Factors, items: Asked, *, bias: Bias | None) -> Scores:
+        """Returns the scores under `theta'_i = theta_i / f_i` and a bias.
+
+        Raises:
+          CheckpointError: if the model overflows float32 under them.
+        """
+        rule = scaling.per_pair(factors=factors.tolist())
+        arms = dataclasses.replace(self.arms, rules={"none": scaling.none(), "factors": rule})
+        return self._scores(arms.schemes("factors", bias), items)
+
+    def _scores(self, schemes: Schemes, items: Asked) -> Scores:
+        logits: dict[str, np.ndarray] = {}
+        for reach, asked in zip(REACHES, items, strict=True):
+            starts = range(0, len(asked.tokens), self._rows)
+            parts = [Haystacks(*(column[at : at + self._rows] for column in asked)) for at in starts]
+            logits[reach] = np.concatenate([self._program(schemes, part) for part in parts])
+            if not np.isfinite(logits[reach]).all():
+                raise CheckpointError(f"{self._origin}: a scheme gives values beyond float32")
+        return Scores(*outcomes(logits, dict(zip(REACHES, items, strict=True))), {}, np.empty((0, 0)))
+
+
+def objective(scores: Scores, unchanged: Scores, used: Used, *, margin: float) -> Float64[np.ndarray, " rows"]:
+    r"""Returns what the search makes large, nats, as one number a haystack whose mean is the objective.
+
+    .. math:: J(f) = \frac{1}{N} \sum_{n=1}^N \bar o_n(f) - \lambda \max\big(0,\; A_0 - A(f) - m\big)
+
+    with `o_n` the clipped log-odds of long haystack `n`, mean over the probes used, each probe weighing alike; `A` the
+    accuracy of the same probes at the trained length, `A_0` that of the unchanged model; `lambda = PENALTY`. Where the
+    penalty is at work, short haystack `n` carries its share of it; the two are independent draws.
+
+    Args:
+      scores: of a candidate.
+      unchanged: of the model as trained, on the same haystacks.
+      used: probes that passed their gate on the unchanged model.
+      margin: `m`, accuracy at the trained length that may be lost.
+    """
+    gained = attribution.outcome([scores], "long", used.names)[0]
+    excess = short_loss(scores, unchanged, used) - margin
+    return gained - PENALTY * excess if excess.mean() > 0 else gained
+
+
+def short_loss(scores: Scores, unchanged: Scores, used: Used) -> Float64[np.ndarray, " rows"]:
+    """Returns the fall of accuracy at the trained length against the unchanged model, a number a haystack."""
+    before, after = (attribution.outcome([one], "short", used.names, accuracy=True)[0] for one in (unchanged, scores))
+    return before - after
+
+
+class Judge:
+    """Scores factors on one set of haystacks, remembering what it was asked before.
+
+    Args:
+      runs: the model.
+      items: the haystacks.
+      unchanged: scores of the model as trained on them.
+      used: probes that passed their gate.
+      margin: accuracy at the trained length that may be lost.
+      bias: what every candidate runs with.
+    """
+
+    def __init__(
+        self, runs: FactorRuns, items: Asked, unchanged: Scores, used: Used, margin: float, bias: Bias | None
+    ) -> None:
+        self.runs, self.unchanged, self.used, self.margin = runs, unchanged, used, margin
+        self.items, self.bias = items, bias
+        self._known: dict[bytes, float] = {}
+
+    def scores(self, factors: Factors) -> Scores:
+        """Returns all that a candidate answered."""
+        return self.runs(factors, self.items, bias=self.bias)
+
+    def score(self, factors: Factors) -> float:
+        """Returns the objective of a candidate, nats."""
+        key = factors.tobytes()
+        if key not in self._known:
+            rows = objective(self.scores(factors), self.unchanged, self.used, margin=self.margin)
+            self._known[key] = float(rows.mean())
+        return self._known[key]
+
+
+def admissible(factors: Factors, *, largest: float) -> Factors:
+    r"""Returns the nearest factors that a candidate may have; factors that it may have come back as they are.
+
+    .. math:: 1 \le f_0 \le f_1 \le \dots \le f_{d/2-1} \le f_{max}
+
+    Nearest is meant in squared differences of `ln f`: slower pairs are never interpolated less than faster ones.
+
+    Args:
+      factors: one a pair, fastest pair first, each above zero.
+      largest: `f_max`.
+    """
+    if (factors >= 1).all() and (factors <= largest).all() and (np.diff(factors) >= 0).all():
+        return factors
+    # The cut-off of the nearest sequence that does not fall is the nearest one within the bounds.
+    return np.clip(np.exp(optimize.isotonic_regression(np.log(factors)).x), 1.0, largest)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Population:
+    """All that a search carries from one generation to the next.
+
+    Attributes:
+      generation: 0 for the start.
+      factors: the candidates, best first.
+      scores: of each, nats.
+      history: of every generation so far: the best and the median score, and how many candidates were scored.
+    """
+
+    generation: int
+    factors: Float64[np.ndarray, "candidates pairs"]
+    scores: Float64[np.ndarray, " candidates"]
+    history: tuple[Mapping[str, float], ...]
+
+
+def evolve(
+    score: Callable[[Factors], float],
+    named: Mapping[str, Factors],
+    *,
+    population: int,
+    generations: int,
+    largest: float,
+    seed: int,
+    resume: Population | None = None,
+    keep: Callable[[Population], None] = lambda population: None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Population:
+    """Returns the last generation of a search, best candidate first.
+
+    The first generation is the named factors and offspring of theirs. In every other one the best quarter stays, with
+    its scores, and the rest is new: a child of one or two of the best half, cut together at a random pair, then
+    changed by a smooth bump in the logarithm, of random place, width and height.
+
+    Args:
+      score: of a candidate, nats, the higher the better; the same whenever it is asked for the same.
+      named: factors to start from, at most `population` of them.
+      population: candidates of a generation.
+      generations: after the first.
+      largest: the largest factor; see `admissible`.
+      seed: of all chance; generation `g` draws from its own stream of it.
+      resume: a generation of the same search to go on from.
+      keep: called with every finished generation.
+      progress: called as work proceeds.
+    """
+    current = resume
+    for generation in range(0 if current is None else current.generation + 1, generations + 1):
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_EVOLVED, generation)))
+        if current is None:
+            parents = np.stack(list(named.values()))
+            elders, scores, new = parents[:0], np.empty(0), [*parents]
+        else:
+            parents, kept = current.factors[: max(population // 2, 1)], max(population // 4, 1)
+            elders, scores, new = current.factors[:kept], current.scores[:kept], []
+        while len(elders) + len(new) < population:
+            new.append(_child(rng, parents, np.stack([*parents, *elders, *new]), largest))
+        found = []
+        for done, candidate in enumerate(new, 1):
+            progress(f"generation {generation}", done, len(new))
+            found.append(score(candidate))
+        factors, scores = np.stack([*elders, *new]), np.concatenate([scores, found])
+        order = np.argsort(-scores, kind="stable")
+        line = {"best": float(scores.max()), "median": float(np.median(scores)), "scored": len(new)}
+        history = () if current is None else current.history
+        current = Population(generation, factors[order], scores[order], (*history, line))
+        keep(current)
+    assert current is not None
+    return current
+
+
+def _child(rng: np.random.Generator, parents: np.ndarray, known: np.ndarray, largest: float) -> Factors:
+    """Returns a candidate that is not among the known ones, as far as one turns up."""
+    logs, pairs = np.log(parents), parents.shape[1]
+    for _ in range(_REDRAWS):
+        mother, father = rng.integers(len(parents), size=2)
+        cut = rng.integers(pairs + 1)
+        mixed = np.where(np.arange(pairs) < cut, logs[mother], logs[father])
+        centre, width = rng.uniform(0, pairs - 1), np.exp(rng.uniform(np.log(0.5), np.log(pairs)))
+        # From changes of the whole range of factors down to a thirtieth of it: no step size has to be tuned.
+        height = rng.normal() * np.log(largest) / 2 * 10 ** -rng.uniform(0, 1.5)
+        bump = height * np.exp(-(((np.arange(pairs) - centre) / width) ** 2) / 2)
+        child = admissible(np.exp(mixed + bump), largest=largest)
+        if not (known == child).all(axis=1).any():
+            break
+    return child

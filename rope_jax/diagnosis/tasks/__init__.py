@@ -1,0 +1,1 @@
+"""What a model is asked: synthetic contexts, questions in English, and text."""

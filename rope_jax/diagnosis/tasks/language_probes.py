@@ -1,0 +1,398 @@
+"""The probes in English, for a checkpoint that reads it: facts between clauses of a contract, questions at the end.
+
+| probe | in the haystack | question | answer |
+|---|---|---|---|
+| ret | The code word of the Alder account is tiger. | The code word of the Alder account is | the word |
+| bind | Schedule Maple lists, in this order: rice, steel, … | The third item of Schedule Maple is | the item |
+| ord | The parties then signed the lease. | Which came first, the sale or the lease? The | the earlier |
+| ith | An amendment of the Fig agreement set the rate to six. | The second amendment … set the rate to | its rate |
+| count | The auditor visited the Elm office. | The number of times the auditor visited … is | one to five |
+
+`dist` is left out: no short question about a distance in tokens has an answer that a reader of English would know.
+
+Every sentence is tokenized on its own, as it stands after another sentence, and rows are put together from whole
+sentences. One is cut: a haystack begins somewhere inside its first clause, like an excerpt, so that the row has exactly
+the length asked for.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+
+from rope_jax.diagnosis.tasks import contract_text
+from rope_jax.diagnosis.tasks.context_sizes import check_size
+from rope_jax.diagnosis.tasks.haystacks import GROUP, PROBES, Counts, Haystacks
+from rope_jax.errors import InputError
+
+STATUS = "plumbing tested, not validated"
+"""What every report on these probes prints: no model has yet been seen to answer them as it should."""
+
+LANGUAGE_COUNTS = Counts(
+    pairs=4, markers=2, bind_questions=3, order_pairs=3, distances=0, repeats=3, ith_questions=1, counted=1
+)
+"""Facts and questions that fit 512 tokens with a tokenizer that has common English words whole."""
+
+_CHOICES = 8
+
+
+def language_haystacks(
+    rng: np.random.Generator,
+    tokenizer: tokenizers.Tokenizer,
+    *,
+    rows: int,
+    length: int,
+    largest_gap: int = 128,
+    counts: Counts | None = None,
+) -> Haystacks:
+    """Returns English haystacks of `length` tokens, the questions at the end of each in random order.
+
+    As `haystacks.haystacks`; distance and gap are between the first tokens of sentences, and the prompt of a question.
+    Only the first token of an answer is scored, and words are chosen so that it tells the choices apart. Generators in
+    the same state ask the same at every length: only places and filler differ.
+
+    Args:
+      rng: the only source of randomness; rows are drawn from what it spawns.
+      tokenizer: of the checkpoint; where it puts special tokens before a text, they stand before each row.
+      rows: how many.
+      length: tokens of each, questions and answers included.
+      largest_gap: most tokens between two events of `ord`; the same short and long, so that only distance grows.
+      counts: facts and questions; `LANGUAGE_COUNTS` where None. It must hold no `distances`.
+
+    Raises:
+      InputError: if so many facts or rows do not fit, or the tokenizer cannot tell enough words apart.
+    """
+    counts = counts or LANGUAGE_COUNTS
+    if counts.distances:
+        raise InputError(f"dist: not asked in language; counts.distances must be 0, got {counts.distances}")
+    if counts.repeats > len(contract_text.ORDINALS):
+        raise InputError(f"ith: at most {len(contract_text.ORDINALS)} repeats in language, got {counts.repeats}")
+    check_size(rows=rows, lengths=[length])
+    writer = _Writer(tokenizer)
+    words = _words(writer, counts)
+    made = [_row(row, writer, words, length, largest_gap, counts) for row in rng.spawn(rows)]
+    return Haystacks(*(np.stack(column) for column in zip(*made, strict=True)))
+
+
+class _Writer:
+    """Turns sentences into tokens as they stand inside a text: after another sentence."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        saved = tokenizer.to_str()
+        model = json.loads(saved)["model"]
+        self.name = f"the {model['type']} tokenizer of {tokenizer.get_vocab_size()} tokens"
+        self._tokenizer = tokenizers.Tokenizer.from_str(saved)
+        # What a tokenizer was saved with would cut every sentence, or fill it up.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        unknown = model.get("unk_token")
+        self._unknown = model.get("unk_id") if unknown is None else tokenizer.token_to_id(unknown)
+        self._opening = self._encode(contract_text.OPENING).ids
+        whole = self._encode(contract_text.OPENING, special=True)
+        special = zip(whole.ids, whole.special_tokens_mask, strict=True)
+        self.prefix = [token for token, _ in itertools.takewhile(lambda pair: pair[1], special)]
+
+    def _encode(self, text: str, special: bool = False) -> tokenizers.Encoding:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=special)
+        except Exception as error:  # the library raises bare Exception
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{self.name} cannot encode {text!r}: {reason}") from error
+
+    def write(self, text: str) -> list[int]:
+        """Returns the tokens of a text that follows a sentence."""
+        ids, start = self._encode(f"{contract_text.OPENING} {text}").ids, len(self._opening)
+        if ids[:start] != self._opening:
+            raise InputError(f"{self.name} does not keep sentences apart: it joins {text!r} to the one before")
+        if len(ids) == start or self._unknown in ids[start:]:
+            raise InputError(f"{self.name} has no tokens for some of {text!r}")
+        return ids[start:]
+
+    def complete(self, prompt: str, word: str) -> list[int]:
+        """Returns the tokens with which a word and a full stop follow a prompt.
+
+        Raises:
+          InputError: if prompt and word share a token, or the word begins otherwise where no full stop follows.
+        """
+        before, bare, whole = self.write(prompt), self.write(f"{prompt} {word}"), self.write(f"{prompt} {word}.")
+        end = len(before)
+        if not before == bare[:end] == whole[:end] or not bare[end:] or bare[end] != whole[end]:
+            raise InputError(f"{self.name} does not keep {word!r} apart after {prompt!r}")
+        return whole[end:]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Words:
+    """Words that the tokenizer tells apart by their first token; names by all of theirs."""
+
+    names: tuple[str, ...]
+    codes: tuple[str, ...]
+    items: tuple[str, ...]
+    events: tuple[str, ...]
+    rates: tuple[str, ...]
+
+
+def _words(writer: _Writer, counts: Counts) -> _Words:
+    text = contract_text
+    names = _names(writer, counts.pairs + counts.markers + bool(counts.repeats) + counts.counted)
+
+    def apart(probe: str, prompt: str, words: Sequence[str], needed: int) -> tuple[str, ...]:
+        return _apart(writer, probe, prompt, names[0], words, needed) if needed else ()
+
+    apart("count", text.COUNT_PROMPT, text.NUMBERS, len(text.NUMBERS) if counts.counted else 0)
+    return _Words(
+        names=names,
+        codes=apart("ret", text.RET_PROMPT, text.CODES, counts.pairs),
+        items=apart("bind", text.BIND_PROMPT, text.ITEMS, GROUP if counts.markers else 0),
+        events=apart("ord", text.ORD_PROMPT, tuple(text.EVENTS), 2 * counts.order_pairs),
+        rates=apart("ith", text.ITH_PROMPT, text.RATES, counts.repeats),
+    )
+
+
+def _apart(writer: _Writer, probe: str, prompt: str, name: str, words: Sequence[str], needed: int) -> tuple[str, ...]:
+    """Words that differ in the first token after the prompt; only those of one token where they suffice."""
+    usable: dict[int, tuple[bool, str]] = {}
+    reason = ""
+    for word in words:
+        before = prompt.format(name=name, ordinal=contract_text.ORDINALS[0], one=word, other=word)
+        try:
+            first = writer.complete(before, word)[0]
+        except InputError as error:
+            reason = f"; {error}"
+            continue
+        whole = len(writer.write(f"{before} {word}")) == len(writer.write(before)) + 1
+        if first not in usable or (whole and not usable[first][0]):
+            usable[first] = (whole, word)
+    whole_words = tuple(word for whole, word in usable.values() if whole)
+    found = whole_words if len(whole_words) >= needed else tuple(word for _, word in usable.values())
+    if len(found) < needed:
+        raise InputError(
+            f"{probe}: by their first token {writer.name} tells {len(found)} of {len(words)} answers apart, "
+            f"{needed} are needed{reason}"
+        )
+    return found
+
+
+def _names(writer: _Writer, needed: int) -> tuple[str, ...]:
+    usable: dict[tuple[int, ...], str] = {}
+    reason = ""
+    for name in contract_text.NAMES:
+        try:
+            usable.setdefault(tuple(writer.write(f"The {name} account")), name)
+        except InputError as error:
+            reason = f"; {error}"
+    if len(usable) < max(needed, 1):
+        raise InputError(
+            f"ret, bind, ith, count: {writer.name} tells {len(usable)} of {len(contract_text.NAMES)} names apart, "
+            f"{max(needed, 1)} are needed{reason}"
+        )
+    return tuple(usable.values())
+
+
+@dataclasses.dataclass(eq=False)
+class _Sentence:
+    tokens: list[int]
+    start: int = -1  # position of its first token, once it has a place
+
+
+@dataclasses.dataclass
+class _Question:
+    probe: str
+    prompt: list[int]
+    answer: list[int]
+    choices: list[int]
+    about: list[_Sentence]
+    asked: int = 0
+    choice_offsets: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass
+class _Contents:
+    """What a row says and asks; the sentences of a group stand in their order, those of a pair near each other."""
+
+    groups: list[list[_Sentence]] = dataclasses.field(default_factory=list)
+    pairs: list[tuple[_Sentence, _Sentence]] = dataclasses.field(default_factory=list)
+    questions: list[_Question] = dataclasses.field(default_factory=list)
+
+    def tokens(self) -> int:
+        """How many tokens it takes."""
+        sentences = [sentence for group in (*self.groups, *self.pairs) for sentence in group]
+        return sum(len(one.tokens) for one in sentences) + sum(len(q.prompt) + len(q.answer) for q in self.questions)
+
+
+def _row(
+    rng: np.random.Generator, writer: _Writer, words: _Words, length: int, largest_gap: int, counts: Counts
+) -> tuple[np.ndarray, ...]:
+    for_contents, for_places, for_filler = rng.spawn(3)
+    contents = _contents(for_contents, writer, words, counts)
+    heading = writer.write(contract_text.QUESTIONS_FOLLOW)
+    room = length - len(writer.prefix) - contents.tokens() - len(heading)
+    if room < 1:
+        raise InputError(f"a haystack of {length} tokens is too short: {counts} takes {length - room + 1} tokens here")
+    filler = _filler(for_filler, writer, room)
+    for _ in range(100):
+        line = _placed(for_places, filler, contents, largest_gap)
+        start = len(writer.prefix)
+        for sentence in line:
+            sentence.start = start
+            start += len(sentence.tokens)
+        if all(second.start - first.start <= largest_gap for first, second in contents.pairs):
+            break
+    else:
+        raise InputError(f"ord: no place for {counts} in {length} tokens with gaps of at most {largest_gap}")
+    tokens = [*writer.prefix, *(token for sentence in line for token in sentence.tokens), *heading]
+    return _asked(tokens, contents.questions)
+
+
+def _filler(rng: np.random.Generator, writer: _Writer, room: int) -> list[_Sentence]:
+    """Clauses of `room` tokens together; the first is cut at its beginning."""
+    backwards: list[_Sentence] = []
+    while room > 0:
+        tokens = writer.write(contract_text.clause(rng))[-room:]
+        backwards.append(_Sentence(tokens))
+        room -= len(tokens)
+    return backwards[::-1]
+
+
+def _placed(
+    rng: np.random.Generator, filler: list[_Sentence], contents: _Contents, largest_gap: int
+) -> list[_Sentence]:
+    line = list(filler)
+    for group in contents.groups:
+        places = np.sort(rng.integers(1, len(line) + 1, len(group)))  # never before the clause that is cut
+        for place, sentence in zip(places[::-1], group[::-1], strict=True):
+            line.insert(int(place), sentence)
+    for first, second in contents.pairs:
+        lengths = np.asarray([len(sentence.tokens) for sentence in line])
+        width = len(first.tokens)
+        most = max(width, min(largest_gap, int(lengths.sum()) // 2))
+        between = np.exp(rng.uniform(np.log(width), np.log(most))) - width
+        after = lengths[::-1].cumsum()[::-1]
+        places = np.flatnonzero(after[1:] >= between) + 1
+        place = int(rng.choice(places)) if len(places) else 1
+        stops = np.concatenate([[0], lengths[place:].cumsum()])
+        other = place + int(np.abs(stops[stops <= most - width] - between).argmin())
+        line.insert(other, second)
+        line.insert(place, first)
+    return line
+
+
+def _asked(tokens: list[int], questions: list[_Question]) -> tuple[np.ndarray, ...]:
+    columns: list[list] = [[] for _ in range(7)]
+    for question in questions:
+        tokens += question.prompt
+        starts = [sentence.start for sentence in question.about]
+        values = (
+            PROBES.index(question.probe),
+            len(tokens) - 1,
+            [*question.choices, *[-1] * (_CHOICES - len(question.choices))],
+            len(tokens) - 1 - max(starts),
+            max(starts) - min(starts) if question.probe == "ord" else 0,
+            question.asked,
+            [*question.choice_offsets, *[0] * (_CHOICES - len(question.choice_offsets))],
+        )
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+        tokens += question.answer
+    return (np.asarray(tokens, np.int32), *(np.asarray(column, np.int32) for column in columns))
+
+
+def _contents(rng: np.random.Generator, writer: _Writer, words: _Words, counts: Counts) -> _Contents:
+    names = iter(rng.permutation(words.names).tolist())
+    contents = _Contents()
+    _bind(rng, writer, words, names, counts, contents)
+    _ord(rng, writer, words, counts, contents)
+    _ret(rng, writer, words, names, counts, contents)
+    _ith(rng, writer, words, names, counts, contents)
+    _count(rng, writer, names, counts, contents)
+    contents.questions = [contents.questions[i] for i in rng.permutation(len(contents.questions))]
+    return contents
+
+
+def _question(writer: _Writer, probe: str, prompt: str, choices: Sequence[str], about, **more) -> _Question:
+    ends = [writer.complete(prompt, choice) for choice in choices[:_CHOICES]]
+    firsts = [end[0] for end in ends]
+    if len(set(firsts)) < len(firsts):
+        raise InputError(f"{probe}: {writer.name} does not tell {', '.join(choices)} apart after {prompt!r}")
+    return _Question(probe, writer.write(prompt), ends[0], firsts, about, **more)
+
+
+def _answer_first(values: Sequence, index: int) -> list:
+    return [values[index], *values[:index], *values[index + 1 :]]
+
+
+def _drawn(rng: np.random.Generator, words: tuple[str, ...], count: int) -> list[str]:
+    return rng.choice(words, count, replace=False).tolist() if count else []
+
+
+def _bind(rng, writer: _Writer, words: _Words, names, counts: Counts, contents: _Contents) -> None:
+    markers = list(itertools.islice(names, counts.markers))
+    items = _drawn(rng, words.items, GROUP if markers else 0)
+    orders = [rng.permutation(items).tolist() for _ in markers]
+    lists = [
+        _Sentence(writer.write(contract_text.BIND_FACT.format(name=name, items=_listed(order))))
+        for name, order in zip(markers, orders, strict=True)
+    ]
+    contents.groups += [[sentence] for sentence in lists]
+    for pick in rng.permutation(len(markers) * GROUP)[: counts.bind_questions]:
+        group, offset = divmod(int(pick), GROUP)
+        prompt = contract_text.BIND_PROMPT.format(ordinal=contract_text.ORDINALS[offset], name=markers[group])
+        contents.questions.append(
+            _question(
+                writer,
+                "bind",
+                prompt,
+                _answer_first(orders[group], offset),
+                [lists[group]],
+                asked=offset + 1,
+                choice_offsets=tuple(_answer_first(range(1, GROUP + 1), offset)),
+            )
+        )
+
+
+def _listed(items: list[str]) -> str:
+    return f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def _ord(rng, writer: _Writer, words: _Words, counts: Counts, contents: _Contents) -> None:
+    events = _drawn(rng, words.events, 2 * counts.order_pairs)
+    for pair in zip(events[::2], events[1::2], strict=True):
+        first, second = (_Sentence(writer.write(contract_text.EVENTS[event])) for event in pair)
+        contents.pairs.append((first, second))
+        one, other = pair if rng.random() < 0.5 else pair[::-1]
+        prompt = contract_text.ORD_PROMPT.format(one=one, other=other)
+        contents.questions.append(_question(writer, "ord", prompt, pair, [first, second]))
+
+
+def _ret(rng, writer: _Writer, words: _Words, names, counts: Counts, contents: _Contents) -> None:
+    values = _drawn(rng, words.codes, counts.pairs)
+    for index, name in enumerate(itertools.islice(names, counts.pairs)):
+        fact = _Sentence(writer.write(contract_text.RET_FACT.format(name=name, word=values[index])))
+        contents.groups.append([fact])
+        prompt = contract_text.RET_PROMPT.format(name=name)
+        contents.questions.append(_question(writer, "ret", prompt, _answer_first(values, index), [fact]))
+
+
+def _ith(rng, writer: _Writer, words: _Words, names, counts: Counts, contents: _Contents) -> None:
+    if not counts.repeats:
+        return
+    name, values = next(names), _drawn(rng, words.rates, counts.repeats)
+    facts = [_Sentence(writer.write(contract_text.ITH_FACT.format(name=name, word=value))) for value in values]
+    contents.groups.append(facts)
+    for i in rng.permutation(counts.repeats)[: counts.ith_questions].tolist():
+        prompt = contract_text.ITH_PROMPT.format(ordinal=contract_text.ORDINALS[i], name=name)
+        contents.questions.append(_question(writer, "ith", prompt, _answer_first(values, i), [facts[i]], asked=i + 1))
+
+
+def _count(rng, writer: _Writer, names, counts: Counts, contents: _Contents) -> None:
+    for name in itertools.islice(names, counts.counted):
+        times = int(rng.integers(1, len(contract_text.NUMBERS) + 1))
+        fact = writer.write(contract_text.COUNT_FACT.format(name=name))
+        visits = [_Sentence(fact) for _ in range(times)]
+        contents.groups.append(visits)
+        prompt = contract_text.COUNT_PROMPT.format(name=name)
+        choices = _answer_first(contract_text.NUMBERS, times - 1)
+        contents.questions.append(_question(writer, "count", prompt, choices, visits, asked=times))

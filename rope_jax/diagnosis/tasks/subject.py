@@ -1,0 +1,220 @@
+"""What is diagnosed: a model, and the items it is asked, all made from one seed and the same in every cell."""
+
+import dataclasses
+import functools
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float64
+
+from rope_jax.checkpoints import strict_json
+from rope_jax.checkpoints.checkpoint import Checkpoint
+from rope_jax.checkpoints.loading import load_checkpoint
+from rope_jax.diagnosis.tasks import haystacks
+from rope_jax.diagnosis.tasks.context_sizes import check_size
+from rope_jax.diagnosis.tasks.haystacks import TRAINING, Counts, Haystacks
+from rope_jax.diagnosis.tasks.text import Rows
+from rope_jax.errors import InputError
+
+Reach = Literal["short", "long"]
+REACHES: tuple[Reach, ...] = ("short", "long")
+
+_FIT_ROWS = 32
+_UNSEEN_ROWS = 24
+# Streams of the seed; 2 to 4 belong to the search for factors.
+_JUDGED = 0
+_FIT = 1
+_UNSEEN = 5
+_FURTHER = 6
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Items:
+    """What every cell is asked.
+
+    Attributes:
+      short: haystacks of the trained length, or None for a model that answers no probes.
+      long: as many of the target length, with as many facts.
+      text: rows of the target length for the loss by position.
+      counted: weight of each next token of `text` in that loss, `[rows, length - 1]`.
+    """
+
+    short: Haystacks | None
+    long: Haystacks | None
+    text: Rows
+    counted: Float64[np.ndarray, "rows next"]
+
+    @property
+    def asked(self) -> dict[Reach, Haystacks]:
+        """The haystacks by reach; empty for a model that answers no probes."""
+        of_reach: dict[Reach, Haystacks | None] = {"short": self.short, "long": self.long}
+        return {reach: items for reach, items in of_reach.items() if items is not None}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A model and what it is asked.
+
+    Attributes:
+      checkpoint: the model.
+      trained_length: `L`, tokens.
+      target_length: `L'`, tokens.
+      items: what is evaluated.
+      fit_text: rows of at most `L` tokens for fitting a bias, disjoint from the items.
+      fit_counted: weights of their next tokens.
+      unseen_items: haystacks of the trained length that nothing is fitted to nor judged by, or None.
+      language: where the probes come from, in words.
+      counts: facts and questions of its haystacks, for whoever makes more of them.
+    """
+
+    checkpoint: Checkpoint
+    trained_length: int
+    target_length: int
+    items: Items
+    fit_text: Rows
+    fit_counted: Float64[np.ndarray, "rows next"]
+    unseen_items: Haystacks | None
+    language: str
+    counts: Counts = dataclasses.field(default_factory=Counts)
+
+    @property
+    def factor(self) -> float:
+        """`s = L'/L`."""
+        return self.target_length / self.trained_length
+
+    @property
+    def num_haystacks(self) -> int:
+        """Haystacks at each length; 0 for a model that answers no probes."""
+        return 0 if self.items.long is None else len(self.items.long.tokens)
+
+    def more_haystacks(self, rng: np.random.Generator, *, rows: int, length: int) -> Haystacks:
+        """Returns other haystacks like its own: as many facts, and events no farther apart than in training."""
+        return _made(rng, rows=rows, length=length, trained_length=self.trained_length, counts=self.counts)
+
+
+def standins() -> tuple[Path, ...]:
+    """Returns the directories of the stand-ins that ship with the package, by seed."""
+    return tuple(sorted(Path(str(resources.files("rope_jax") / "standins")).glob("seed-*")))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Standin:
+    """A model that reads the haystacks' vocabulary.
+
+    Attributes:
+      checkpoint: the model.
+      counts: facts and questions of the haystacks that it was trained on.
+    """
+
+    checkpoint: Checkpoint
+    counts: Counts
+
+    def asked(
+        self, *, rows: int, target_length: int | None = None, text_rows: int = 8, seed: int = 0, part: int = 0
+    ) -> Subject:
+        """Returns the model with haystacks in its own language.
+
+        Args:
+          rows: haystacks at each length.
+          target_length: `L'`, tokens; eight times the trained length where None.
+          text_rows: rows of repeated text.
+          seed: of all items; those to fit on come from another stream of it.
+          part: further parts of the items, 1 or more, are other draws of as many; what is fitted to stays.
+
+        Raises:
+          InputError: if the target is no longer than what the model was trained on.
+        """
+        length = self.checkpoint.positions.original_length
+        target = 8 * length if target_length is None else target_length
+        if target <= length:
+            raise InputError(f"target length {target} must be above the trained length {length}")
+        fitted, unseen = (np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(s,))) for s in (_FIT, _UNSEEN))
+        made = functools.partial(_made, trained_length=length, counts=self.counts)
+        answers = made(fitted, rows=_FIT_ROWS, length=length)
+        copies = haystacks.repeated_text(fitted, rows=_FIT_ROWS // 4, length=length, farthest=length // 2)
+        return Subject(
+            checkpoint=self.checkpoint,
+            trained_length=length,
+            target_length=target,
+            items=standin_items(
+                self.counts,
+                trained_length=length,
+                target_length=target,
+                rows=rows,
+                text_rows=text_rows,
+                seed=seed,
+                part=part,
+            ),
+            fit_text=np.concatenate([answers.tokens, copies.tokens]),
+            fit_counted=np.concatenate([answer_weights(answers), copies.predictable]),
+            unseen_items=made(unseen, rows=_UNSEEN_ROWS, length=length),
+            language="haystacks in the stand-in's own vocabulary; text of repeated segments, copied tokens counted",
+            counts=self.counts,
+        )
+
+
+def standin_items(
+    counts: Counts, *, trained_length: int, target_length: int, rows: int, text_rows: int, seed: int = 0, part: int = 0
+) -> Items:
+    """Returns what a stand-in is asked, which does not depend on its weights.
+
+    Args:
+      counts: facts and questions of a haystack.
+      trained_length: `L`, tokens.
+      target_length: `L'`, tokens.
+      rows: haystacks at each length.
+      text_rows: rows of repeated text.
+      seed: of all items.
+      part: further parts, 1 or more, are other draws of as many.
+
+    Raises:
+      InputError: if they are too many to fit into memory.
+    """
+    check_size(rows=rows, lengths=[trained_length, target_length], text_rows=text_rows)
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_FURTHER, part) if part else (_JUDGED,)))
+    short, long = (
+        _made(rng, rows=rows, length=length, trained_length=trained_length, counts=counts)
+        for length in (trained_length, target_length)
+    )
+    text = haystacks.repeated_text(rng, rows=text_rows, length=target_length, farthest=trained_length // 2)
+    return Items(short, long, text.tokens, text.predictable)
+
+
+def read_standin(directory: Path) -> Standin:
+    """Returns the stand-in that `experiments/train.py` has written to a directory.
+
+    Raises:
+      InputError: if the checkpoint does not know the haystacks' vocabulary, or its record names no such counts.
+    """
+    checkpoint = load_checkpoint(directory)
+    if checkpoint.config.vocab_size != haystacks.VOCAB_SIZE:
+        raise InputError(
+            f"{directory}: a vocabulary of {checkpoint.config.vocab_size} tokens is not that of the haystacks, "
+            f"{haystacks.VOCAB_SIZE}"
+        )
+    return Standin(checkpoint, _known(directory / TRAINING))
+
+
+def _made(rng: np.random.Generator, *, rows: int, length: int, trained_length: int, counts: Counts) -> Haystacks:
+    gap = min(trained_length // 2, haystacks.widest_gap(trained_length, counts))
+    return haystacks.haystacks(rng, rows=rows, length=length, largest_gap=gap, counts=counts)
+
+
+def _known(record: Path) -> Counts:
+    """Returns the facts and questions that a stand-in was trained on, as `experiments/train.py` wrote them down."""
+    if not record.is_file():
+        return Counts()
+    written = strict_json.read(record).get("counts", {})
+    known = {field.name for field in dataclasses.fields(Counts)}
+    if not isinstance(written, dict) or not set(written) <= known or not all(type(n) is int for n in written.values()):
+        raise InputError(f"{record}: counts must give whole numbers for some of {', '.join(sorted(known))}")
+    return Counts(**written)
+
+
+def answer_weights(items: Haystacks) -> Float64[np.ndarray, "rows next"]:
+    """Returns 1 where the next token answers a question, else 0."""
+    weights = np.zeros((items.tokens.shape[0], items.tokens.shape[1] - 1))
+    np.put_along_axis(weights, items.position, 1.0, axis=1)
+    return weights

@@ -1,0 +1,106 @@
+"""`tokenizer.json` files, which are tried in a process of their own first: the library that reads them can abort."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int64
+
+from rope_jax.diagnosis.tasks import tokenizer_process
+from rope_jax.errors import InputError
+from rope_jax.regular_files import check_regular
+
+__all__ = ["encode_documents", "read_tokenizer"]
+
+MAX_BYTES = 256 * 2**20  # the largest published ones have about 35 MB
+_MEMORY = 4 * 2**30  # of address space, beyond what the sizes of the files ask for
+_MEMORY_PER_BYTE = 256
+_SECONDS, _BYTES_PER_SECOND = 120.0, 20_000  # a tenth of the slowest seen
+_SAMPLE = "The 3rd key of box 27 is blue; it was found in 1994. What is the key?"
+
+
+def read_tokenizer(file: pathlib.Path) -> tokenizers.Tokenizer:
+    """Returns the tokenizer in a `tokenizer.json`, without the truncation and padding it may have been saved with.
+
+    Args:
+      file: the `tokenizer.json`.
+
+    Raises:
+      InputError: if the file cannot be read, is no tokenizer, or crashes the library that reads it.
+    """
+    loaded, reason, crashed = _run(file, [_SAMPLE])[1:]
+    if crashed or not loaded:
+        raise InputError(f"{file}: not a tokenizer: {reason}")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"{file}: not a tokenizer: {_first_line(str(error))}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def encode_documents(file: pathlib.Path, documents: Sequence[str], *, origin: str) -> Int64[np.ndarray, " tokens"]:
+    """Returns the token ids of all documents, one after the other, each with the special tokens its tokenizer adds.
+
+    Args:
+      file: the `tokenizer.json`.
+      documents: texts.
+      origin: where they come from, for messages.
+
+    Raises:
+      InputError: if the file is no tokenizer, or cannot encode the documents.
+    """
+    ids, loaded, reason, _ = _run(file, documents)
+    if not loaded:
+        raise InputError(f"{file}: not a tokenizer: {reason}")
+    if ids is None:
+        raise InputError(f"{origin}: {file} cannot encode it: {reason}")
+    return ids
+
+
+def _run(file: pathlib.Path, documents: Sequence[str]) -> tuple[np.ndarray | None, bool, str, bool]:
+    """Returns token ids (None if it failed), whether the tokenizer could be read, why not, and whether it crashed."""
+    size = check_regular(file, "a tokenizer").st_size
+    if size > MAX_BYTES:
+        raise InputError(f"{file}: {size:,} bytes are no tokenizer; at most {MAX_BYTES:,} are read")
+    given = json.dumps(list(documents)).encode()
+    memory = _MEMORY + _MEMORY_PER_BYTE * (size + len(given))
+    seconds = _SECONDS + (size + len(given)) / _BYTES_PER_SECOND
+    # -P: a module of the working directory must not stand in for one of those that are imported.
+    command = [sys.executable, "-P", tokenizer_process.__file__, os.path.abspath(file), str(memory)]
+    # Threads take address space each, and the limit counts it.
+    environment = {"RAYON_NUM_THREADS": str(min(8, os.cpu_count() or 1)), **os.environ}
+    try:
+        done = subprocess.run(command, input=given, capture_output=True, timeout=seconds, env=environment, check=False)
+    except subprocess.TimeoutExpired as expired:
+        loaded = (expired.stdout or b"").startswith(tokenizer_process.LOADED)
+        return None, loaded, f"no answer in {seconds:.0f} seconds", True
+    except OSError as error:
+        raise InputError(f"{file}: no process could be started to read it: {error.strerror}") from error
+    loaded = done.stdout.startswith(tokenizer_process.LOADED)
+    if done.returncode == 0 and loaded:
+        return np.frombuffer(done.stdout[len(tokenizer_process.LOADED) :], "<i8"), True, "", False
+    printed = done.stderr.decode("utf-8", "replace")
+    if done.returncode == 1:
+        crashed = "panicked at" in printed
+        return None, loaded, _first_line(printed.strip().rpartition("\n")[2]), crashed
+    return None, loaded, f"it crashes the library that reads it ({_ending(done.returncode)})", True
+
+
+def _ending(status: int) -> str:
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"exit status {status}"
+
+
+def _first_line(text: str) -> str:
+    line = (text.splitlines() or [""])[0][:300]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)

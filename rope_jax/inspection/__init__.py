@@ -1,1 +1,0 @@
-"""What a config alone says about a retrofit: the record behind `rope-jax inspect`, as a table and as a picture."""

@@ -1,0 +1,112 @@
+"""Adapted arms: what they are trained on, that they learn, and that a run that was cut off goes on."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from cases import save_standin, tiny_subject, used
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from rope_jax.diagnosis.evaluation import adaptation
+from rope_jax.diagnosis.evaluation.adaptation import adapted
+from rope_jax.diagnosis.evaluation.case_adapted import judge_adapted
+from rope_jax.diagnosis.evaluation.case_setup import Settings, fitted_schemes, needed_cells
+from rope_jax.diagnosis.evaluation.cell_runs import CellRuns
+from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell
+from rope_jax.diagnosis.evaluation.losses import LossProgram
+from rope_jax.diagnosis.tasks import haystacks
+
+QUO = Cell("ntk", "alibi")
+SETTINGS = Settings(status_quos=(QUO,), transforms=("llama3",), adapt_steps=2)
+KNOWN = haystacks.Counts(markers=1, distances=0, repeats=0, ith_questions=0, counted=0)
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    made = tiny_subject(save_standin(tmp_path_factory.mktemp("standin")))
+    return dataclasses.replace(made, counts=KNOWN)
+
+
+@pytest.fixture(scope="module")
+def maker(subject):
+    return fitted_schemes(subject, SETTINGS, needed_cells(SETTINGS))[1]
+
+
+def weights(subject):
+    return jax.tree.leaves(nnx.state(subject.checkpoint.model))
+
+
+def test_it_is_trained_on_the_questions_the_model_knows(subject, maker, monkeypatch):
+    seen = []
+
+    def watched(*arguments, **named):
+        items = haystacks_before(*arguments, **named)
+        seen.append({haystacks.PROBES[probe] for probe in np.unique(items.probe)})
+        return items
+
+    haystacks_before = haystacks.haystacks
+    monkeypatch.setattr(adaptation.haystacks, "haystacks", watched)
+    adapted(subject, maker(QUO), name="x", steps=1)
+    assert seen == [{"ret", "bind", "ord"}]
+
+
+def test_steps_lower_the_loss_and_leave_the_items_alone(subject, maker):
+    after = adapted(subject, maker(QUO), name="x", steps=20, learning_rate=3e-3)
+    assert after.items is subject.items
+    losses = [LossProgram(one.checkpoint.model)(maker(QUO), subject.items.text) for one in (subject, after)]
+    counted = subject.items.counted
+    before, behind = ((loss * counted).sum() / counted.sum() for loss in losses)
+    assert behind < before - 0.05
+
+
+@pytest.mark.slow
+def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(subject, maker, tmp_path, monkeypatch):
+    first = adapted(subject, maker(QUO), name="x", steps=2, store=tmp_path)
+    again = adapted(subject, maker(QUO), name="x", steps=2)
+    other = adapted(subject, maker(QUO), name="x", steps=2, seed=1)
+    assert all((a == b).all() for a, b in zip(weights(first), weights(again), strict=True))
+    assert any((a != b).any() for a, b in zip(weights(first), weights(other), strict=True))
+    monkeypatch.setattr(adaptation, "_train", None)  # would fail if it were called
+    kept = adapted(subject, maker(QUO), name="x", steps=2, store=tmp_path)
+    assert kept.checkpoint.sha256 == first.checkpoint.sha256
+    assert all((a == b).all() for a, b in zip(weights(first), weights(kept), strict=True))
+
+
+def test_kept_weights_are_not_believed_by_their_name(subject, maker, tmp_path, monkeypatch, capsys):
+    first = adapted(subject, maker(QUO), name="x", steps=1, store=tmp_path)
+    (directory,) = tmp_path.iterdir()
+    file = directory / "model.safetensors"
+    whole = file.read_bytes()
+    negated = load_file(file)
+    save_file({name: -value for name, value in negated.items()}, file)
+    monkeypatch.setattr(adaptation, "_train", lambda *_: first.checkpoint.model)  # it is known what comes out
+    for content, why in (
+        (file.read_bytes(), "its content does not match its checksum"),
+        (whole[:-4], "its content does not match its checksum"),
+        (None, "is missing"),
+    ):
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        capsys.readouterr()
+        again = adapted(subject, maker(QUO), name="x", steps=1, store=tmp_path)
+        assert f"model.safetensors: {why}: computed anew" in capsys.readouterr().err
+        assert all((a == b).all() for a, b in zip(weights(first), weights(again), strict=True))
+        assert file.read_bytes() == whole
+    (directory / "kept.json").unlink()  # cut off before the last file, or an old version
+    adapted(subject, maker(QUO), name="x", steps=1, store=tmp_path)
+    assert "no kept.json" in capsys.readouterr().err
+    monkeypatch.setattr(adaptation, "_train", None)  # would fail if it were called
+    kept = adapted(subject, maker(QUO), name="x", steps=1, store=tmp_path)
+    assert all((a == b).all() for a, b in zip(weights(first), weights(kept), strict=True))
+
+
+@pytest.mark.slow
+def test_every_arm_is_adapted_before_it_is_judged(subject, maker):
+    unchanged = [CellRuns(subject)(maker(UNCHANGED))]
+    judgement = judge_adapted(QUO, [subject], [maker], unchanged, used(), SETTINGS)
+    assert [one.option.number for one in judgement.verdict.judged] == ["1", "2", "3"]
+    exact = CellRuns(subject)(maker(QUO))
+    assert (judgement.scores[0].log_odds["long"]["bind"] != exact.log_odds["long"]["bind"]).any()
