@@ -52,10 +52,9 @@ class Phase:
         return max(_FIRST, self.trained // 2)
 
 
-def asked_of(markers: int, extras: bool, length: int = _FIRST) -> hay.Counts:
+def asked_of(markers: int, length: int = _FIRST) -> hay.Counts:
     """Returns the facts and questions of a haystack that a model trained at `length` is to know."""
-    counts = hay.Counts(markers=markers, smallest_gap=max(hay.SMALLEST_GAP, length // 16))
-    return counts if extras else dataclasses.replace(counts, distances=0, repeats=0, ith_questions=0, counted=0)
+    return hay.Counts(markers=markers, smallest_gap=max(hay.SMALLEST_GAP, length // 16))
 
 
 def curriculum(length: int, steps: int, asked: hay.Counts, tokens: int = 5376) -> list[Phase]:
@@ -71,23 +70,23 @@ def curriculum(length: int, steps: int, asked: hay.Counts, tokens: int = 5376) -
       tokens: of a step; four times as many where rows are longer than 256, which hold fewer answers each.
     """
     first = min(length, _FIRST)
-    one = asked_of(1, extras=False)
+    one = asked_of(1)
     copied = tokens * 16 // 21
     phases = [
         Phase((32,), copied, first, 1.0, 1500, until=0.75),
         Phase((64,), copied, first, 1.0, 1500, until=0.93),
-        Phase((SHORTEST,), tokens, first, 0.2, 2000, until=0.9, judged=("bind",), counts=(one,)),
+        Phase((SHORTEST,), tokens, first, 0.2, 2000, until=0.9, judged=("binding",), counts=(one,)),
     ]
     if length > first:
         phases.append(
-            Phase((SHORTEST, first), tokens, first, 0.15, 4000, until=0.9, judged=("ord",), counts=(one, ordered(one)))
+            Phase((SHORTEST, first), tokens, first, 0.15, 4000, until=0.9, judged=("order",), counts=(one, ordered(one)))
         )
     trained = first
     while _GROWTH * trained < length:
         trained *= _GROWTH
-        known = asked_of(1, False, trained)
+        known = asked_of(1, trained)
         phases.append(
-            Phase((trained,), 4 * tokens, trained, 0.15, 300, until=0.9, judged=("ret", "bind", "ord"), counts=(known,))
+            Phase((trained,), 4 * tokens, trained, 0.15, 300, until=0.9, judged=("retrieval", "binding", "order"), counts=(known,))
         )
     if length > _STEPWISE:
         return [*phases, Phase((length,), 4 * tokens, length, 0.15, steps, counts=(asked, ordered(asked)))]

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from absl import app, flags, logging
 from curriculum import KINDS, SHORTEST, Batches, Phase, asked_of, curriculum, matched_base
 from flax import nnx
@@ -47,7 +48,6 @@ _FIRST = flags.DEFINE_integer("first_phase", 0, "Phase of the curriculum to begi
 _MARKERS = flags.DEFINE_integer(
     "markers", 1, "Markers of a haystack in the last phase, with the same eight items each."
 )
-_EXTRAS = flags.DEFINE_boolean("extras", False, "Whether dist, ith and count are trained too, in the last phase.")
 _RATE = flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate.")
 _DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Of the stored weights.")
 _COMPUTED = flags.DEFINE_enum("computed", "float32", ["bfloat16", "float32"], "Dtype of the activations.")
@@ -59,6 +59,22 @@ _SAVE_EVERY = 500
 _COMPILERS = 4  # programs compiled beside each other
 _TINY = 32  # tokens of a row
 _TINY_AT_ONCE = 8
+
+
+_INPUTS = {"q": (0,), "k": (0,), "v": (0,), "o": (0, 1), "gate": (0,), "up": (0,), "down": (0,)}
+
+
+def _matrices(state):
+    """Returns which axes of each projection are its inputs and its outputs; None for what is no projection."""
+
+    def axes(path, x):
+        names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+        inputs = next((_INPUTS[name] for name in names if name in _INPUTS), None)
+        if inputs is None or x.ndim < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(inputs, tuple(range(len(inputs), x.ndim)))
+
+    return jax.tree_util.tree_map_with_path(axes, state)
 
 
 class Run:
@@ -76,7 +92,15 @@ class Run:
         self.curve: list[dict] = []
         self._before = before
         self._optimiser = optax.chain(
-            optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98), optax.add_decayed_weights(0.01)
+            optax.clip_by_global_norm(1.0),
+            optax.contrib.muon(
+                1.0,
+                consistent_rms=0.2,
+                adam_b2=0.98,
+                weight_decay=0.01,
+                adam_weight_decay=0.01,
+                muon_weight_dimension_numbers=_matrices,
+            ),
         )
         self._moments = self._optimiser.init(self.state)
         self._seen = np.zeros((3, len(KINDS)))
@@ -140,7 +164,7 @@ class Run:
         nothing = (jax.tree.map(jnp.zeros_like, state), jnp.zeros((3, len(KINDS))))
         (gradients, seen), _ = jax.lax.scan(add, nothing, groups)
         updates, moments = self._optimiser.update(gradients, moments, state)
-        return optax.apply_updates(state, jax.tree.map(lambda u: -rate * u, updates)), moments, seen
+        return optax.apply_updates(state, jax.tree.map(lambda u: rate * u, updates)), moments, seen
 
     def step(self, scheme: Scheme, tokens: np.ndarray, kinds: np.ndarray, rate: float) -> dict[str, float] | None:
         """Takes one step; returns accuracies since they were last shown, when they are shown."""
@@ -166,7 +190,7 @@ class Run:
 
     def save(self, out: Path, phase: Phase) -> None:
         """Writes weights, config, curve, and the haystacks that the model knows, as its last phase had them."""
-        length, counts = phase.trained, phase.counts[0] if phase.counts else asked_of(1, False, phase.trained)
+        length, counts = phase.trained, phase.counts[0] if phase.counts else asked_of(1, phase.trained)
         command = shlex.join(["python", "experiments/train.py", *sys.argv[1:]])
         config = llama_config(self.model, base=matched_base(length), trained_length=length)
         device = jax.devices()[0].device_kind
@@ -241,7 +265,7 @@ def main(argv: list[str]) -> None:
         model = load_checkpoint(_INIT.value).model
         nnx.update(model, jax.tree.map(lambda x: x.astype(jnp.float32), nnx.state(model)))
         before = json.loads((Path(_INIT.value) / hay.TRAINING).read_text())
-    asked = asked_of(_MARKERS.value, _EXTRAS.value, _LENGTH.value)
+    asked = asked_of(_MARKERS.value, _LENGTH.value)
     phases = dict(enumerate(curriculum(_LENGTH.value, _STEPS.value, asked, _TOKENS.value)))
     first = _FIRST.value
     if first not in phases:

@@ -1,15 +1,12 @@
-"""Synthetic haystacks: one context with several kinds of facts in it, and questions at its end about all of them.
+"""Synthetic contexts: facts of several kinds spread over filler, and questions at the end about all of them.
 
-The number of facts is fixed; only filler grows with the length, so that a short and a long haystack ask the same.
+The number of facts is fixed; only filler grows with the length, so that a short and a long context ask the same.
 
-| probe | in the haystack | question | answer |
+| probe | in the context | question | answer |
 |---|---|---|---|
-| ret | pairs `key value` | `? key` | the value |
-| bind | a marker and eight items after it, the same eight after every marker in other orders | `? marker n` | item n |
-| ord | events, each once | `? a b` | whichever came first |
-| dist | a symbol that stands twice | `? symbol` | the class of the distance between the two |
-| ith | a symbol that stands four times, a value after each | `? symbol i` | the value after the i-th |
-| count | a symbol that stands one to five times | `? symbol` | how often |
+| retrieval | pairs `key value` | `? key` | the value |
+| binding | a marker and eight items after it, the same eight after every marker in other orders | `? marker n` | item n |
+| order | events, each once | `first? a b` or `last? a b` | whichever came first, or last |
 """
 
 import dataclasses
@@ -22,22 +19,24 @@ from jaxtyping import Float64, Int32
 from rope_jax.diagnosis.tasks.context_sizes import check_size
 from rope_jax.errors import InputError
 
-PROBES = ("ret", "bind", "ord", "dist", "ith", "count")
-"""Retrieval, binding, order, distance, i-th repeat, and counting, which no position decides."""
+PROBES = ("retrieval", "binding", "order")
+"""Find a value; which item stands n-th after a marker; which of two events came first, or last."""
 
 TRAINING = "training.json"
-"""What `experiments/train.py` leaves beside weights that know these haystacks."""
+"""What `experiments/train.py` leaves beside weights that know these contexts."""
 
-VOCAB_SIZE = 128
+VOCAB_SIZE = 152
 START = 0
-QUESTION = {name: 1 + index for index, name in enumerate(PROBES)}
-DIGITS = np.arange(8, 16)
-FILLER = np.arange(16, 32)
-MARKERS = np.arange(32, 48)
-SYMBOLS = np.arange(48, VOCAB_SIZE)
+QUESTION = {"retrieval": 1, "binding": 2, "first": 3, "last": 4}
+"""The token that opens each kind of question; up to 31 are for kinds to come."""
+FIRST, LAST = 1, 2
+"""What a question of `order` asks for, in `Haystacks.asked`."""
+DIGITS = np.arange(32, 40)
+FILLER = np.arange(40, 56)
+MARKERS = np.arange(56, 72)
+SYMBOLS = np.arange(72, VOCAB_SIZE)
 
 GROUP = 8  # items after a marker
-DISTANCES = (4, 12, 36, 108)  # tokens; a class holds a fifth more or less than its number
 SMALLEST_GAP = 16  # tokens between two events that are asked about; closer ones a small model hardly tells apart
 _CHOICES = 8
 _SHORTEST_SEGMENT, _LONGEST_SEGMENT = 8, 32  # tokens of repeated text
@@ -51,22 +50,15 @@ class Counts:
       pairs: key-value pairs, each asked for once.
       markers: markers with eight items each.
       bind_questions: questions about them, each another (marker, offset); eight ask for every offset once.
-      order_pairs: pairs of events, each asked about once; no event is in two pairs, so no answer gives another away.
-      distances: symbols whose distance is asked for.
-      repeats: occurrences of the symbol of `ith`; 0 for none.
-      ith_questions: occurrences asked for.
-      counted: symbols that are counted.
-      smallest_gap: fewest tokens between two events of `ord`, where there is room.
+      order_pairs: pairs of events, each asked about once, half of them for the first and half for the last; no event is
+        in two pairs, so no answer gives another away.
+      smallest_gap: fewest tokens between two events of `order`, where there is room.
     """
 
     pairs: int = 6
-    markers: int = 2
+    markers: int = 1
     bind_questions: int = 8
     order_pairs: int = 4
-    distances: int = 2
-    repeats: int = 4
-    ith_questions: int = 2
-    counted: int = 2
     smallest_gap: int = SMALLEST_GAP
 
 
@@ -79,9 +71,9 @@ class Haystacks(NamedTuple):
       position: of the last token of the question: the next token is the answer, `[rows, Q]`.
       choices: the answer first, then its distractors, -1 where there are fewer, `[rows, Q, 8]`.
       distance: tokens from what is asked about (the nearer one of two) to the question, `[rows, Q]`.
-      gap: tokens between the two events or occurrences asked about; 0 elsewhere, `[rows, Q]`.
-      asked: the offset or occurrence asked for, from 1; 0 elsewhere, `[rows, Q]`.
-      choice_offsets: for `bind`, the offset at which each choice stands after the marker; 0 elsewhere, `[rows, Q, 8]`.
+      gap: tokens between the two events asked about; 0 elsewhere, `[rows, Q]`.
+      asked: the place asked for, from 1, or `FIRST` or `LAST`; 0 for `retrieval`, `[rows, Q]`.
+      choice_offsets: for `binding`, the offset at which each choice stands after the marker; 0 elsewhere, `[rows, Q, 8]`.
     """
 
     tokens: Int32[np.ndarray, "rows length"]
@@ -109,6 +101,7 @@ class Text(NamedTuple):
 @dataclasses.dataclass
 class _Question:
     probe: str
+    kind: int  # the token that opens it
     prompt: list[int]
     choices: list[int]
     at: int  # position of what is asked about
@@ -126,7 +119,7 @@ def haystacks(
       rng: the only source of randomness.
       rows: how many.
       length: tokens of each, questions and answers included.
-      largest_gap: most tokens between two events of `ord`, at most `widest_gap`; to be the same short and long, so that
+      largest_gap: most tokens between two events of `order`, at most `widest_gap`; to be the same short and long, so that
         only distance grows.
       counts: facts and questions; the defaults fit from 192 tokens on.
 
@@ -152,28 +145,20 @@ def first_asked(items: Haystacks) -> Int32[np.ndarray, " rows"]:
 
 def _asked_tokens(counts: Counts) -> int:
     """Returns the tokens of all questions and their answers."""
-    return (
-        3 * counts.pairs
-        + 4 * counts.bind_questions
-        + 4 * counts.order_pairs
-        + 3 * counts.distances
-        + 4 * counts.ith_questions
-        + 3 * counts.counted
-    )
+    return 3 * counts.pairs + 4 * counts.bind_questions + 4 * counts.order_pairs
 
 
 def _check(counts: Counts) -> None:
-    for name, most in (("pairs", _CHOICES), ("repeats", len(DIGITS))):
-        if getattr(counts, name) == 1 or getattr(counts, name) > most:
-            raise InputError(f"{name} must be 0 or from 2 to {most}, so that there are others to choose from: {counts}")
+    if counts.pairs == 1 or counts.pairs > _CHOICES:
+        raise InputError(f"pairs must be 0 or from 2 to {_CHOICES}, so that there are others to choose from: {counts}")
     if counts.smallest_gap < 1:
         raise InputError(f"events stand at least one token apart: {counts}")
-    if counts.bind_questions > counts.markers * GROUP or counts.ith_questions > counts.repeats:
+    if counts.bind_questions > counts.markers * GROUP:
         raise InputError(f"more questions than there is to ask about: {counts}")
-    symbols = 2 * counts.pairs + counts.markers + 2 * counts.order_pairs + counts.distances + counts.counted
-    symbols += (GROUP if counts.markers else 0) + (1 + counts.repeats if counts.repeats else 0)
-    if symbols > len(SYMBOLS):
-        raise InputError(f"{symbols} symbols are needed, there are {len(SYMBOLS)}: {counts}")
+    symbols = 2 * counts.pairs + 2 * counts.order_pairs + (GROUP if counts.markers else 0)
+    if symbols > len(SYMBOLS) or counts.markers > len(MARKERS):
+        raise InputError(f"{symbols} symbols and {counts.markers} markers are needed, there are {len(SYMBOLS)} and "
+                         f"{len(MARKERS)}: {counts}")
 
 
 def _row(rng: np.random.Generator, length: int, largest_gap: int, counts: Counts) -> tuple[np.ndarray, ...]:
@@ -182,7 +167,7 @@ def _row(rng: np.random.Generator, length: int, largest_gap: int, counts: Counts
             return _attempt(rng, length, largest_gap, counts)
         except _FullError:
             continue
-    raise InputError(f"a haystack of {length} tokens is too short for {counts}")
+    raise InputError(f"a context of {length} tokens is too short for {counts}")
 
 
 class _FullError(Exception):
@@ -229,18 +214,15 @@ def _attempt(rng: np.random.Generator, length: int, largest_gap: int, counts: Co
     take: Callable[[int], list[int]] = lambda count: [int(next(symbols)) for _ in range(count)]  # noqa: E731
     room = _Room(rng, length - _asked_tokens(counts))
     questions = [
-        *_bind(rng, room, take, counts),
-        *_dist(rng, room, take, counts),
-        *_ord(rng, room, take, counts, min(largest_gap, widest_gap(length, counts))),
-        *_ret(room, take, counts),
-        *_ith(rng, room, take, counts),
-        *_count(rng, room, take, counts),
+        *_binding(rng, room, take, counts),
+        *_order(rng, room, take, counts, min(largest_gap, widest_gap(length, counts))),
+        *_retrieval(room, take, counts),
     ]
     tokens = list(room.tokens)
     columns: list[list] = [[] for _ in range(7)]
     for index in rng.permutation(len(questions)):
         question = questions[index]
-        tokens += [QUESTION[question.probe], *question.prompt]
+        tokens += [question.kind, *question.prompt]
         padding = _CHOICES - len(question.choices)
         values = (
             PROBES.index(question.probe),
@@ -261,7 +243,7 @@ def _others(values: list[int], index: int) -> list[int]:
     return [values[index], *values[:index], *values[index + 1 :]]
 
 
-def _bind(rng, room: _Room, take, counts: Counts) -> list[_Question]:
+def _binding(rng, room: _Room, take, counts: Counts) -> list[_Question]:
     markers = [int(marker) for marker in rng.choice(MARKERS, counts.markers, replace=False)]
     items = take(GROUP if counts.markers else 0)
     groups = [[items[i] for i in rng.permutation(GROUP)] for _ in markers]
@@ -274,7 +256,8 @@ def _bind(rng, room: _Room, take, counts: Counts) -> list[_Question]:
         group = int(first[offset] + turn) % counts.markers
         questions.append(
             _Question(
-                "bind",
+                "binding",
+                QUESTION["binding"],
                 [markers[group], int(DIGITS[offset])],
                 _others(groups[group], offset),
                 starts[group],
@@ -285,61 +268,31 @@ def _bind(rng, room: _Room, take, counts: Counts) -> list[_Question]:
     return questions
 
 
-def _dist(rng, room: _Room, take, counts: Counts) -> list[_Question]:
-    questions = []
-    fitting = [kind for kind, distance in enumerate(DISTANCES) if 1.5 * distance < len(room.tokens)]
-    if counts.distances and not fitting:
-        raise _FullError
-    for symbol in take(counts.distances):
-        kind = int(rng.choice(fitting))
-        distance = max(1, round(DISTANCES[kind] * rng.uniform(0.8, 1.2)))
-        start = room.place([symbol], also=distance)
-        room.write_at(start + distance, [symbol])
-        classes = [int(digit) for digit in DIGITS[: len(DISTANCES)]]
-        questions.append(_Question("dist", [symbol], _others(classes, kind), start + distance, gap=distance))
-    return questions
-
-
-def _ord(rng, room: _Room, take, counts: Counts, largest_gap: int) -> list[_Question]:
+def _order(rng, room: _Room, take, counts: Counts, largest_gap: int) -> list[_Question]:
     questions = []
     smallest = counts.smallest_gap
-    for _ in range(counts.order_pairs):
-        first, second = take(2)
+    # As often for the first as for the last; with an odd number of pairs one of the two is asked once more.
+    turn = int(rng.integers(2))
+    for index in range(counts.order_pairs):
+        earlier, later = take(2)
         gap = round(np.exp(rng.uniform(np.log(smallest), np.log(max(largest_gap, smallest)))))
-        start = room.place([first], also=gap)
-        room.write_at(start + gap, [second])
-        named = [first, second] if rng.random() < 0.5 else [second, first]
-        questions.append(_Question("ord", named, [first, second], start + gap, gap=gap))
+        start = room.place([earlier], also=gap)
+        room.write_at(start + gap, [later])
+        named = [earlier, later] if rng.random() < 0.5 else [later, earlier]
+        name, asked, choices = (
+            ("first", FIRST, [earlier, later]) if (index + turn) % 2 else ("last", LAST, [later, earlier])
+        )
+        questions.append(_Question("order", QUESTION[name], named, choices, start + gap, gap=gap, asked=asked))
     return questions
 
 
-def _ret(room: _Room, take, counts: Counts) -> list[_Question]:
+def _retrieval(room: _Room, take, counts: Counts) -> list[_Question]:
     keys, values = take(counts.pairs), take(counts.pairs)
     starts = [room.place([key, value]) for key, value in zip(keys, values, strict=True)]
-    return [_Question("ret", [keys[i]], _others(values, i), starts[i]) for i in range(counts.pairs)]
-
-
-def _ith(rng, room: _Room, take, counts: Counts) -> list[_Question]:
-    if not counts.repeats:
-        return []
-    (symbol,), values = take(1), take(counts.repeats)
-    starts = [room.place([symbol, value]) for value in values]
-    order = np.argsort(starts)
-    ranked = [values[i] for i in order]
     return [
-        _Question("ith", [symbol, int(DIGITS[i])], _others(ranked, int(i)), starts[order[i]], asked=int(i) + 1)
-        for i in rng.permutation(counts.repeats)[: counts.ith_questions]
+        _Question("retrieval", QUESTION["retrieval"], [keys[i]], _others(values, i), starts[i])
+        for i in range(counts.pairs)
     ]
-
-
-def _count(rng, room: _Room, take, counts: Counts) -> list[_Question]:
-    digits = [int(digit) for digit in DIGITS[:5]]
-    questions = []
-    for symbol in take(counts.counted):
-        times = int(rng.integers(1, 6))
-        last = max(room.place([symbol]) for _ in range(times))
-        questions.append(_Question("count", [symbol], _others(digits, times - 1), last, asked=times))
-    return questions
 
 
 def shortest_with_copy(length: int, farthest: int) -> int:
