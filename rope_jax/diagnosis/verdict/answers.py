@@ -56,8 +56,8 @@ class Regression:
       kept: tasks that surely did not.
       open: the others.
       falls: the fall of each task, positive is worse.
-      pull: of event order, log-odds toward the nearer event whichever was asked for, nats (the criterion; 0 is none), or
-        None without event order. The mean of both ways of asking, which the pull leaves alone, is the sensitivity.
+      pull: of event order, log-odds toward the nearer event whichever was asked for, nats (the criterion; 0 is none),
+        or None without event order. The mean of both ways of asking, which a pull leaves alone, is the sensitivity.
       sentence: the answer in words.
     """
 
@@ -97,7 +97,8 @@ class Implementation:
         harmless" where it surely does not.
       repair: gain of an exact run by task, or None where it was run exactly.
       faults: what each fault that was tried would cost.
-      nearest: how far runs with each fault, and the exact one, lie from observed answers, nats a question, nearest first.
+      nearest: how far runs with each fault, and the exact one, lie from observed answers, nats a question; nearest
+        first.
       sentence: the answer in words.
     """
 
@@ -197,7 +198,8 @@ class Cause:
     """Answer 4: which part costs how much, from the 2 x 2 of scaling and bias.
 
     Attributes:
-      by_task: Shapley value of each part ("scaling", "bias") and the interaction, nats lost at the target length, by task.
+      by_task: Shapley value of each part ("scaling", "bias") and the interaction, nats lost at the target length, by
+        task.
       part: "scaling", "bias", "both", "neither" or "not resolved".
       ahead: by how much the larger part exceeds the other, nats; None without a whole 2 x 2.
       sentence: the answer in words.

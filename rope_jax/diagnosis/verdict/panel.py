@@ -32,3 +32,47 @@ class Panel:
     log_odds: Mapping[Reach, Mapping[str, Values]]
     accuracy: Mapping[Reach, Mapping[str, Values]]
     loss: Mapping[Reach, Values]
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A change of the deployed configuration.
+
+    Attributes:
+      number: "1" drops the bias, "2" undoes the scaling, "3" scales through another angle; "" lies outside the three.
+      words: the change, such as "drop the bias".
+      configuration: name of what the model runs after it.
+    """
+
+    number: str
+    words: str
+    configuration: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evidence:
+    """Everything a verdict on one deployed configuration is drawn from.
+
+    Attributes:
+      deployed: its name.
+      as_deployed: what it answers as it runs: observed, with a known fault, or exactly.
+      exact: the same configuration run exactly, where `as_deployed` may have a fault; else None.
+      original: the unchanged model.
+      options: what may be changed.
+      changed: outcomes after each option, by configuration; on the first contexts only where it was not asked on.
+      corners: the 2 x 2, by which of "scaling" and "bias" are in place; empty where a part is missing.
+      used: tasks that the original model has learned; empty for a model that answers no questions.
+      faults: what a run of the deployed configuration with each fault answers, with the fault's description, by name.
+      nearest: how far runs with each fault, and the exact one, lie from observed answers, nats a question.
+    """
+
+    deployed: str
+    as_deployed: Panel
+    exact: Panel | None
+    original: Panel
+    options: tuple[Option, ...]
+    changed: Mapping[str, Panel]
+    corners: Mapping[frozenset[str], Panel]
+    used: tuple[str, ...]
+    faults: Mapping[str, tuple[str, Panel]]
+    nearest: Mapping[str, float]
