@@ -79,14 +79,25 @@ def curriculum(length: int, steps: int, asked: hay.Counts, tokens: int = 5376) -
     ]
     if length > first:
         phases.append(
-            Phase((SHORTEST, first), tokens, first, 0.15, 4000, until=0.9, judged=("order",), counts=(one, ordered(one)))
+            Phase(
+                (SHORTEST, first), tokens, first, 0.15, 4000, until=0.9, judged=("order",), counts=(one, ordered(one))
+            )
         )
     trained = first
     while _GROWTH * trained < length:
         trained *= _GROWTH
         known = asked_of(1, trained)
         phases.append(
-            Phase((trained,), 4 * tokens, trained, 0.15, 300, until=0.9, judged=("retrieval", "binding", "order"), counts=(known,))
+            Phase(
+                (trained,),
+                4 * tokens,
+                trained,
+                0.15,
+                300,
+                until=0.9,
+                judged=("retrieval", "binding", "order"),
+                counts=(known,),
+            )
         )
     if length > _STEPWISE:
         return [*phases, Phase((length,), 4 * tokens, length, 0.15, steps, counts=(asked, ordered(asked)))]

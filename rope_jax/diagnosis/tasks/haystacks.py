@@ -5,7 +5,7 @@ The number of facts is fixed; only filler grows with the length, so that a short
 | probe | in the context | question | answer |
 |---|---|---|---|
 | retrieval | pairs `key value` | `? key` | the value |
-| binding | a marker and eight items after it, the same eight after every marker in other orders | `? marker n` | item n |
+| binding | a marker and eight items after it, the same eight after every marker | `? marker n` | item n |
 | order | events, each once | `first? a b` or `last? a b` | whichever came first, or last |
 """
 
@@ -73,7 +73,8 @@ class Haystacks(NamedTuple):
       distance: tokens from what is asked about (the nearer one of two) to the question, `[rows, Q]`.
       gap: tokens between the two events asked about; 0 elsewhere, `[rows, Q]`.
       asked: the place asked for, from 1, or `FIRST` or `LAST`; 0 for `retrieval`, `[rows, Q]`.
-      choice_offsets: for `binding`, the offset at which each choice stands after the marker; 0 elsewhere, `[rows, Q, 8]`.
+      choice_offsets: for `binding`, the offset after the marker at which each choice stands; 0 elsewhere,
+        `[rows, Q, 8]`.
     """
 
     tokens: Int32[np.ndarray, "rows length"]
@@ -119,8 +120,8 @@ def haystacks(
       rng: the only source of randomness.
       rows: how many.
       length: tokens of each, questions and answers included.
-      largest_gap: most tokens between two events of `order`, at most `widest_gap`; to be the same short and long, so that
-        only distance grows.
+      largest_gap: most tokens between two events of `order`, at most `widest_gap`; to be the same short and long, so
+        that only distance grows.
       counts: facts and questions; the defaults fit from 192 tokens on.
 
     Raises:
@@ -157,8 +158,10 @@ def _check(counts: Counts) -> None:
         raise InputError(f"more questions than there is to ask about: {counts}")
     symbols = 2 * counts.pairs + 2 * counts.order_pairs + (GROUP if counts.markers else 0)
     if symbols > len(SYMBOLS) or counts.markers > len(MARKERS):
-        raise InputError(f"{symbols} symbols and {counts.markers} markers are needed, there are {len(SYMBOLS)} and "
-                         f"{len(MARKERS)}: {counts}")
+        raise InputError(
+            f"{symbols} symbols and {counts.markers} markers are needed, there are {len(SYMBOLS)} and "
+            f"{len(MARKERS)}: {counts}"
+        )
 
 
 def _row(rng: np.random.Generator, length: int, largest_gap: int, counts: Counts) -> tuple[np.ndarray, ...]:

@@ -78,6 +78,14 @@ def ntk(*, factor: float | None = None, multiplier: float | None = None) -> Rule
     return Rule("ntk", transform, given)
 
 
+def no_rotation() -> Rule:
+    """Returns the rule under which nothing turns, `theta' = 0` for every pair: a model without rotation.
+
+    Source: Kazemnejad et al., arXiv 2305.19466 (NoPE); DroPE, arXiv 2512.12167, drops it after training.
+    """
+    return Rule("no_rotation", lambda r: _scale(r, np.zeros_like(r.inverse_frequencies)))
+
+
 def explicit_base(*, base: float) -> Rule:
     """Returns the rule that makes the frequencies anew from another base (`rope_theta` overridden)."""
     check_positive("base", base)
@@ -266,6 +274,12 @@ def yarn(
         "scale_logits": scale_logits,
     }
     return Rule("yarn", transform, given)
+
+
+def yarn_map(*, factor: float, original_length: int, **hyperparameters: Any) -> Rule:
+    """Returns YaRN's map of the frequencies alone, without its temperature; arguments as those of `yarn`."""
+    whole = yarn(factor=factor, original_length=original_length, attention_factor=1.0, **hyperparameters)
+    return dataclasses.replace(whole, name="yarn_map")
 
 
 def longrope_factor(*, factor: float, original_length: int) -> float:
