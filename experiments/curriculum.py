@@ -78,11 +78,13 @@ def curriculum(length: int, steps: int, asked: hay.Counts, tokens: int = 5376) -
         Phase((SHORTEST,), tokens, first, 0.2, 2000, until=0.9, judged=("binding",), counts=(one,)),
     ]
     if length > first:
-        phases.append(
-            Phase(
-                (SHORTEST, first), tokens, first, 0.15, 4000, until=0.9, judged=("order",), counts=(one, ordered(one))
+        # Which way is asked turns the answer round: from both at once nothing is learned before both are.
+        forward = dataclasses.replace(one, first_pairs=4, last_pairs=0)
+        for asked_here in (forward, one):
+            counts = (asked_here, ordered(asked_here))
+            phases.append(
+                Phase((SHORTEST, first), tokens, first, 0.15, 4000, until=0.9, judged=("order",), counts=counts)
             )
-        )
     trained = first
     while _GROWTH * trained < length:
         trained *= _GROWTH
@@ -107,7 +109,8 @@ def curriculum(length: int, steps: int, asked: hay.Counts, tokens: int = 5376) -
 
 def ordered(asked: hay.Counts) -> hay.Counts:
     """Returns counts that ask more about order and less about the rest."""
-    return dataclasses.replace(asked, pairs=3, bind_questions=4, order_pairs=8)
+    more = {"first_pairs": 2 * asked.first_pairs, "last_pairs": 2 * asked.last_pairs}
+    return dataclasses.replace(asked, pairs=3, bind_questions=4, **more)
 
 
 def matched_base(length: int) -> float:

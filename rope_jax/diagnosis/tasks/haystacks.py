@@ -50,16 +50,23 @@ class Counts:
       pairs: key-value pairs, each asked for once.
       markers: markers with eight items each.
       bind_questions: questions about them, each another (marker, offset); eight ask for every offset once.
-      order_pairs: pairs of events, each asked about once, half of them for the first and half for the last; no event is
-        in two pairs, so no answer gives another away.
+      first_pairs: pairs of events of which the first is asked for; no event is in two pairs, so no answer gives another
+        away.
+      last_pairs: pairs of events of which the last is asked for.
       smallest_gap: fewest tokens between two events of `order`, where there is room.
     """
 
     pairs: int = 6
     markers: int = 1
     bind_questions: int = 8
-    order_pairs: int = 4
+    first_pairs: int = 2
+    last_pairs: int = 2
     smallest_gap: int = SMALLEST_GAP
+
+    @property
+    def order_pairs(self) -> int:
+        """Pairs of events, each asked about once."""
+        return self.first_pairs + self.last_pairs
 
 
 class Haystacks(NamedTuple):
@@ -274,8 +281,6 @@ def _binding(rng, room: _Room, take, counts: Counts) -> list[_Question]:
 def _order(rng, room: _Room, take, counts: Counts, largest_gap: int) -> list[_Question]:
     questions = []
     smallest = counts.smallest_gap
-    # As often for the first as for the last; with an odd number of pairs one of the two is asked once more.
-    turn = int(rng.integers(2))
     for index in range(counts.order_pairs):
         earlier, later = take(2)
         gap = round(np.exp(rng.uniform(np.log(smallest), np.log(max(largest_gap, smallest)))))
@@ -283,7 +288,7 @@ def _order(rng, room: _Room, take, counts: Counts, largest_gap: int) -> list[_Qu
         room.write_at(start + gap, [later])
         named = [earlier, later] if rng.random() < 0.5 else [later, earlier]
         name, asked, choices = (
-            ("first", FIRST, [earlier, later]) if (index + turn) % 2 else ("last", LAST, [later, earlier])
+            ("first", FIRST, [earlier, later]) if index < counts.first_pairs else ("last", LAST, [later, earlier])
         )
         questions.append(_Question("order", QUESTION[name], named, choices, start + gap, gap=gap, asked=asked))
     return questions
