@@ -15,9 +15,7 @@ from rope_jax.scaling.registry import scaling_rule
 
 def trained_length(positions: PositionConfig) -> int:
     """Returns `L`, tokens: what weights were trained, or at least tuned, to read, with the scaling they ship with."""
-    rule = positions.main_group.rule
-    plain = isinstance(rule, Rule) and rule.name == "none"
-    return positions.original_length if plain else positions.declared_length
+    return positions.declared_length if _declares(positions) else positions.original_length
 
 
 def trained_rotary(group: LayerGroup, *, length: int, compose: bool = False) -> Rotary | None:
@@ -32,25 +30,26 @@ def trained_rotary(group: LayerGroup, *, length: int, compose: bool = False) -> 
     if group.rotary is None:
         return None
     rotary = at_length(group.rule, length)(group.rotary)
-    return rotary if compose else dataclasses.replace(rotary, rules=())
+    if compose or group.rule.name == "none":
+        return rotary
+    return dataclasses.replace(rotary, rules=(), unscaled=group.rotary)
 
 
 def extension_rule(
     scaling: str | Rule | LengthRule,
-    group: LayerGroup,
+    positions: PositionConfig,
     *,
-    original_length: int,
     trained: int,
     target: int,
     compose: bool = False,
 ) -> Rule:
-    """Returns the rule that extends a group's *trained* rotary embedding to the target length.
+    """Returns the rule that extends a *trained* rotary embedding (`trained_rotary`) to the target length.
 
     Args:
       scaling: a name of the registry, or a rule; "none" keeps what was trained.
-      group: of layers.
-      original_length: tokens before any extension; the factor of a replacing rule is `target / original_length`.
-      trained: `L`, tokens; the factor of a composed rule is `target / trained`.
+      positions: of the model; where its config declares a scaling, the rule goes back to what was there before it, and
+        its factor is `target / positions.original_length`.
+      trained: `L`, tokens; without a declared scaling, or composed with it, the factor is `target / trained`.
       target: `L'`, tokens.
       compose: whether it comes on top of a declared scaling, rather than in its place.
 
@@ -58,13 +57,20 @@ def extension_rule(
       InputError: if there is no such scaling.
       ScalingError: (the rule, when applied) if it has no meaning on top of the declared one.
     """
-    declared = group.rule.name != "none"
-    if scaling == "none" or not declared or compose:
+    if scaling == "none" or compose or not _declares(positions):
         return at_length(scaling_rule(scaling, factor=target / trained, original_length=trained), target)
-    unscaled = group.rotary
-    assert unscaled is not None
-    replacing = at_length(
-        scaling_rule(scaling, factor=target / original_length, original_length=original_length), target
-    )
-    # Applied to the trained embedding, it goes back to the one before any scaling.
-    return dataclasses.replace(replacing, transform=lambda rotary: replacing.transform(unscaled))
+    original = positions.original_length
+    rule = at_length(scaling_rule(scaling, factor=target / original, original_length=original), target)
+    if rule.name == "none":
+        return rule
+
+    def replacing(rotary: Rotary) -> Rotary:
+        return rule.transform(rotary if rotary.unscaled is None else rotary.unscaled)
+
+    return dataclasses.replace(rule, transform=replacing)
+
+
+def _declares(positions: PositionConfig) -> bool:
+    """Returns whether the layers that see the whole context are scaled by the config itself."""
+    rule = positions.main_group.rule
+    return not (isinstance(rule, Rule) and rule.name == "none")

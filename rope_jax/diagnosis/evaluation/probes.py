@@ -22,10 +22,6 @@ from rope_jax.diagnosis.tasks.haystacks import PROBES, Haystacks
 LIMIT = 4.6
 """Log-odds count up to this many nats either way, odds of 100 to 1: more certainty changes no answer."""
 
-PRECISION = ("bind", "ord", "dist", "ith")
-RETRIEVAL = "ret"
-CONTROL = "count"
-
 ChoiceLogits = Float32[np.ndarray, "rows Q 8"]
 
 
@@ -129,11 +125,29 @@ def joined_answers(parts: Sequence[Answers]) -> Answers:
 
 
 def by_row(
-    values: Float[np.ndarray, "rows Q"] | Bool[np.ndarray, "rows Q"], items: Haystacks, probe: str
+    values: Float[np.ndarray, "rows Q"] | Bool[np.ndarray, "rows Q"],
+    items: Haystacks,
+    probe: str,
+    *,
+    asked_for: int | None = None,
 ) -> Float64[np.ndarray, " rows"]:
-    """Returns the mean of a probe's questions in each haystack: the unit that is resampled."""
-    asked = items.probe == PROBES.index(probe)
+    """Returns the mean of a task's questions in each context: the unit that is resampled.
+
+    Args:
+      values: an outcome of every question.
+      items: the contexts.
+      probe: which task.
+      asked_for: only questions with this `asked`, such as `FIRST`; all where None.
+    """
+    asked = items.probe == index_of(probe)
+    if asked_for is not None:
+        asked = asked & (items.asked == asked_for)
     return np.where(asked, values, 0.0).sum(axis=1) / asked.sum(axis=1)
+
+
+def index_of(probe: str) -> int:
+    """Returns the number of a task in `Contexts.probe`."""
+    return PROBES.index(probe)
 
 
 def asked_probes(items: Haystacks) -> tuple[str, ...]:
@@ -143,7 +157,7 @@ def asked_probes(items: Haystacks) -> tuple[str, ...]:
 
 def offset_errors(given: Answers, items: Haystacks) -> Mapping[int, int]:
     """Returns how often `bind` answered with the item `e` places after the one asked for; 0 is right."""
-    asked = items.probe == PROBES.index("bind")
+    asked = items.probe == PROBES.index("binding")
     chosen = np.take_along_axis(items.choice_offsets, given.picked[..., None], axis=-1)[..., 0]
     errors, counts = np.unique((chosen - items.asked)[asked], return_counts=True)
     return {int(error): int(count) for error, count in zip(errors, counts, strict=True)}
