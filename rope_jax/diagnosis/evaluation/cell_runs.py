@@ -14,7 +14,7 @@ from rope_jax.decoder import Attend, Schemes
 from rope_jax.diagnosis.evaluation import kept_files, probes
 from rope_jax.diagnosis.evaluation.losses import LossProgram
 from rope_jax.diagnosis.evaluation.probes import Answers, ProbeProgram
-from rope_jax.diagnosis.tasks.haystacks import Haystacks
+from rope_jax.diagnosis.tasks.contexts import Contexts
 from rope_jax.diagnosis.tasks.subject import Reach, Subject
 from rope_jax.errors import CheckpointError
 
@@ -23,24 +23,24 @@ _NUMBER_BYTES = 8
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """What one cell did, a number a haystack or a row of text, so that cells are compared row by row.
+    """What one cell did, a number a context or a row of text, so that cells are compared row by row.
 
     Attributes:
       answers: outcomes of every question, short and long; empty for a model that answers no probes.
-      log_odds: nats, by reach and probe, `[haystacks]`.
+      log_odds: nats, by reach and probe, `[contexts]`.
       accuracy: the same, of right answers.
       loss: nats a counted token of text, by reach, `[rows]`; short is below the trained length.
       losses: of every next token, `[rows, tokens - 1]`.
     """
 
     answers: Mapping[Reach, Answers]
-    log_odds: Mapping[Reach, Mapping[str, Float64[np.ndarray, " haystacks"]]]
-    accuracy: Mapping[Reach, Mapping[str, Float64[np.ndarray, " haystacks"]]]
+    log_odds: Mapping[Reach, Mapping[str, Float64[np.ndarray, " contexts"]]]
+    accuracy: Mapping[Reach, Mapping[str, Float64[np.ndarray, " contexts"]]]
     loss: Mapping[Reach, Float64[np.ndarray, " rows"]]
     losses: np.ndarray
 
     def first(self, other: "Scores") -> "Scores":
-        """Returns these scores on the first haystacks and rows of text, as many as the other scores are of."""
+        """Returns these scores on the first contexts and rows of text, as many as the other scores are of."""
         rows = {reach: len(x) for reach, of_probes in other.log_odds.items() for x in of_probes.values()}
         texts = len(other.losses)
 
@@ -78,29 +78,29 @@ def joined(parts: Sequence[Scores]) -> Scores:
 
 
 class Outcomes(NamedTuple):
-    """The first three attributes of `Scores`, which haystacks alone decide."""
+    """The first three attributes of `Scores`, which contexts alone decide."""
 
     answers: dict[Reach, Answers]
     log_odds: dict[Reach, dict[str, np.ndarray]]
     accuracy: dict[Reach, dict[str, np.ndarray]]
 
 
-def outcomes(logits: Mapping[str, np.ndarray], asked: Mapping[Reach, Haystacks]) -> Outcomes:
+def outcomes(logits: Mapping[str, np.ndarray], asked: Mapping[Reach, Contexts]) -> Outcomes:
     """Returns the outcomes of raw logits, by reach.
 
     Args:
       logits: of every choice, by reach, from whatever answered.
-      asked: the haystacks of each reach.
+      asked: the contexts of each reach.
     """
     return outcomes_of({reach: probes.answers(logits[reach], items) for reach, items in asked.items()}, asked)
 
 
-def outcomes_of(answers: Mapping[Reach, Answers], asked: Mapping[Reach, Haystacks]) -> Outcomes:
+def outcomes_of(answers: Mapping[Reach, Answers], asked: Mapping[Reach, Contexts]) -> Outcomes:
     """Returns the outcomes of answers, by reach.
 
     Args:
       answers: to every question, by reach, from whatever answered.
-      asked: the haystacks of each reach.
+      asked: the contexts of each reach.
     """
     result = Outcomes({}, {}, {})
     for reach, items in asked.items():
@@ -121,7 +121,7 @@ class CellRuns:
         and scheme is taken, whatever run made it.
       attention: computes every layer's attention, for running a scheme with a fault.
       note: the fault's name; it sets these cells apart in the store.
-      program: answers the haystacks in place of the decoder's own.
+      program: answers the contexts in place of the decoder's own.
 
     Attributes:
       ran: cells computed by this object.
@@ -159,7 +159,7 @@ class CellRuns:
 
     @property
     def compilations(self) -> int:
-        """Programs compiled: one for each length of haystacks and one for text, whatever the cells."""
+        """Programs compiled: one for each length of contexts and one for text, whatever the cells."""
         return self.program.compilations + self._losses.compilations
 
     def __call__(self, scheme: Schemes, *, note: str = "") -> Scores:
