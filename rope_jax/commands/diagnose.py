@@ -1,6 +1,6 @@
 """`rope-jax diagnose`: which part of a retrofit broke what, and which fix to ship first.
 
-Without a checkpoint the case runs on the stand-in that ships with the package; with one and a text, on those.
+Without a checkpoint the case runs on the bundled test model that ships with the package; with one and a text, on those.
 """
 
 import functools
@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 from rope_jax.commands import probe_case, text_factorial
 from rope_jax.commands.output import kept_in
 from rope_jax.diagnosis.evaluation import scalings
-from rope_jax.diagnosis.tasks.haystacks import TRAINING
+from rope_jax.diagnosis.tasks.contexts import TRAINING
 from rope_jax.errors import InputError
 
 SUMMARY = "measure which part of a retrofit broke what on a model, and which fix to ship first"
@@ -27,10 +27,12 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     choice = functools.partial(absl_flags.DEFINE_enum, flag_values=flag_values)
     number = functools.partial(absl_flags.DEFINE_float, flag_values=flag_values)
     string("text", None, "A .npy of token rows, or UTF-8 text for the checkpoint's tokenizer.")
-    integer("target_length", None, "Tokens of an evaluated row; for the stand-in eight times its trained length.")
-    string("out", None, "Directory for the result; for the stand-in rope-jax-diagnosis by default.")
+    integer(
+        "target_length", None, "Tokens of an evaluated row; for a bundled test model eight times its trained one."
+    )
+    string("out", None, "Directory for the result; for the bundled test model rope-jax-diagnosis by default.")
     integer("trained_length", None, "Tokens the model was trained on; default: the config's.")
-    integer("rows", None, "Rows of text evaluated at most; by default 8, or 4 of the stand-in's own.")
+    integer("rows", None, "Rows of text evaluated at most; by default 8, or 4 of the bundled test model's own.")
     string("fit_text", None, "Other text to fit A* and T5 on; default: what --text leaves over.")
     string("t5_table", None, "A .npy [heads, buckets] in place of a fitted T5 table.")
     integer("num_buckets", 32, "T5 buckets of a fitted table.")
@@ -58,6 +60,6 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     on_text = bool(arguments) and (flags.text is not None or not os.path.isfile(os.path.join(arguments[0], TRAINING)))
     for name in probe_case.FLAGS if on_text else text_factorial.FLAGS:
         if flags[name].present:
-            what = "a stand-in" if on_text else "a checkpoint and its --text"
+            what = "a bundled test model" if on_text else "a checkpoint and its --text"
             raise InputError(f"--{name} is for {what} only: {USAGE}")
     return (text_factorial if on_text else probe_case).run(arguments, flags)

@@ -1,4 +1,4 @@
-"""`rope-jax diagnose` on a stand-in: haystacks in its own language, and a verdict for every status quo."""
+"""`rope-jax diagnose` on a bundled test model: contexts in its own language, and a verdict for every status quo."""
 
 import functools
 import json
@@ -19,8 +19,8 @@ from rope_jax.diagnosis.evaluation import scalings
 from rope_jax.diagnosis.evaluation.scalings import FAULTS
 from rope_jax.errors import InputError
 
-FLAGS = ("write_items", "observed", "ratios", "most_haystacks")
-"""Those that mean something on a stand-in only."""
+FLAGS = ("write_items", "observed", "ratios", "most_contexts")
+"""Those that mean something on a bundled test model only."""
 
 _MEASURES = ("short_cost", "long_cost", "short_loss", "precision_drop", "retrieval_drop")
 _FILES = ("verdict.json", "costs.json", "verdict.txt", "verdict.html")
@@ -41,14 +41,17 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
         ["ntk+alibi", "ntk+alibi_star", "ntk+t5"],
         "Retrofits to judge, each SCALING+BIAS, with +temperature where logits are sharpened.",
     )
-    integer("haystacks", 20, "Haystacks at each length.")
+    integer("contexts", 20, "Contexts at each length.")
     integer(
-        "most_haystacks",
+        "most_contexts",
         None,
         "Where they leave a verdict open, ask on in doublings up to so many; intervals allow for every look.",
     )
     absl_flags.DEFINE_boolean(
-        "full", False, "Every scaling x bias x temperature, on every stand-in that ships.", flag_values=flag_values
+        "full",
+        False,
+        "Every scaling x bias x temperature, on every bundled test model.",
+        flag_values=flag_values,
     )
     names("transforms", ["llama3", "yarn", "by_parts"], "What option 3 may scale by; --full takes all there are.")
     integer("adapt_steps", None, "Training steps of adapted arms; 0 for none, by default 0, or 100 with --full.")
@@ -69,7 +72,7 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "write_items",
         None,
-        "Write the haystacks to this .npz, for a deployment to answer, and stop.",
+        "Write the contexts to this .npz, for a deployment to answer, and stop.",
         flag_values=flag_values,
     )
     absl_flags.DEFINE_string(
@@ -101,32 +104,32 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     from rope_jax.diagnosis.evaluation.ladder import target_lengths
     from rope_jax.diagnosis.tasks import subject
     from rope_jax.diagnosis.tasks.context_sizes import check_size
-    from rope_jax.diagnosis.tasks.haystacks import shortest_with_copy
+    from rope_jax.diagnosis.tasks.contexts import shortest_with_copy
 
-    directories = [pathlib.Path(arguments[0])] if arguments else list(subject.standins())
+    directories = [pathlib.Path(arguments[0])] if arguments else list(subject.bundled_models())
     if not directories:
-        raise InputError("no stand-in is installed with the package: name the directory of one")
+        raise InputError("no bundled test model is installed with the package: name the directory of one")
     if not flags.full:
         directories = directories[:1]
 
-    known = [subject.read_standin(directory) for directory in directories]
+    known = [subject.read_bundled_model(directory) for directory in directories]
     trained = known[0].checkpoint.positions.original_length
     asked = flags.target_length or 8 * trained
     targets = {f"--target_length={asked}": asked}
     for text in flags.ratios:
         (targets[f"--ratios={text}"],) = target_lengths([_ratio(text)], trained)
     for target in targets.values():  # all that may be asked on, before anything is run
-        check_size(rows=flags.most_haystacks or flags.haystacks, lengths=[trained, target])
+        check_size(rows=flags.most_contexts or flags.contexts, lengths=[trained, target])
 
     def subjects_at(length: int | None, part: int = 0) -> list[Any]:
-        sizes = {"rows": flags.haystacks, "text_rows": flags.rows or _TEXT_ROWS}
+        sizes = {"rows": flags.contexts, "text_rows": flags.rows or _TEXT_ROWS}
         return [one.asked(target_length=length, seed=flags.seed, part=part, **sizes) for one in known]
 
     # Losses beyond the trained length are of copied tokens only, and a few tokens beyond it there may be none. Rows
     # that are asked on for are not drawn yet: then only a length that no row can fail at will do.
     shortest = shortest_with_copy(trained, trained // 2)
     for flag, target in targets.items():
-        if trained < target < shortest and (flags.most_haystacks or not _counted_beyond(subjects_at(target))):
+        if trained < target < shortest and (flags.most_contexts or not _counted_beyond(subjects_at(target))):
             raise InputError(
                 f"{flag}: a target of {target} tokens may have no copied token beyond the trained {trained} to take a "
                 f"loss of: from {shortest} tokens on there always is one"
@@ -161,7 +164,7 @@ def conclude(
       flags: of the command.
       out: directory for the files.
       subjects_at: the same models with items of another target length, for `--ratios`.
-      further: the same models with further parts of their items, for `--most_haystacks`.
+      further: the same models with further parts of their items, for `--most_contexts`.
       silent: whether nothing is printed.
     """
     from rope_jax.diagnosis.evaluation import costs, deployment
@@ -251,7 +254,7 @@ def _write_items(file: pathlib.Path, target: pathlib.Path, subject) -> int:
 
     with replacing(target, named=f"--write_items={file}") as temporary:
         deployment.write_items(temporary, subject)
-    print(f"{file}: {len(subject.items.long.tokens)} haystacks at each length")
+    print(f"{file}: {len(subject.items.long.tokens)} contexts at each length")
     return 0
 
 
@@ -269,7 +272,7 @@ def _settings(flags: absl_flags.FlagValues, trained_length: int):
         faults=FAULTS if flags.full else tuple(flags.faults),
         adapt_steps=(100 if flags.full else 0) if flags.adapt_steps is None else flags.adapt_steps,
         deployed=flags.deployed,
-        looks=number_of_looks(flags.haystacks, flags.most_haystacks or flags.haystacks),
+        looks=number_of_looks(flags.contexts, flags.most_contexts or flags.contexts),
         spared=(_SPARED if flags.full else 0) if flags.spare_first is None else flags.spare_first,
         margins=Margins(short_cost=flags.margin),
         num_buckets=flags.num_buckets,
@@ -306,10 +309,8 @@ def _checked(flags: absl_flags.FlagValues) -> pathlib.Path:
         raise InputError("--observed is empty: name the .npz with the deployment's logits")
     if flags.observed is not None and flags.full:
         raise InputError("--observed is of one model: --full runs all that ship")
-    if flags.observed is not None and flags.most_haystacks is not None:
-        raise InputError(
-            "--observed is of the haystacks that were written: there is no asking on up to --most_haystacks"
-        )
+    if flags.observed is not None and flags.most_contexts is not None:
+        raise InputError("--observed is of the contexts that were written: there is no asking on up to --most_contexts")
     out = checked_out(pathlib.Path(flags.out or DEFAULT_OUT), _FILES, inputs=(flags.observed,))
     checked_store(out)
     return out
@@ -319,12 +320,12 @@ def check_request(flags: absl_flags.FlagValues) -> None:
     """Raises `InputError` unless what is asked of the probes can be asked of some model."""
     if not flags.status_quo:
         raise InputError("--status_quo names no retrofit")
-    if not 1 <= flags.haystacks <= _LARGEST_ROWS:
-        raise InputError(f"--haystacks must be from 1 to {_LARGEST_ROWS}, got {flags.haystacks}")
-    if flags.most_haystacks is not None and not flags.haystacks <= flags.most_haystacks <= _LARGEST_ROWS:
+    if not 1 <= flags.contexts <= _LARGEST_ROWS:
+        raise InputError(f"--contexts must be from 1 to {_LARGEST_ROWS}, got {flags.contexts}")
+    if flags.most_contexts is not None and not flags.contexts <= flags.most_contexts <= _LARGEST_ROWS:
         raise InputError(
-            f"--most_haystacks must be from the {flags.haystacks} of --haystacks to {_LARGEST_ROWS}, "
-            f"got {flags.most_haystacks}"
+            f"--most_contexts must be from the {flags.contexts} of --contexts to {_LARGEST_ROWS}, "
+            f"got {flags.most_contexts}"
         )
     for name, given, known in (
         ("transforms", flags.transforms, scalings.TRANSFORMS),

@@ -113,7 +113,7 @@ def _measured(origin: str, flags: absl_flags.FlagValues, text_path: pathlib.Path
         text.rows,
         without_overlap(leftover, text.rows),
         trained_length=measured.trained_length,
-        rows=flags.haystacks,
+        rows=flags.contexts,
         gate=Margins().gate,
         seed=flags.seed,
     )

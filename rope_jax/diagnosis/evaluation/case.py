@@ -38,7 +38,7 @@ class Judgement:
       symptom: what is wrong with it.
       verdict: what to do.
       shapley: how the lost precision divides between scaling and bias, or None where one of them is missing.
-      haystacks: that the status quo was asked at each length for the verdict and the symptom; all else is of the first.
+      contexts: that the status quo was asked at each length for the verdict and the symptom; all else is of the first.
       confidence: of the intervals of the verdict and the symptom.
       signature: which way its wrong answers lean, or None where no probe was learned.
       faults: what each fault would cost it.
@@ -50,7 +50,7 @@ class Judgement:
     symptom: Symptom | None
     verdict: Verdict
     shapley: Mapping[str, Estimate] | None
-    haystacks: int
+    contexts: int
     confidence: float
     signature: Signature | None = None
     faults: tuple[FaultEffect, ...] = ()
@@ -180,7 +180,7 @@ def judge(
         margins=settings.margins,
         looks=settings.looks,
     )
-    asked = found.parts * runs.subjects[0].num_haystacks
+    asked = found.parts * runs.subjects[0].num_contexts
     scores = first.status_quo
     if found.symptom is None:
         return Judgement(status_quo, scores, None, found.verdict, None, asked, found.confidence)
@@ -214,7 +214,7 @@ def gate_measures(case: Case, judgement: Judgement) -> dict[str, Estimate]:
 
     `short_cost` and `long_cost` are nats a token of text below and beyond the trained length; `short_loss` is accuracy
     at the trained length; `precision_drop` and `retrieval_drop` are nats of log-odds at the target length against the
-    unchanged model at the trained one, from all haystacks that were asked for the verdict; the others are from the
+    unchanged model at the trained one, from all contexts that were asked for the verdict; the others are from the
     first of them, which every cell was asked.
     """
     if judgement.symptom is None:

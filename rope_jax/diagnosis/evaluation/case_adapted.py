@@ -64,4 +64,4 @@ def judge_adapted(
     verdict, symptom = one_look(Answered(before, unchanged, changed), used, margins=settings.margins)
     if verdict.kind == "outside these options":
         verdict = dataclasses.replace(verdict, would_change=("more steps of adaptation",))
-    return Judgement(status_quo, before, symptom, verdict, None, subjects[0].num_haystacks, CONFIDENCE)
+    return Judgement(status_quo, before, symptom, verdict, None, subjects[0].num_contexts, CONFIDENCE)

@@ -38,7 +38,7 @@ class Settings:
       adapt_steps: training steps of the adapted arms; 0 for none.
       deployed: the fault that the deployment is known to have, or "exact".
       spared: first keys that a further arm of every status quo with a bias spares it; 0 for no such arm.
-      looks: at the verdict; each after the first doubles the haystacks, until it is settled.
+      looks: at the verdict; each after the first doubles the contexts, until it is settled.
       seed: of the fit's order.
     """
 

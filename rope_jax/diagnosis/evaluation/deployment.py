@@ -13,7 +13,7 @@ from rope_jax.diagnosis.evaluation.cell_runs import CellRuns, Scores, outcomes
 from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell, CellSchemes
 from rope_jax.diagnosis.evaluation.faults import fault
 from rope_jax.diagnosis.tasks.array_files import read_float_npz
-from rope_jax.diagnosis.tasks.haystacks import first_asked
+from rope_jax.diagnosis.tasks.contexts import first_asked
 from rope_jax.diagnosis.tasks.subject import REACHES, Subject
 from rope_jax.diagnosis.verdict import attribution
 from rope_jax.diagnosis.verdict.attribution import Used
@@ -86,7 +86,7 @@ def fresh_tokens(subject: Subject) -> int:
 def costs_of(
     faulty: Mapping[str, Sequence[FaultRuns]], cell: Cell, exact: Sequence[Scores], used: Used
 ) -> tuple[FaultEffect, ...]:
-    """Returns what each fault costs a cell against its exact run, paired by haystack.
+    """Returns what each fault costs a cell against its exact run, paired by context.
 
     Args:
       faulty: for each fault its runs, one a model.
@@ -102,7 +102,7 @@ def costs_of(
 
 
 def write_items(file: Path, subject: Subject) -> None:
-    """Writes the haystacks as `.npz`, for a deployment to answer: tokens, positions and choices, short and long.
+    """Writes the contexts as `.npz`, for a deployment to answer: tokens, positions and choices, short and long.
 
     What the deployment gives back is `short` and `long`, `[rows, questions, 8]`: the logit (or log probability) of each
     choice as the token after `position`; where a choice is -1 any number.

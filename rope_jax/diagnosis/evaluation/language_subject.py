@@ -8,7 +8,7 @@ from jaxtyping import Int32
 from rope_jax.checkpoints.checkpoint import Checkpoint, schemes_of
 from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
-from rope_jax.diagnosis.tasks.language_probes import LANGUAGE_COUNTS, STATUS, language_haystacks
+from rope_jax.diagnosis.tasks.language_probes import LANGUAGE_COUNTS, STATUS, language_contexts
 from rope_jax.diagnosis.tasks.subject import Items, Subject
 from rope_jax.diagnosis.tasks.text import Rows
 from rope_jax.diagnosis.tasks.tokenizer_file import read_tokenizer
@@ -22,7 +22,7 @@ class Readiness:
     """Whether a checkpoint answers probes in English.
 
     Attributes:
-      subject: with haystacks where it does, else None.
+      subject: with contexts where it does, else None.
       finding: one line for the report.
     """
 
@@ -47,9 +47,9 @@ def readiness(
       text: evaluated rows of the target length, for the loss by position.
       fit_text: rows to fit biases on, disjoint from `text`.
       trained_length: `L`, tokens.
-      rows: haystacks at each length.
+      rows: contexts at each length.
       gate: accuracy at the trained length from which a probe counts as learned.
-      seed: of the haystacks.
+      seed: of the contexts.
     """
     opening = f"probes in English ({STATUS})"
     if checkpoint.tokenizer_file is None:
@@ -59,7 +59,7 @@ def readiness(
     try:
         tokenizer = read_tokenizer(checkpoint.tokenizer_file)
         short, long = (
-            language_haystacks(
+            language_contexts(
                 np.random.default_rng(seed),
                 tokenizer,
                 rows=rows,

@@ -1,4 +1,4 @@
-"""Prediction beside measurement: do foreshortened haystacks order the cells as long ones do, and what do they blame?"""
+"""Prediction beside measurement: do foreshortened contexts order the cells as long ones do, and what do they blame?"""
 
 import dataclasses
 import itertools
@@ -14,7 +14,7 @@ from rope_jax.diagnosis.prediction import own_heads
 from rope_jax.diagnosis.prediction.bands import Bands, far_bands
 from rope_jax.diagnosis.prediction.foreshortened import PARTS, ForeshortenedProgram, Part, foreshortened
 from rope_jax.diagnosis.prediction.own_heads import HeadFigures, OwnHeads
-from rope_jax.diagnosis.tasks.haystacks import GROUP, PROBES, Haystacks
+from rope_jax.diagnosis.tasks.contexts import GROUP, PROBES, Contexts
 from rope_jax.diagnosis.tasks.subject import Subject
 from rope_jax.diagnosis.verdict.attribution import Table, Used
 from rope_jax.diagnosis.verdict.verdict import above, attribution
@@ -24,7 +24,7 @@ from rope_jax.statistics import intervals, ranks
 from rope_jax.statistics.intervals import Estimate
 from rope_jax.statistics.ranks import RankAgreement
 
-_HEAD_ROWS = 12  # haystacks that queries and keys are taken from
+_HEAD_ROWS = 12  # contexts that queries and keys are taken from
 
 TRUSTED = 0.8
 """Rank correlation from which a prediction may be read for a model."""
@@ -36,12 +36,12 @@ class Agreement:
 
     Attributes:
       ranks: Spearman's correlation across cells within each asked offset of `bind`, averaged over the offsets. Its
-        interval speaks of other measured haystacks; the short ones that predict are held fixed.
+        interval speaks of other measured contexts; the short ones that predict are held fixed.
       ceiling: what a perfect prediction would reach against a measurement as noisy as this one, from the correlation of
-        its two halves (Spearman-Brown); None where there are too few haystacks, or the halves disagree.
+        its two halves (Spearman-Brown); None where there are too few contexts, or the halves disagree.
       by_probe: Spearman's correlation across cells of the mean error of every probe used.
       predicted: error of `bind` at each asked offset 1 ... 8, by cell, mean over models.
-      measured: the same on the haystacks of the target length.
+      measured: the same on the contexts of the target length.
       blame: precision lost to each of `PARTS` in turn, nats, by retrofit: the status quos, their scalings without the
         bias, and the unchanged model; empty where no probe of precision was learned.
       figures: what each cell does to the heads that carry `bind`, one a model.
@@ -79,7 +79,7 @@ class Agreement:
 
 
 class _Foretold:
-    """What one model answers to foreshortened haystacks of its own, which nothing is fitted to nor judged by."""
+    """What one model answers to foreshortened contexts of its own, which nothing is fitted to nor judged by."""
 
     def __init__(self, subject: Subject, maker: CellSchemes) -> None:
         assert subject.unseen_items is not None
@@ -102,7 +102,7 @@ def _predictable(subject: Subject, maker: CellSchemes) -> bool:
         return False
     try:
         foreshortened(items, subject.target_length)
-    except InputError:  # a haystack full of facts
+    except InputError:  # a context full of facts
         return False
     return "bind" in probes.asked_probes(items)
 
@@ -116,8 +116,8 @@ def agreement(
 ) -> Agreement | None:
     """Returns how predictions agree with what was measured.
 
-    None where nothing is predicted: a model without haystacks, without rotation, with several schemes, not asked
-    `bind`, or whose haystacks hold no filler.
+    None where nothing is predicted: a model without contexts, without rotation, with several schemes, not asked
+    `bind`, or whose contexts hold no filler.
 
     Args:
       subjects: the models.
@@ -168,14 +168,14 @@ def _single(maker: CellSchemes, cell: Cell) -> Scheme:
 
 def _heads(subject: Subject, maker: CellSchemes) -> OwnHeads:
     assert subject.unseen_items is not None
-    rows = Haystacks(*(column[:_HEAD_ROWS] for column in subject.unseen_items))
+    rows = Contexts(*(column[:_HEAD_ROWS] for column in subject.unseen_items))
     return own_heads.own_heads(subject.checkpoint.model, _single(maker, UNCHANGED), rows)
 
 
-def _errors(given: Sequence[Answers], items: Haystacks) -> Float64[np.ndarray, "haystacks offsets"]:
-    """Returns, for every haystack, how often each asked offset was answered wrongly, mean over models.
+def _errors(given: Sequence[Answers], items: Contexts) -> Float64[np.ndarray, "contexts offsets"]:
+    """Returns, for every context, how often each asked offset was answered wrongly, mean over models.
 
-    Where not every haystack asks an offset, those that do count more, so that the mean is the share of wrong answers.
+    Where not every context asks an offset, those that do count more, so that the mean is the share of wrong answers.
     """
     asked = items.probe == PROBES.index("bind")
     wrong = np.mean([~one.right for one in given], axis=0)
@@ -187,7 +187,7 @@ def _errors(given: Sequence[Answers], items: Haystacks) -> Float64[np.ndarray, "
     return result
 
 
-def _ceiling(measured: Float64[np.ndarray, "haystacks cells offsets"]) -> float | None:
+def _ceiling(measured: Float64[np.ndarray, "contexts cells offsets"]) -> float | None:
     if len(measured) < 4:
         return None
     one = measured[::2].mean(axis=0)
@@ -197,7 +197,7 @@ def _ceiling(measured: Float64[np.ndarray, "haystacks cells offsets"]) -> float 
     return float(np.sqrt(2 * found.mean / (1 + found.mean)))
 
 
-def _of_probe(name: str, answered: Mapping[Cell, Sequence[Answers]], items: Haystacks, cells: Table) -> RankAgreement:
+def _of_probe(name: str, answered: Mapping[Cell, Sequence[Answers]], items: Contexts, cells: Table) -> RankAgreement:
     right = [np.mean([probes.by_row(one.right, items, name) for one in answers]) for answers in answered.values()]
     measured = [attribution.outcome(scores, "long", [name], accuracy=True).mean(axis=0) for scores in cells.values()]
     return ranks.within_group_spearman(np.array(right)[:, None], np.stack(measured, axis=1)[..., None])
@@ -211,7 +211,7 @@ def _divided(status_quos: Sequence[Cell]) -> list[Cell]:
 def _blame(cell: Cell, foretold: Sequence[_Foretold], used: Used) -> dict[Part, Estimate]:
     """Returns the precision lost when each part is added to those before it, nats."""
 
-    def precision(cell: Cell, upto: Part) -> Float64[np.ndarray, "models haystacks"]:
+    def precision(cell: Cell, upto: Part) -> Float64[np.ndarray, "models contexts"]:
         answers = [(one(cell, upto=upto), one.items) for one in foretold]
         return np.stack(
             [

@@ -1,8 +1,8 @@
-r"""What a scheme does at a long length, predicted from haystacks of the trained one.
+r"""What a scheme does at a long length, predicted from contexts of the trained one.
 
-A haystack is foreshortened: every filler token before its questions stands for `w` tokens of the long haystack, so that
+A context is foreshortened: every filler token before its questions stands for `w` tokens of the long context, so that
 facts lie as far apart as there and are looked for among as much filler. Filler inside a fact, between two events whose
-order is asked for, stands for itself: a longer haystack does not pull them apart.
+order is asked for, stands for itself: a longer context does not pull them apart.
 
 .. math:: o_i = \frac{\sum_j w_j e^{l_{ij}} v_j}{\sum_j w_j e^{l_{ij}}}, \qquad l_{ij} = c\,\sigma\,(R_{p_i} q_i) \cdot
     (R_{p_j} k_j) + b(p_i - p_j), \qquad p_j = \sum_{k<j} w_k
@@ -24,7 +24,7 @@ from rope_jax.decoder import Attend, Decoder, Schemes
 from rope_jax.diagnosis.evaluation.compiled import SchemeProgram
 from rope_jax.diagnosis.evaluation.probes import ChoiceLogits, choice_logits
 from rope_jax.diagnosis.evaluation.rows import each_row
-from rope_jax.diagnosis.tasks.haystacks import FILLER, Haystacks, first_asked
+from rope_jax.diagnosis.tasks.contexts import FILLER, Contexts, first_asked
 from rope_jax.errors import InputError
 from rope_jax.scheme import Scheme
 
@@ -35,7 +35,7 @@ positions, the longer distances, and the filler that has to be looked through.""
 
 
 class Foreshortened(NamedTuple):
-    """Where the tokens of short haystacks stand in long ones, and how many tokens each stands for.
+    """Where the tokens of short contexts stand in long ones, and how many tokens each stands for.
 
     Attributes:
       positions: `p`, `[rows, length]`.
@@ -46,27 +46,27 @@ class Foreshortened(NamedTuple):
     counts: Float32[np.ndarray, "rows length"]
 
 
-def foreshortened(items: Haystacks, target_length: int, *, upto: Part = "filler") -> Foreshortened:
-    """Returns what haystacks look like that stand for ones of `target_length` tokens.
+def foreshortened(items: Contexts, target_length: int, *, upto: Part = "filler") -> Foreshortened:
+    """Returns what contexts look like that stand for ones of `target_length` tokens.
 
     Args:
-      items: haystacks of the trained length.
+      items: contexts of the trained length.
       target_length: `L'`, tokens.
       upto: the last of `PARTS` that is taken in.
 
     Raises:
-      InputError: if the haystacks are longer than that, or one holds no filler outside its facts.
+      InputError: if the contexts are longer than that, or one holds no filler outside its facts.
     """
     rows, length = items.tokens.shape
     if length > target_length:
-        raise InputError(f"haystacks of {length} tokens cannot stand for ones of {target_length}")
+        raise InputError(f"contexts of {length} tokens cannot stand for ones of {target_length}")
     filler = np.isin(items.tokens, FILLER) & (np.arange(length) < first_asked(items)[:, None])
     for row, question in zip(*np.nonzero(items.gap), strict=True):
         second = items.position[row, question] - items.distance[row, question]
         filler[row, second - items.gap[row, question] : second] = False
     stretched = filler.sum(axis=1, keepdims=True)
     if not stretched.all():
-        raise InputError("a haystack without filler outside its facts stands for no longer one")
+        raise InputError("a context without filler outside its facts stands for no longer one")
     positions = np.broadcast_to(np.arange(length), (rows, length))
     if upto != "scheme":
         passed = np.cumsum(filler, axis=1, dtype=np.int64) - filler
@@ -82,7 +82,7 @@ def counting(counts: Float[Array, " keys"]) -> Attend:
 
     def attention(q, k, v, scheme: Scheme, sinks, queries, keys, settings: Settings, implementation=None):
         if settings.soft_cap is not None:
-            raise InputError("a haystack is foreshortened for models without a soft cap only")
+            raise InputError("a context is foreshortened for models without a soft cap only")
         # One more dimension, which no rotation reaches, carries the logarithm into the logits.
         more = jnp.log(counts) / (settings.scale * scheme.logit_scale)
         more = jnp.broadcast_to(more[None, :, None, None], (*k.shape[:-1], 1)).astype(k.dtype)
@@ -94,7 +94,7 @@ def counting(counts: Float[Array, " keys"]) -> Attend:
 
 
 class ForeshortenedProgram(SchemeProgram):
-    """The answers of one decoder to foreshortened haystacks.
+    """The answers of one decoder to foreshortened contexts.
 
     Args:
       decoder: the model.
@@ -111,7 +111,7 @@ class ForeshortenedProgram(SchemeProgram):
 
         super().__init__(decoder, of_rows)
 
-    def __call__(self, scheme: Scheme, items: Haystacks, seen: Foreshortened) -> ChoiceLogits:
+    def __call__(self, scheme: Scheme, items: Contexts, seen: Foreshortened) -> ChoiceLogits:
         """Returns the logit of every choice of every question."""
         asked = (jnp.asarray(value, jnp.int32) for value in (items.tokens, items.position, items.choices))
         return self.run(scheme, *asked, *map(jnp.asarray, seen))

@@ -80,7 +80,7 @@ def json_record(
         ],
         "lengths": {"trained": first.trained_length, "target": first.target_length, "factor": first.factor},
         "items": {
-            "haystacks": first.num_haystacks,
+            "haystacks": first.num_contexts,
             "text_rows": len(items.text),
             "language": first.language,
         },
@@ -101,7 +101,7 @@ def json_record(
         "prediction": _prediction(prediction),
         "ratios": [_rung(rung) for rung in rungs],
         "farthest": [{**_named(cell), "ratio": ratio} for cell, ratio in farthest(rungs).items()],
-        "interval_method": intervals.clustered_method(len(case.subjects), first.num_haystacks),
+        "interval_method": intervals.clustered_method(len(case.subjects), first.num_contexts),
         "omitted": dict(case.omitted),
         "versions": dict(case.versions),
     }
@@ -219,7 +219,7 @@ def _loss_by_position(case: Case, scores: Sequence[Scores]) -> dict[str, Any]:
 def _judgement(case: Case, judgement: Judgement) -> dict[str, Any]:
     return {
         "status_quo": _named(judgement.status_quo),
-        "haystacks": judgement.haystacks,
+        "haystacks": judgement.contexts,
         "confidence": judgement.confidence,
         "symptom": _symptom(judgement.symptom),
         "verdict": _verdict(judgement.verdict),

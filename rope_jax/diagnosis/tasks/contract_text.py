@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 OPENING = "This is part of a long agreement."
-"""Precedes a sentence while it is tokenized, so that it is written as inside a text; it is in no haystack."""
+"""Precedes a sentence while it is tokenized, so that it is written as inside a text; it is in no context."""
 
 QUESTIONS_FOLLOW = "Questions about the text above follow."
 

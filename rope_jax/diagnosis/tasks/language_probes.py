@@ -1,6 +1,6 @@
 """The probes in English, for a checkpoint that reads it: facts between clauses of a contract, questions at the end.
 
-| probe | in the haystack | question | answer |
+| probe | in the context | question | answer |
 |---|---|---|---|
 | ret | The code word of the Alder account is tiger. | The code word of the Alder account is | the word |
 | bind | Schedule Maple lists, in this order: rice, steel, … | The third item of Schedule Maple is | the item |
@@ -11,7 +11,7 @@
 `dist` is left out: no short question about a distance in tokens has an answer that a reader of English would know.
 
 Every sentence is tokenized on its own, as it stands after another sentence, and rows are put together from whole
-sentences. One is cut: a haystack begins somewhere inside its first clause, like an excerpt, so that the row has exactly
+sentences. One is cut: a context begins somewhere inside its first clause, like an excerpt, so that the row has exactly
 the length asked for.
 """
 
@@ -25,7 +25,7 @@ import tokenizers
 
 from rope_jax.diagnosis.tasks import contract_text
 from rope_jax.diagnosis.tasks.context_sizes import check_size
-from rope_jax.diagnosis.tasks.haystacks import GROUP, PROBES, Counts, Haystacks
+from rope_jax.diagnosis.tasks.contexts import GROUP, PROBES, Contexts, Counts
 from rope_jax.errors import InputError
 
 STATUS = "plumbing tested, not validated"
@@ -39,7 +39,7 @@ LANGUAGE_COUNTS = Counts(
 _CHOICES = 8
 
 
-def language_haystacks(
+def language_contexts(
     rng: np.random.Generator,
     tokenizer: tokenizers.Tokenizer,
     *,
@@ -47,10 +47,10 @@ def language_haystacks(
     length: int,
     largest_gap: int = 128,
     counts: Counts | None = None,
-) -> Haystacks:
-    """Returns English haystacks of `length` tokens, the questions at the end of each in random order.
+) -> Contexts:
+    """Returns English contexts of `length` tokens, the questions at the end of each in random order.
 
-    As `haystacks.haystacks`; distance and gap are between the first tokens of sentences, and the prompt of a question.
+    As `contexts.contexts`; distance and gap are between the first tokens of sentences, and the prompt of a question.
     Only the first token of an answer is scored, and words are chosen so that it tells the choices apart. Generators in
     the same state ask the same at every length: only places and filler differ.
 
@@ -74,7 +74,7 @@ def language_haystacks(
     writer = _Writer(tokenizer)
     words = _words(writer, counts)
     made = [_row(row, writer, words, length, largest_gap, counts) for row in rng.spawn(rows)]
-    return Haystacks(*(np.stack(column) for column in zip(*made, strict=True)))
+    return Contexts(*(np.stack(column) for column in zip(*made, strict=True)))
 
 
 class _Writer:
@@ -231,7 +231,7 @@ def _row(
     heading = writer.write(contract_text.QUESTIONS_FOLLOW)
     room = length - len(writer.prefix) - contents.tokens() - len(heading)
     if room < 1:
-        raise InputError(f"a haystack of {length} tokens is too short: {counts} takes {length - room + 1} tokens here")
+        raise InputError(f"a context of {length} tokens is too short: {counts} takes {length - room + 1} tokens here")
     filler = _filler(for_filler, writer, room)
     for _ in range(100):
         line = _placed(for_places, filler, contents, largest_gap)

@@ -8,7 +8,7 @@ from jaxtyping import Float64
 
 from rope_jax.biases import bucket_starts
 from rope_jax.diagnosis.evaluation.cell_runs import Scores
-from rope_jax.diagnosis.tasks.haystacks import PROBES, Haystacks
+from rope_jax.diagnosis.tasks.contexts import PROBES, Contexts
 from rope_jax.diagnosis.verdict.attribution import Used
 from rope_jax.diagnosis.verdict.verdict import above
 from rope_jax.statistics import intervals
@@ -42,7 +42,7 @@ class Signature:
 
 def signature(
     scores: Sequence[Scores],
-    items: Haystacks,
+    items: Contexts,
     used: Used,
     *,
     bias: str,
@@ -90,18 +90,18 @@ def _name(evidence: Mapping[str, Estimate], wrong: float, few: float) -> str:
     return "uniform blur"
 
 
-def _offset_error(one: Scores, items: Haystacks) -> Float64[np.ndarray, "rows Q"]:
+def _offset_error(one: Scores, items: Contexts) -> Float64[np.ndarray, "rows Q"]:
     picked = np.take_along_axis(items.choice_offsets, one.answers["long"].picked[..., None], axis=-1)[..., 0]
     return (picked - items.asked).astype(np.float64)
 
 
-def _mean(scores: Sequence[Scores], items: Haystacks, probe: str, value) -> Estimate:
+def _mean(scores: Sequence[Scores], items: Contexts, probe: str, value) -> Estimate:
     asked = items.probe == PROBES.index(probe)
     rows = [np.where(asked, value(one, items), 0).sum(axis=1) / asked.sum(axis=1) for one in scores]
     return intervals.clustered(np.stack(rows))
 
 
-def _across_edges(scores: Sequence[Scores], items: Haystacks, starts: np.ndarray) -> Estimate:
+def _across_edges(scores: Sequence[Scores], items: Contexts, starts: np.ndarray) -> Estimate:
     asked = items.probe == PROBES.index("ord")
     near = np.searchsorted(starts, items.distance, side="right")
     far = np.searchsorted(starts, items.distance + items.gap, side="right")

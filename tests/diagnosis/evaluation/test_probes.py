@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 from rope_jax import biases, frequencies, scaling
 from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.evaluation.probes import LIMIT, ProbeProgram
-from rope_jax.diagnosis.tasks import haystacks as hay
-from rope_jax.diagnosis.tasks.haystacks import PROBES, Haystacks
+from rope_jax.diagnosis.tasks import contexts
+from rope_jax.diagnosis.tasks.contexts import PROBES, Contexts
 from rope_jax.scheme import build
 
 ROTARY = frequencies.rotary(DIM, base=BASE, original_length=TRAINED)
@@ -31,14 +31,14 @@ def choices(rows, questions, count):
 
 
 def items(**arrays):
-    """Haystacks of which only what is given matters."""
+    """Contexts of which only what is given matters."""
     rows, questions = arrays["probe"].shape
     given = {
         name: np.zeros((rows, questions, 8) if name in ("choices", "choice_offsets") else (rows, questions), np.int32)
-        for name in Haystacks._fields
+        for name in Contexts._fields
         if name != "tokens"
     }
-    return Haystacks(tokens=np.zeros((rows, 4), np.int32), **(given | arrays))
+    return Contexts(tokens=np.zeros((rows, 4), np.int32), **(given | arrays))
 
 
 def kinds(*names):
@@ -108,7 +108,7 @@ def test_what_is_no_choice_is_never_picked():
     assert given.log_odds.tolist() == [[1.0]]
 
 
-def test_the_unit_is_the_haystack_not_the_question():
+def test_the_unit_is_the_context_not_the_question():
     asked = items(probe=np.array([[0, 0, 1], [0, 1, 1]], np.int32))
     values = np.array([[1.0, 3.0, 10.0], [5.0, 20.0, 40.0]])
     np.testing.assert_array_equal(probes.by_row(values, asked, "ret"), [2.0, 5.0])
@@ -160,8 +160,8 @@ def test_strata_part_the_questions():
 
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 1000))
-def test_strata_of_real_haystacks_leave_no_question_out(seed):
-    asked = hay.haystacks(np.random.default_rng(seed), rows=2, length=192)
+def test_strata_of_real_contexts_leave_no_question_out(seed):
+    asked = contexts.contexts(np.random.default_rng(seed), rows=2, length=192)
     values = np.random.default_rng(seed).standard_normal(asked.probe.shape)
     for name in PROBES:
         parts = probes.strata(values, asked, name, "distance", [0, 20, 60, 192])
@@ -172,7 +172,7 @@ def test_strata_of_real_haystacks_leave_no_question_out(seed):
 
 @pytest.fixture(scope="module")
 def asked():
-    return hay.haystacks(np.random.default_rng(0), rows=3, length=TRAINED)
+    return contexts.contexts(np.random.default_rng(0), rows=3, length=TRAINED)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from cases import TARGET, TRAINED, save_standin, tiny_subject
+from cases import TARGET, TRAINED, save_bundled_model, tiny_subject
 
 from rope_jax.diagnosis.evaluation.case_setup import Settings, fitted_schemes, needed_cells
 from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell
@@ -17,7 +17,7 @@ SETTINGS = Settings(status_quos=(Cell("llama3", "alibi"),), transforms=("ntk",))
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    return tiny_subject(save_standin(tmp_path_factory.mktemp("standin")))
+    return tiny_subject(save_bundled_model(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Foreshortened haystacks stand where long ones do, and a key that counts twice is two keys."""
+"""Foreshortened contexts stand where long ones do, and a key that counts twice is two keys."""
 
 import dataclasses
 
@@ -14,13 +14,13 @@ from rope_jax.attention.api import attend
 from rope_jax.attention.call import Settings, Tokens
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
 from rope_jax.diagnosis.prediction.foreshortened import PARTS, ForeshortenedProgram, counting, foreshortened
-from rope_jax.diagnosis.tasks import haystacks as hay
+from rope_jax.diagnosis.tasks import contexts
 from rope_jax.errors import InputError
 from rope_jax.scheme import build
 
 ROTARY = frequencies.rotary(DIM, base=BASE, original_length=TRAINED)
-COUNTS = hay.Counts(markers=1, distances=0, repeats=0, ith_questions=0, counted=0)
-ITEMS = hay.haystacks(np.random.default_rng(0), rows=3, length=TRAINED, counts=COUNTS)
+COUNTS = contexts.Counts(markers=1, distances=0, repeats=0, ith_questions=0, counted=0)
+ITEMS = contexts.contexts(np.random.default_rng(0), rows=3, length=TRAINED, counts=COUNTS)
 
 
 def scheme(bias=None):
@@ -39,19 +39,19 @@ def test_at_the_trained_length_nothing_is_foreshortened():
 
 
 @given(factor=st.one_of(st.floats(1.0, 16.0), st.floats(16.0, 5000.0)))
-def test_tokens_stand_where_those_of_a_long_haystack_do(factor):
+def test_tokens_stand_where_those_of_a_long_context_do(factor):
     target = round(factor * TRAINED)
     seen = foreshortened(ITEMS, target)
     np.testing.assert_allclose(seen.counts.sum(axis=1), target, rtol=1e-5)
     assert (np.diff(seen.positions, axis=1) >= 1).all()
     assert (seen.positions[:, 0] == 0).all()
-    # Questions are as close together as ever, and the last token is the last of the long haystack.
+    # Questions are as close together as ever, and the last token is the last of the long context.
     assert (seen.positions[:, -1] == target - 1).all()
-    for row, first in enumerate(hay.first_asked(ITEMS)):
+    for row, first in enumerate(contexts.first_asked(ITEMS)):
         np.testing.assert_array_equal(np.diff(seen.positions[row, first:]), 1)
         # So are a marker and the items behind it, and two events keep their distance.
-        (marker,) = np.flatnonzero(np.isin(ITEMS.tokens[row, :first], hay.MARKERS))
-        np.testing.assert_array_equal(np.diff(seen.positions[row, marker : marker + hay.GROUP + 1]), 1)
+        (marker,) = np.flatnonzero(np.isin(ITEMS.tokens[row, :first], contexts.MARKERS))
+        np.testing.assert_array_equal(np.diff(seen.positions[row, marker : marker + contexts.GROUP + 1]), 1)
         for question in np.flatnonzero(ITEMS.gap[row]):
             second = ITEMS.position[row, question] - ITEMS.distance[row, question]
             apart = seen.positions[row, second] - seen.positions[row, second - ITEMS.gap[row, question]]
@@ -90,7 +90,7 @@ def test_a_key_that_counts_several_times_is_as_many_keys_in_one_place(seed, temp
 def test_what_cannot_be_foreshortened_is_refused():
     with pytest.raises(InputError, match="192 tokens cannot stand for ones of 100"):
         foreshortened(ITEMS, 100)
-    bare = ITEMS._replace(tokens=np.full_like(ITEMS.tokens, hay.SYMBOLS[0]))
+    bare = ITEMS._replace(tokens=np.full_like(ITEMS.tokens, contexts.SYMBOLS[0]))
     with pytest.raises(InputError, match="without filler outside its facts"):
         foreshortened(bare, 2 * TRAINED)
     with pytest.raises(InputError, match="soft cap"):

@@ -30,7 +30,7 @@ START = 0
 QUESTION = {"retrieval": 1, "binding": 2, "first": 3, "last": 4}
 """The token that opens each kind of question; up to 31 are for kinds to come."""
 FIRST, LAST = 1, 2
-"""What a question of `order` asks for, in `Haystacks.asked`."""
+"""What a question of `order` asks for, in `Contexts.asked`."""
 DIGITS = np.arange(32, 40)
 FILLER = np.arange(40, 56)
 MARKERS = np.arange(56, 72)
@@ -44,7 +44,7 @@ _SHORTEST_SEGMENT, _LONGEST_SEGMENT = 8, 32  # tokens of repeated text
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """How many facts of each kind stand in a haystack, and how many questions are asked about them.
+    """How many facts of each kind stand in a context, and how many questions are asked about them.
 
     Attributes:
       pairs: key-value pairs, each asked for once.
@@ -69,7 +69,7 @@ class Counts:
         return self.first_pairs + self.last_pairs
 
 
-class Haystacks(NamedTuple):
+class Contexts(NamedTuple):
     """Rows of tokens and their questions; `Q` questions a row, in the order in which they are asked.
 
     Attributes:
@@ -95,7 +95,7 @@ class Haystacks(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Rows in which random segments come again: the stand-in's own text, for a loss by position.
+    """Rows in which random segments come again: the bundled test model's own text, for a loss by position.
 
     Attributes:
       tokens: `[rows, length]`.
@@ -118,10 +118,10 @@ class _Question:
     choice_offsets: tuple[int, ...] = ()
 
 
-def haystacks(
+def contexts(
     rng: np.random.Generator, *, rows: int, length: int, largest_gap: int = 128, counts: Counts | None = None
-) -> Haystacks:
-    """Returns random haystacks of `length` tokens, the questions at the end of each in random order.
+) -> Contexts:
+    """Returns random contexts of `length` tokens, the questions at the end of each in random order.
 
     Args:
       rng: the only source of randomness.
@@ -138,15 +138,15 @@ def haystacks(
     _check(counts)
     check_size(rows=rows, lengths=[length])
     made = [_row(rng, length, largest_gap, counts) for _ in range(rows)]
-    return Haystacks(*(np.stack(column) for column in zip(*made, strict=True)))
+    return Contexts(*(np.stack(column) for column in zip(*made, strict=True)))
 
 
 def widest_gap(length: int, counts: Counts) -> int:
-    """Returns the most tokens between two events in a haystack of `length`: half of what precedes its questions."""
+    """Returns the most tokens between two events in a context of `length`: half of what precedes its questions."""
     return (length - _asked_tokens(counts)) // 2
 
 
-def first_asked(items: Haystacks) -> Int32[np.ndarray, " rows"]:
+def first_asked(items: Contexts) -> Int32[np.ndarray, " rows"]:
     """Returns where the questions of every row begin, or one token before where the first asks for a key."""
     return items.position.min(axis=1) - 2
 
@@ -185,7 +185,7 @@ class _FullError(Exception):
 
 
 class _Room:
-    """The haystack's tokens, and which of them are still filler."""
+    """The context's tokens, and which of them are still filler."""
 
     def __init__(self, rng: np.random.Generator, length: int) -> None:
         if length < 2:

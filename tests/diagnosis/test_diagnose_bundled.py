@@ -1,4 +1,4 @@
-"""`rope-jax diagnose` on a tiny random stand-in, from the arguments to the files and the exit status."""
+"""`rope-jax diagnose` on a tiny random bundled test model, from the arguments to the files and the exit status."""
 
 import html
 import json
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from absl import flags as absl_flags
-from cases import TARGET, TRAINED, save_standin
+from cases import TARGET, TRAINED, save_bundled_model
 
 from rope_jax.cli import main
 from rope_jax.commands import probe_case
@@ -26,12 +26,12 @@ FILES = {"verdict.json", "costs.json", "verdict.txt", "verdict.html"}
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return save_standin(tmp_path_factory.mktemp("model"))
+    return save_bundled_model(tmp_path_factory.mktemp("model"))
 
 
 def diagnose(directory, out, *flags):
     return main([
-        "diagnose", str(directory), f"--out={out}", f"--target_length={TARGET}", "--haystacks=3", "--rows=2",
+        "diagnose", str(directory), f"--out={out}", f"--target_length={TARGET}", "--contexts=3", "--rows=2",
         "--status_quo=ntk+alibi", "--transforms=llama3", *flags,
     ])  # fmt: skip
 
@@ -123,13 +123,13 @@ def test_every_measure_of_a_gate_can_be_named():
         (("--deployed=magic",), "--deployed: 'magic' is none of"),
         ((f"--target_length={TRAINED}",), f"target length {TRAINED} must be above"),
         (("--target_length=0",), "--target_length must be from 1"),
-        (("--haystacks=0",), "--haystacks must be from 1"),
-        (("--haystacks=8", "--most_haystacks=7"), "--most_haystacks must be from the 8 of --haystacks"),
-        (("--haystacks=16384", "--target_length=1048576"), f"need about {16384 * (2**20 + TRAINED) * 8 + 2**26} bytes"),
-        (("--most_haystacks=16384", "--target_length=1048576"), "16384 contexts of 192 and 1048576 tokens"),
-        (("--haystacks=16384", "--ratios=2,1024"), "16384 contexts of 192 and 196608 tokens"),
+        (("--contexts=0",), "--contexts must be from 1"),
+        (("--contexts=8", "--most_contexts=7"), "--most_contexts must be from the 8 of --contexts"),
+        (("--contexts=16384", "--target_length=1048576"), f"need about {16384 * (2**20 + TRAINED) * 8 + 2**26} bytes"),
+        (("--most_contexts=16384", "--target_length=1048576"), "16384 contexts of 192 and 1048576 tokens"),
+        (("--contexts=16384", "--ratios=2,1024"), "16384 contexts of 192 and 196608 tokens"),
         (("--rows=16384", "--target_length=1048576"), "16384 rows of text of 1048576 tokens"),
-        (("--most_haystacks=40", "--observed=x.npz"), "no asking on up to --most_haystacks"),
+        (("--most_contexts=40", "--observed=x.npz"), "no asking on up to --most_contexts"),
         (("--rows=-1",), "--rows must be from 1"),
         (("--ratios=1",), "--ratios: '1' is no number above 1"),
         (("--ratios=2,x",), "--ratios: 'x' is no number above 1"),
@@ -163,9 +163,9 @@ def test_flags_of_the_probes_are_not_ignored_on_text(directory, tmp_path, capsys
         "--scalings=ntk", "--biases=none",
     ]  # fmt: skip
     for flag, what in (
-        ("--write_items=x.npz", "--write_items is for a stand-in only"),
-        ("--ratios=2", "--ratios is for a stand-in only"),
-        ("--most_haystacks=40", "--most_haystacks is for a stand-in only"),
+        ("--write_items=x.npz", "--write_items is for a bundled test model only"),
+        ("--ratios=2", "--ratios is for a bundled test model only"),
+        ("--most_contexts=40", "--most_contexts is for a bundled test model only"),
         ("--fail_if=magic>1", "'magic' is no measure"),
         ("--faults=magic", "'magic' is none of"),
     ):
@@ -179,10 +179,10 @@ def test_flags_of_the_probes_are_not_ignored_on_text(directory, tmp_path, capsys
     assert "--text is for a checkpoint" in capsys.readouterr().err
 
 
-def test_without_a_stand_in_that_ships_one_must_be_named(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(subject, "standins", lambda: ())
+def test_without_a_bundled_model_one_must_be_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(subject, "bundled_models", lambda: ())
     assert main(["diagnose", f"--out={tmp_path / 'out'}"]) == 2
-    assert "no stand-in is installed" in capsys.readouterr().err
+    assert "no bundled test model is installed" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,13 +209,13 @@ def test_a_file_in_place_of_the_store_is_one_line(directory, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_single_haystack_and_row_is_no_crash(directory, tmp_path, monkeypatch, capsys):
+def test_a_single_context_and_row_is_no_crash(directory, tmp_path, monkeypatch, capsys):
     """No interval anywhere; with everything counted as learned the whole way is walked."""
     monkeypatch.setattr(
         "rope_jax.diagnosis.verdict.attribution.gated",
         lambda unchanged, *, gate: Used(("bind", "ord"), True, {}, {"ret": 1.0, "bind": 1.0, "ord": 1.0}),
     )
-    flags = ("--haystacks=1", "--rows=1", "--fail_if=precision_drop>0.3")
+    flags = ("--contexts=1", "--rows=1", "--fail_if=precision_drop>0.3")
     assert diagnose(directory, tmp_path / "out", *flags) == 4
     record = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert record["judgements"][0]["verdict"]["kind"] == "undetermined"
@@ -246,7 +246,7 @@ def test_a_gate_is_open_where_its_status_quo_was_not_run(capsys):
     "flags",
     [
         [f"--target_length={TRAINED + 1}"],
-        [f"--target_length={TRAINED + 33}", "--most_haystacks=8"],  # rows still to be drawn may have none
+        [f"--target_length={TRAINED + 33}", "--most_contexts=8"],  # rows still to be drawn may have none
         ["--ratios=1.01"],
     ],
     ids=["one token", "asked on", "ratio"],
@@ -267,7 +267,7 @@ def test_a_short_target_whose_rows_all_have_a_copied_token_runs(directory, tmp_p
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_smallest_target_has_a_loss_beyond_the_trained_length(seed, directory):
-    asked = subject.read_standin(directory).asked(rows=1, target_length=TRAINED + 34, text_rows=200, seed=seed)
+    asked = subject.read_bundled_model(directory).asked(rows=1, target_length=TRAINED + 34, text_rows=200, seed=seed)
     assert (asked.items.counted[:, TRAINED - 1 :].sum(axis=1) > 0).all()
 
 

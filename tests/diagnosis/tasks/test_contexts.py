@@ -1,4 +1,4 @@
-"""Haystacks hold what their questions ask for: every answer is worked out anew from the tokens alone."""
+"""Contexts hold what their questions ask for: every answer is worked out anew from the tokens alone."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rope_jax.diagnosis.tasks import haystacks as hay
-from rope_jax.diagnosis.tasks.haystacks import (
+from rope_jax.diagnosis.tasks import contexts
+from rope_jax.diagnosis.tasks.contexts import (
     DIGITS,
     DISTANCES,
     FILLER,
@@ -25,7 +25,7 @@ PROMPT = {"ret": 1, "bind": 2, "ord": 2, "dist": 1, "ith": 2, "count": 1}
 
 
 def made(seed=0, *, rows=4, length=192, **kwargs):
-    return hay.haystacks(np.random.default_rng(seed), rows=rows, length=length, **kwargs)
+    return contexts.contexts(np.random.default_rng(seed), rows=rows, length=length, **kwargs)
 
 
 @dataclasses.dataclass
@@ -43,7 +43,7 @@ class Asked:
 
 
 def read(items, row) -> tuple[list[int], list[Asked]]:
-    """Returns the haystack part of a row and its questions."""
+    """Returns the context part of a row and its questions."""
     tokens = items.tokens[row].tolist()
     questions = []
     first = len(tokens)
@@ -136,7 +136,7 @@ def check_all(items):
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), length=st.sampled_from([192, 256, 512, 2048]))
-def test_every_answer_is_what_the_haystack_says(seed, length):
+def test_every_answer_is_what_the_context_says(seed, length):
     items = made(seed, rows=2, length=length)
     assert items.tokens.shape == (2, length)
     assert {part.dtype for part in items} == {np.dtype(np.int32)}
@@ -195,7 +195,7 @@ def test_only_filler_grows_with_the_length():
 def test_gaps_of_events_stay_within_their_bounds(largest):
     items = made(rows=40, length=2048, largest_gap=largest)
     gaps = items.gap[items.probe == PROBES.index("ord")]
-    assert gaps.min() == hay.SMALLEST_GAP
+    assert gaps.min() == contexts.SMALLEST_GAP
     assert 0.7 * largest < gaps.max() <= largest
 
 
@@ -216,7 +216,7 @@ def test_no_position_gives_an_answer_away():
 
 @pytest.mark.parametrize("length", [-5, 0, 1, 77, 79, 100])
 def test_a_length_too_short_is_refused(length):
-    with pytest.raises(InputError, match=f"a haystack of {length} tokens is too short"):
+    with pytest.raises(InputError, match=f"a context of {length} tokens is too short"):
         made(length=length)
 
 
@@ -257,7 +257,7 @@ def test_the_same_randomness_gives_the_same_rows():
     farthest=st.sampled_from([4, 16, 128]),
 )
 def test_predictable_tokens_are_copies_of_what_stood_before(seed, length, farthest):
-    text = hay.repeated_text(np.random.default_rng(seed), rows=3, length=length, farthest=farthest)
+    text = contexts.repeated_text(np.random.default_rng(seed), rows=3, length=length, farthest=farthest)
     assert text.tokens.shape == (3, length)
     assert text.predictable.shape == (3, length - 1)
     assert (text.tokens[:, 0] == START).all()
@@ -271,7 +271,7 @@ def test_predictable_tokens_are_copies_of_what_stood_before(seed, length, farthe
 
 
 def test_half_of_a_long_text_is_copied_and_little_of_it_is_in_doubt():
-    text = hay.repeated_text(np.random.default_rng(0), rows=20, length=1024, farthest=128)
+    text = contexts.repeated_text(np.random.default_rng(0), rows=20, length=1024, farthest=128)
     assert 0.42 < text.predictable.mean() < 0.53
     # What followed these two tokens when they last stood within reach is nearly always what follows now.
     right = []
@@ -287,6 +287,6 @@ def test_half_of_a_long_text_is_copied_and_little_of_it_is_in_doubt():
 @settings(deadline=None, max_examples=100)
 @given(seed=st.integers(0, 2**32 - 1), farthest=st.integers(2, 130), length=st.integers(2, 300))
 def test_a_copied_token_comes_within_what_is_promised(seed, farthest, length):
-    whole = hay.shortest_with_copy(length, farthest)
-    text = hay.repeated_text(np.random.default_rng(seed), rows=20, length=whole, farthest=farthest)
+    whole = contexts.shortest_with_copy(length, farthest)
+    text = contexts.repeated_text(np.random.default_rng(seed), rows=20, length=whole, farthest=farthest)
     assert text.predictable[:, length - 1 :].any(axis=1).all()
