@@ -1,4 +1,4 @@
-r"""What a scheme does to the heads that carry `bind`, from their own queries and keys, without running the scheme.
+r"""What a scheme does to the heads that carry `binding`, from their own queries and keys, without running the scheme.
 
 Two heads carry the relation: one by which an item finds its marker (local), one by which the question finds the item
 (far). Both are chosen, and their queries and keys taken, at the trained length under the trained scheme; a scheme then
@@ -7,7 +7,7 @@ only changes angles, logits and bias:
 .. math:: \ell(\Delta) = c\,\mathrm{Re} \sum_i h_i e^{i \Delta \theta'_i} + b(\Delta), \qquad
     h_i = \sigma\,\langle q_i \bar k_i \rangle
 
-These are figures of two heads, not of the model: what it answers is predicted by `foreshortened`.
+These are figures of two heads, not of the model: what it answers is predicted by `stretched`.
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ class HeadFigures:
 
 
 def own_heads(decoder: Decoder, trained: Scheme, items: Contexts) -> OwnHeads:
-    """Returns the two heads that carry `bind`, chosen by the attention they pay under the trained scheme.
+    """Returns the two heads that carry `binding`, chosen by the attention they pay under the trained scheme.
 
     Args:
       decoder: the model.
@@ -113,8 +113,8 @@ def _best(mass: np.ndarray) -> Relation:
 
 
 def _bind_places(items: Contexts, row: int) -> list[tuple[int, int, int]]:
-    """Returns the positions of marker, item and question for every `bind` question of a row."""
-    asked = np.flatnonzero(items.probe[row] == PROBES.index("bind"))
+    """Returns the positions of marker, item and question for every `binding` question of a row."""
+    asked = np.flatnonzero(items.probe[row] == PROBES.index("binding"))
     position, distance, offset = items.position[row, asked], items.distance[row, asked], items.asked[row, asked]
     return [(int(p - d), int(p - d + o), int(p)) for p, d, o in zip(position, distance, offset, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Foreshortened contexts stand where long ones do, and a key that counts twice is two keys."""
+"""Stretched contexts stand where long ones do, and a key that counts twice is two keys."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from rope_jax import biases, frequencies
 from rope_jax.attention.api import attend
 from rope_jax.attention.call import Settings, Tokens
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
-from rope_jax.diagnosis.prediction.foreshortened import PARTS, ForeshortenedProgram, counting, foreshortened
+from rope_jax.diagnosis.prediction.stretched import PARTS, StretchedProgram, counting, stretched
 from rope_jax.diagnosis.tasks import contexts
 from rope_jax.errors import InputError
 from rope_jax.scheme import build
@@ -27,21 +27,21 @@ def scheme(bias=None):
     return build(ROTARY, num_heads=HEADS, head_dim=DIM, bias=bias)
 
 
-def test_at_the_trained_length_nothing_is_foreshortened():
+def test_at_the_trained_length_nothing_is_stretched():
     decoder = tiny_decoder()
     alibi = scheme(biases.alibi_paper(HEADS))
-    seen = foreshortened(ITEMS, TRAINED)
+    seen = stretched(ITEMS, TRAINED)
     np.testing.assert_array_equal(seen.counts, 1)
     np.testing.assert_array_equal(seen.positions, np.broadcast_to(np.arange(TRAINED), seen.positions.shape))
     np.testing.assert_allclose(
-        ForeshortenedProgram(decoder)(alibi, ITEMS, seen), ProbeProgram(decoder)(alibi, ITEMS), atol=2e-5
+        StretchedProgram(decoder)(alibi, ITEMS, seen), ProbeProgram(decoder)(alibi, ITEMS), atol=2e-5
     )
 
 
 @given(factor=st.one_of(st.floats(1.0, 16.0), st.floats(16.0, 5000.0)))
 def test_tokens_stand_where_those_of_a_long_context_do(factor):
     target = round(factor * TRAINED)
-    seen = foreshortened(ITEMS, target)
+    seen = stretched(ITEMS, target)
     np.testing.assert_allclose(seen.counts.sum(axis=1), target, rtol=1e-5)
     assert (np.diff(seen.positions, axis=1) >= 1).all()
     assert (seen.positions[:, 0] == 0).all()
@@ -59,7 +59,7 @@ def test_tokens_stand_where_those_of_a_long_context_do(factor):
 
 
 def test_parts_are_added_one_after_the_other():
-    one, two, three = (foreshortened(ITEMS, 2 * TRAINED, upto=part) for part in PARTS)
+    one, two, three = (stretched(ITEMS, 2 * TRAINED, upto=part) for part in PARTS)
     assert (one.positions[:, -1] == TRAINED - 1).all()
     np.testing.assert_array_equal(two.positions, three.positions)
     for seen in (one, two):
@@ -87,11 +87,11 @@ def test_a_key_that_counts_several_times_is_as_many_keys_in_one_place(seed, temp
     np.testing.assert_allclose(counted, repeated, atol=2e-6)
 
 
-def test_what_cannot_be_foreshortened_is_refused():
+def test_what_cannot_be_stretched_is_refused():
     with pytest.raises(InputError, match="192 tokens cannot stand for ones of 100"):
-        foreshortened(ITEMS, 100)
+        stretched(ITEMS, 100)
     bare = ITEMS._replace(tokens=np.full_like(ITEMS.tokens, contexts.SYMBOLS[0]))
     with pytest.raises(InputError, match="without filler outside its facts"):
-        foreshortened(bare, 2 * TRAINED)
+        stretched(bare, 2 * TRAINED)
     with pytest.raises(InputError, match="soft cap"):
         counting(jnp.ones(3))(None, None, None, scheme(), None, None, None, Settings(1.0, soft_cap=5.0))

@@ -1,6 +1,6 @@
 r"""What a scheme does at a long length, predicted from contexts of the trained one.
 
-A context is foreshortened: every filler token before its questions stands for `w` tokens of the long context, so that
+A context is stretched: every filler token before its questions stands for `w` tokens of the long context, so that
 facts lie as far apart as there and are looked for among as much filler. Filler inside a fact, between two events whose
 order is asked for, stands for itself: a longer context does not pull them apart.
 
@@ -34,7 +34,7 @@ PARTS: tuple[Part, ...] = ("scheme", "distance", "filler")
 positions, the longer distances, and the filler that has to be looked through."""
 
 
-class Foreshortened(NamedTuple):
+class Stretched(NamedTuple):
     """Where the tokens of short contexts stand in long ones, and how many tokens each stands for.
 
     Attributes:
@@ -46,7 +46,7 @@ class Foreshortened(NamedTuple):
     counts: Float32[np.ndarray, "rows length"]
 
 
-def foreshortened(items: Contexts, target_length: int, *, upto: Part = "filler") -> Foreshortened:
+def stretched(items: Contexts, target_length: int, *, upto: Part = "filler") -> Stretched:
     """Returns what contexts look like that stand for ones of `target_length` tokens.
 
     Args:
@@ -64,17 +64,17 @@ def foreshortened(items: Contexts, target_length: int, *, upto: Part = "filler")
     for row, question in zip(*np.nonzero(items.gap), strict=True):
         second = items.position[row, question] - items.distance[row, question]
         filler[row, second - items.gap[row, question] : second] = False
-    stretched = filler.sum(axis=1, keepdims=True)
-    if not stretched.all():
+    standing = filler.sum(axis=1, keepdims=True)
+    if not standing.all():
         raise InputError("a context without filler outside its facts stands for no longer one")
     positions = np.broadcast_to(np.arange(length), (rows, length))
     if upto != "scheme":
         passed = np.cumsum(filler, axis=1, dtype=np.int64) - filler
-        positions = positions + (passed * (target_length - length) + stretched // 2) // stretched
+        positions = positions + (passed * (target_length - length) + standing // 2) // standing
     counts = np.ones((rows, length))
     if upto == "filler":
-        counts = np.where(filler, 1 + (target_length - length) / stretched, 1.0)
-    return Foreshortened(positions.astype(np.int32), counts.astype(np.float32))
+        counts = np.where(filler, 1 + (target_length - length) / standing, 1.0)
+    return Stretched(positions.astype(np.int32), counts.astype(np.float32))
 
 
 def counting(counts: Float[Array, " keys"]) -> Attend:
@@ -82,7 +82,7 @@ def counting(counts: Float[Array, " keys"]) -> Attend:
 
     def attention(q, k, v, scheme: Scheme, sinks, queries, keys, settings: Settings, implementation=None):
         if settings.soft_cap is not None:
-            raise InputError("a context is foreshortened for models without a soft cap only")
+            raise InputError("a context is stretched for models without a soft cap only")
         # One more dimension, which no rotation reaches, carries the logarithm into the logits.
         more = jnp.log(counts) / (settings.scale * scheme.logit_scale)
         more = jnp.broadcast_to(more[None, :, None, None], (*k.shape[:-1], 1)).astype(k.dtype)
@@ -93,8 +93,8 @@ def counting(counts: Float[Array, " keys"]) -> Attend:
     return attention
 
 
-class ForeshortenedProgram(SchemeProgram):
-    """The answers of one decoder to foreshortened contexts.
+class StretchedProgram(SchemeProgram):
+    """The answers of one decoder to stretched contexts.
 
     Args:
       decoder: the model.
@@ -111,7 +111,7 @@ class ForeshortenedProgram(SchemeProgram):
 
         super().__init__(decoder, of_rows)
 
-    def __call__(self, scheme: Scheme, items: Contexts, seen: Foreshortened) -> ChoiceLogits:
+    def __call__(self, scheme: Scheme, items: Contexts, seen: Stretched) -> ChoiceLogits:
         """Returns the logit of every choice of every question."""
         asked = (jnp.asarray(value, jnp.int32) for value in (items.tokens, items.position, items.choices))
         return self.run(scheme, *asked, *map(jnp.asarray, seen))

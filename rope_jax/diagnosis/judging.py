@@ -1,0 +1,111 @@
+"""From what was run to judgements: which tasks decide, a verdict for each deployed configuration, and what they share."""
+
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
+
+from rope_jax.diagnosis.evaluation.cases import Cases
+from rope_jax.diagnosis.evaluation.configurations import ORIGINAL
+from rope_jax.diagnosis.evaluation.plan import ModelPlan
+from rope_jax.diagnosis.report.links import links
+from rope_jax.diagnosis.result import Condition, Judgement, Tasks
+from rope_jax.diagnosis.tasks.contexts import PROBES
+from rope_jax.diagnosis.tasks.subject import Subject
+from rope_jax.diagnosis.verdict import agreement, pattern, sampling
+from rope_jax.diagnosis.verdict.answers import Margins, Verdict
+from rope_jax.diagnosis.verdict.panel import Evidence, Panel
+
+CLUSTERED = 5
+"""From so many models on they are judged together, each as one that was drawn; below, each by itself."""
+
+
+def tasks_of(original: Panel, subject: Subject, *, learned: float) -> Tasks:
+    """Returns the tasks that the original models have learned: accuracy of at least `learned` at the trained length."""
+    accuracy = {name: float(values.mean()) for name, values in original.accuracy.get("short", {}).items()}
+    accuracy = {name: accuracy[name] for name in PROBES if name in accuracy}
+    short = subject.items.short
+    chance = {}
+    for name in accuracy:
+        assert short is not None
+        asked = short.choices[short.probe == PROBES.index(name)]
+        chance[name] = float((1 / (asked >= 0).sum(axis=-1)).mean())
+    return Tasks(
+        used=tuple(name for name, value in accuracy.items() if value >= learned),
+        refused={
+            name: f"not learned: right in {value:.1%} at the trained length, {learned:.0%} needed"
+            for name, value in accuracy.items()
+            if value < learned
+        },
+        accuracy=accuracy,
+        chance=chance,
+    )
+
+
+def judgements_of(
+    deployed: Sequence[str],
+    cases: Cases,
+    plan: ModelPlan,
+    conditions: Mapping[str, Condition],
+    tasks: Tasks,
+    *,
+    margins: Margins,
+    looks: int,
+    part: Callable[[int], Cases],
+    seed: int,
+) -> tuple[Judgement, ...]:
+    """Returns a judgement of every deployed configuration.
+
+    Args:
+      deployed: their names.
+      cases: the runs on the items that all configurations were asked.
+      plan: configurations of the first model.
+      conditions: what was measured, by name.
+      tasks: which decide.
+      margins: what is too little to matter.
+      looks: interim analyses, each of which doubles the contexts, until a verdict is settled.
+      part: the runs on a further part of the items.
+      seed: of the resampling.
+    """
+    confidence = sampling.shared_confidence(len(deployed))
+    models = len(cases.subjects)
+    judged = []
+    for name in deployed:
+        every = [option.configuration for option in cases.options(name)]
+
+        def more(number: int, asked: Collection[str], name: str = name) -> Evidence:
+            return part(number).evidence(name, asked, tasks.used)
+
+        first = cases.evidence(name, every, tasks.used)
+        judge = functools.partial(sampling.ask_on, margins=margins, looks=looks, confidence=confidence, seed=seed)
+        alone: tuple[Verdict, ...] = ()
+        if 1 < models < CLUSTERED:
+            alone = tuple(
+                judge(first.of_model(k), lambda number, asked, k=k: more(number, asked).of_model(k))  # type: ignore[misc]
+                for k in range(models)
+            )
+        verdict = alone[0] if alone else judge(first, more)
+        judged.append(
+            Judgement(
+                deployed=name,
+                verdict=verdict,
+                by_model=alone,
+                agreement=agreement.agreement(alone) if alone else "",
+                pattern=_pattern(cases, conditions[name], tasks),
+                links=links(
+                    conditions[name],
+                    conditions[ORIGINAL],
+                    verdict,
+                    cases.subjects[0].trained_length,
+                    cases.subjects[0].target_length,
+                ),
+            )
+        )
+    return tuple(judged)
+
+
+def _pattern(cases: Cases, condition: Condition, tasks: Tasks) -> str:
+    items = cases.subjects[0].items.long
+    if items is None or not tasks.used:
+        return ""
+    return pattern.pattern(condition.answers["long"], items, tasks.used, table=np.asarray(condition.table or ()))
