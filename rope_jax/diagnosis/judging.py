@@ -1,5 +1,6 @@
-"""From what was run to judgements: which tasks decide, a verdict for each deployed configuration, and what they share."""
+"""From what was run to judgements: which tasks decide, and a verdict for each deployed configuration."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -11,7 +12,7 @@ from rope_jax.diagnosis.evaluation.plan import ModelPlan
 from rope_jax.diagnosis.report.links import links
 from rope_jax.diagnosis.result import Condition, Judgement, Tasks
 from rope_jax.diagnosis.tasks.contexts import PROBES
-from rope_jax.diagnosis.tasks.subject import Subject
+from rope_jax.diagnosis.tasks.subject import Reach, Subject
 from rope_jax.diagnosis.verdict import agreement, pattern, sampling
 from rope_jax.diagnosis.verdict.answers import Margins, Verdict
 from rope_jax.diagnosis.verdict.panel import Evidence, Panel
@@ -81,7 +82,7 @@ def judgements_of(
         alone: tuple[Verdict, ...] = ()
         if 1 < models < CLUSTERED:
             alone = tuple(
-                judge(first.of_model(k), lambda number, asked, k=k: more(number, asked).of_model(k))  # type: ignore[misc]
+                judge(_of_model(first, k), lambda number, asked, k=k: _of_model(more(number, asked), k))  # type: ignore[misc]
                 for k in range(models)
             )
         verdict = alone[0] if alone else judge(first, more)
@@ -109,3 +110,25 @@ def _pattern(cases: Cases, condition: Condition, tasks: Tasks) -> str:
     if items is None or not tasks.used:
         return ""
     return pattern.pattern(condition.answers["long"], items, tasks.used, table=np.asarray(condition.table or ()))
+
+
+def _of_model(evidence: Evidence, model: int) -> Evidence:
+    """Returns the evidence of one of several models."""
+    return dataclasses.replace(
+        evidence,
+        as_deployed=_panel_of_model(evidence.as_deployed, model),
+        exact=None if evidence.exact is None else _panel_of_model(evidence.exact, model),
+        original=_panel_of_model(evidence.original, model),
+        changed={name: _panel_of_model(panel, model) for name, panel in evidence.changed.items()},
+        corners={parts: _panel_of_model(panel, model) for parts, panel in evidence.corners.items()},
+        faults={name: (words, _panel_of_model(panel, model)) for name, (words, panel) in evidence.faults.items()},
+    )
+
+
+def _panel_of_model(panel: Panel, model: int) -> Panel:
+    part = slice(model, model + 1)
+
+    def of(values: Mapping[Reach, Mapping[str, np.ndarray]]) -> dict[Reach, dict[str, np.ndarray]]:
+        return {reach: {task: value[part] for task, value in tasks.items()} for reach, tasks in values.items()}
+
+    return Panel(of(panel.log_odds), of(panel.accuracy), {reach: value[part] for reach, value in panel.loss.items()})

@@ -13,9 +13,10 @@ from rope_jax.diagnosis.evaluation.configurations import ORIGINAL
 from rope_jax.diagnosis.evaluation.plan import PlanSettings, Progress, plan_of
 from rope_jax.diagnosis.tasks.subject import Subject
 from rope_jax.diagnosis.verdict.answers import Margins
-from rope_jax.diagnosis.verdict.panel import Evidence
-from rope_jax.diagnosis.verdict.regression import regression_of
+from rope_jax.diagnosis.verdict.contrasts import Contrasts
+from rope_jax.diagnosis.verdict.regression import regression
 from rope_jax.errors import InputError
+from rope_jax.statistics.intervals import CONFIDENCE
 
 
 def target_lengths(ratios: Sequence[float], trained_length: int) -> list[int]:
@@ -59,6 +60,7 @@ def ratios_of(
       plain values: the configuration, its ratio and target, and whether it is the regression described, with the fall
       of every task.
     """
+    contrasts = Contrasts(used, CONFIDENCE, 0)
     found = []
     for number, length in enumerate(lengths, 1):
         progress("other ratios", number, len(lengths))
@@ -72,15 +74,13 @@ def ratios_of(
             for name in (one, *(o.configuration for o in plans[0].options[one] if o.number == "1"))
         )
         for name in names:
-            panel = cases.panel(cases.scores(name))
-            evidence = Evidence(name, panel, None, original, (), {}, {}, used, {}, {})
-            regression = regression_of(evidence, margins=margins)
+            symptom = regression(cases.panel(cases.scores(name)), original, contrasts, margins)
             found.append(
                 {
                     "configuration": name,
                     "ratio": subjects[0].factor,
                     "target": length,
-                    **dataclasses.asdict(regression),
+                    **dataclasses.asdict(symptom),
                 }
             )
     return found

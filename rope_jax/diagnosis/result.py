@@ -85,8 +85,8 @@ class Judgement:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Diagnosis:
-    """The whole result of `diagnose`.
+class Findings:
+    """Everything that a diagnosis has found.
 
     Attributes:
       subjects: the models and what they were asked.

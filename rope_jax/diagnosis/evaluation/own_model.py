@@ -80,8 +80,8 @@ def own_model(
       checkpoint: the model.
       text: rows of the target length, which are judged, and what is left over of their file.
       settings: see `OwnSettings`.
-      fit_text: chunks of at most the trained length to fit biases on; those that occur in the rows are left out. Without
-        it what is left over of the text, and where that is too little each half of the rows for the other.
+      fit_text: chunks of at most the trained length to fit biases on; those that occur in the rows are left out.
+        Without it what is left over of the text, and where that is too little each half of the rows for the other.
       progress: called as work proceeds.
 
     Raises:

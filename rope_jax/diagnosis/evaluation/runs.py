@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -145,7 +146,7 @@ class Runs:
     def logits(self, scheme: Schemes, *, note: str = "") -> dict[Reach, np.ndarray]:
         """Returns the logits of all choices, by reach, `[contexts, questions, 8]`."""
         return {
-            reach: self._found("logits", scheme, asked, note, lambda asked=asked: self._answers(scheme, asked))
+            reach: self._found("logits", scheme, asked, note, functools.partial(self._answers, scheme, asked))
             for reach, asked in self.subject.items.asked.items()
         }
 
@@ -161,7 +162,7 @@ class Runs:
                 part = rows[at : at + size]
                 self.tell(f"row {at + 1} of {len(rows)}")
                 losses[part] = self._found(
-                    "losses", scheme, text[part], note, lambda part=part, scheme=scheme: self._read(scheme, text[part])
+                    "losses", scheme, text[part], note, functools.partial(self._read, scheme, text[part])
                 )
         return losses
 

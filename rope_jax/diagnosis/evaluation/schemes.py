@@ -7,7 +7,8 @@ from rope_jax.checkpoints.extending import extension_rule, trained_rotary
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.decoder import Schemes
 from rope_jax.errors import InputError
-from rope_jax.length_rules import LengthRule
+from rope_jax.frequencies import Rotary
+from rope_jax.length_rules import LengthRule, at_length
 from rope_jax.phases import Phase
 from rope_jax.rotation import Layout
 from rope_jax.rules import Rule
@@ -60,6 +61,10 @@ class SchemeMaker:
         if rotary is None:
             raise InputError(f"{self.positions.origin}: nothing rotates in this model, so there is no scaling to judge")
         return Retrofit(rotary)
+
+    def scaled(self, retrofit: Retrofit) -> Rotary:
+        """Returns the rotary embedding of a configuration in the layers that see the whole context."""
+        return at_length(retrofit.rule, self.target_length)(retrofit.rotary)
 
     def __call__(self, retrofit: Retrofit) -> Schemes:
         """Returns the scheme of a configuration, one for each layer type where there are several.

@@ -89,6 +89,11 @@ class Subject:
         """Contexts at each length; 0 for a model that answers no probes."""
         return 0 if self.items.long is None else len(self.items.long.tokens)
 
+    @property
+    def synthetic(self) -> bool:
+        """Whether its contexts are in the bundled test models' own vocabulary, so that more can be made."""
+        return self.unseen_items is not None
+
     def more_contexts(self, rng: np.random.Generator, *, rows: int, length: int) -> Contexts:
         """Returns other contexts like its own: as many facts, and events no farther apart than in training."""
         return _made(rng, rows=rows, length=length, trained_length=self.trained_length, counts=self.counts)
