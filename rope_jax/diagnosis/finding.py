@@ -130,6 +130,11 @@ def findings_of(
     )
 
 
+def subjects_of(model: Model | Sequence[Model] | None, options: Options) -> list[Subject]:
+    """Returns the models and their items without running any; errors as in `diagnose`."""
+    return asked_of(model, _request(options), full=options.full).subjects
+
+
 def _request(options: Options) -> Request:
     return Request(
         target_length=options.target_length,
