@@ -27,9 +27,7 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     choice = functools.partial(absl_flags.DEFINE_enum, flag_values=flag_values)
     number = functools.partial(absl_flags.DEFINE_float, flag_values=flag_values)
     string("text", None, "A .npy of token rows, or UTF-8 text for the checkpoint's tokenizer.")
-    integer(
-        "target_length", None, "Tokens of an evaluated row; for a bundled test model eight times its trained one."
-    )
+    integer("target_length", None, "Tokens of an evaluated row; for a bundled test model eight times its trained one.")
     string("out", None, "Directory for the result; for the bundled test model rope-jax-diagnosis by default.")
     integer("trained_length", None, "Tokens the model was trained on; default: the config's.")
     integer("rows", None, "Rows of text evaluated at most; by default 8, or 4 of the bundled test model's own.")
