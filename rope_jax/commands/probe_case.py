@@ -145,7 +145,9 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
 
 def _counted_beyond(subjects: Sequence[Any]) -> bool:
     """Returns whether every row of text has a token beyond the trained length that a loss is taken of."""
-    return all(one.items.counted[:, one.trained_length - 1 :].any(axis=1).all() for one in subjects)
+    from rope_jax.diagnosis.tasks.subject import short_and_long
+
+    return all(one.items.counted[:, short_and_long(one.trained_length)["long"]].any(axis=1).all() for one in subjects)
 
 
 def conclude(

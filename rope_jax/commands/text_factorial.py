@@ -106,7 +106,7 @@ def _measured(origin: str, flags: absl_flags.FlagValues, text_path: pathlib.Path
         print(f"rope-jax diagnose: {kept}", file=sys.stderr)
     measured = measure(checkpoint, text, settings, fit_tokens=fit_tokens, store=store, progress=progress)
 
-    progress("asking the probes in English at the trained length", 0, 1)
+    progress("asking questions in English at the trained length", 0, 1)
     leftover = chunks(text.leftover if fit_tokens is None else fit_tokens, measured.trained_length)
     ready = readiness(
         checkpoint,

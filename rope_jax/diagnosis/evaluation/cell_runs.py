@@ -15,7 +15,7 @@ from rope_jax.diagnosis.evaluation import kept_files, probes
 from rope_jax.diagnosis.evaluation.losses import LossProgram
 from rope_jax.diagnosis.evaluation.probes import Answers, ProbeProgram
 from rope_jax.diagnosis.tasks.contexts import Contexts
-from rope_jax.diagnosis.tasks.subject import Reach, Subject
+from rope_jax.diagnosis.tasks.subject import Reach, Subject, short_and_long
 from rope_jax.errors import CheckpointError
 
 _NUMBER_BYTES = 8
@@ -29,7 +29,7 @@ class Scores:
       answers: outcomes of every question, short and long; empty for a model that answers no probes.
       log_odds: nats, by reach and probe, `[contexts]`.
       accuracy: the same, of right answers.
-      loss: nats a counted token of text, by reach, `[rows]`; short is below the trained length.
+      loss: nats a counted token of text, by reach, `[rows]`; see `short_and_long`.
       losses: of every next token, `[rows, tokens - 1]`.
     """
 
@@ -197,12 +197,11 @@ class CellRuns:
 
     def scores(self, raw: Mapping[str, np.ndarray]) -> Scores:
         """Returns the scores of raw results, of this model or of a deployment of it."""
-        items, cut = self.subject.items, self.subject.trained_length
+        items = self.subject.items
         losses, counted = raw["losses"].astype(np.float64), items.counted
-        parts: dict[Reach, slice] = {"short": slice(0, cut - 1), "long": slice(cut - 1, None)}
         loss: dict[Reach, np.ndarray] = {
             reach: (losses[:, part] * counted[:, part]).sum(axis=1) / counted[:, part].sum(axis=1)
-            for reach, part in parts.items()
+            for reach, part in short_and_long(self.subject.trained_length).items()
         }
         return Scores(*outcomes(raw, items.asked), loss, losses)
 

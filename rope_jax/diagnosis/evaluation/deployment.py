@@ -97,7 +97,7 @@ def costs_of(
     result = []
     for name, runs in faulty.items():
         change = attribution.effect(exact, [run.scores(cell) for run in runs], used, confidence=0.95)
-        result.append(FaultEffect(name, runs[0].fault.description, change.precision, change.by_probe["ret"]))
+        result.append(FaultEffect(name, runs[0].fault.description, change.precision, change.by_probe[probes.RETRIEVAL]))
     return tuple(result)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from rope_jax.biases import Bias
 from rope_jax.decoder import Schemes
 from rope_jax.diagnosis.evaluation.arms import Arms
+from rope_jax.diagnosis.tasks.subject import short_and_long
 from rope_jax.diagnosis.tasks.text import Rows
 from rope_jax.statistics.intervals import Estimate, estimate
 
@@ -45,15 +46,19 @@ def run_cells(
 
 
 def position_bins(trained_length: int, length: int) -> list[tuple[int, int]]:
-    """Returns half-open bins of the predicting position: two up to the trained length, then one a doubling.
+    """Returns half-open bins of the columns of next-token losses: two of short ones, then one a doubling.
+
+    Column `t` is the loss of token `t + 1`, as in `short_and_long`: no bin holds both short and long ones.
 
     >>> position_bins(512, 4096)
-    [(0, 256), (256, 512), (512, 1024), (1024, 2048), (2048, 4095)]
+    [(0, 255), (255, 511), (511, 1023), (1023, 2047), (2047, 4095)]
     """
-    edges = [0, max(trained_length // 2, 1)]
-    while edges[-1] < length - 1:
-        edges.append(min(edges[-1] * 2, length - 1))
-    return list(itertools.pairwise(edges))
+    tokens = [1, max(trained_length // 2, 2)]
+    edge = trained_length
+    while tokens[-1] < length:
+        tokens.append(min(edge, length))
+        edge *= 2
+    return [(first - 1, end - 1) for first, end in itertools.pairwise(tokens)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +67,8 @@ class CellResult:
 
     Attributes:
       by_bin: the loss in each position bin.
-      short: the loss at positions below the trained length.
-      long: the loss at positions from it on.
+      short: the loss of tokens below the trained length; see `short_and_long`.
+      long: the loss of all later ones.
       short_cost: rise of the short loss over the unchanged model, paired by row; positive is worse.
       long_gain: fall of the long loss below the unchanged model, paired by row; positive is better.
     """
@@ -135,7 +140,8 @@ def effects(losses: Losses, *, trained_length: int) -> dict[str, Effects]:
 
 
 def _row_means(losses: Losses, trained_length: int) -> tuple[dict[Cell, np.ndarray], dict[Cell, np.ndarray]]:
-    return (
-        {cell: loss[:, :trained_length].mean(axis=1, dtype=np.float64) for cell, loss in losses.items()},
-        {cell: loss[:, trained_length:].mean(axis=1, dtype=np.float64) for cell, loss in losses.items()},
+    short, long = (
+        {cell: loss[:, columns].mean(axis=1, dtype=np.float64) for cell, loss in losses.items()}
+        for columns in short_and_long(trained_length).values()
     )
+    return short, long

@@ -9,6 +9,7 @@ from rope_jax.checkpoints.checkpoint import Checkpoint, schemes_of
 from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
 from rope_jax.diagnosis.tasks.language_probes import LANGUAGE_COUNTS, STATUS, language_contexts
+from rope_jax.diagnosis.tasks.registry import names
 from rope_jax.diagnosis.tasks.subject import Items, Subject
 from rope_jax.diagnosis.tasks.text import Rows
 from rope_jax.diagnosis.tasks.tokenizer_file import read_tokenizer
@@ -19,7 +20,7 @@ _FEWEST_CHUNKS = 8
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Readiness:
-    """Whether a checkpoint answers probes in English.
+    """Whether a checkpoint answers questions in English.
 
     Attributes:
       subject: with contexts where it does, else None.
@@ -40,7 +41,7 @@ def readiness(
     gate: float,
     seed: int = 0,
 ) -> Readiness:
-    """Returns the subject for a verdict if the checkpoint has learned retrieval and a probe of precision.
+    """Returns the subject for a verdict if the checkpoint has learned a task of each role.
 
     Args:
       checkpoint: the model.
@@ -48,10 +49,10 @@ def readiness(
       fit_text: rows to fit biases on, disjoint from `text`.
       trained_length: `L`, tokens.
       rows: contexts at each length.
-      gate: accuracy at the trained length from which a probe counts as learned.
+      gate: accuracy at the trained length from which a task counts as learned.
       seed: of the contexts.
     """
-    opening = f"probes in English ({STATUS})"
+    opening = f"questions in English ({STATUS})"
     if checkpoint.tokenizer_file is None:
         return Readiness(None, f"{opening}: not asked, the checkpoint has no tokenizer")
     if len(fit_text) < _FEWEST_CHUNKS:
@@ -76,7 +77,7 @@ def readiness(
     accuracy = {name: float(probes.by_row(given.right, short, name).mean()) for name in probes.asked_probes(short)}
     shown = ", ".join(f"{name} {value:.2f}" for name, value in accuracy.items())
     learned = {name for name, value in accuracy.items() if value >= gate}
-    if probes.RETRIEVAL not in learned or not learned & set(probes.PRECISION):
+    if not all(learned & set(names(role)) for role in ("retrieval", "precision")):
         return Readiness(None, f"{opening}: not learned, so no verdict; accuracy at {trained_length} tokens: {shown}")
     subject = Subject(
         checkpoint=checkpoint,

@@ -259,8 +259,6 @@ def _check_lengths(target_length: int, trained_length: int) -> None:
         raise InputError(f"a trained length of {trained_length} is too short to fit biases on; at least 32 is needed")
     if target_length <= trained_length:
         raise InputError(f"target_length {target_length} must be above the trained length {trained_length}")
-    if target_length == trained_length + 1:
-        raise InputError(f"target_length {target_length} leaves no token to predict beyond {trained_length} others")
 
 
 def _rules(settings: Settings, trained_length: int) -> dict[str, Rule]:

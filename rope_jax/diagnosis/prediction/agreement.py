@@ -14,7 +14,8 @@ from rope_jax.diagnosis.prediction import own_heads
 from rope_jax.diagnosis.prediction.bands import Bands, far_bands
 from rope_jax.diagnosis.prediction.foreshortened import PARTS, ForeshortenedProgram, Part, foreshortened
 from rope_jax.diagnosis.prediction.own_heads import HeadFigures, OwnHeads
-from rope_jax.diagnosis.tasks.contexts import GROUP, PROBES, Contexts
+from rope_jax.diagnosis.tasks.contexts import GROUP, Contexts
+from rope_jax.diagnosis.tasks.registry import index_of
 from rope_jax.diagnosis.tasks.subject import Subject
 from rope_jax.diagnosis.verdict.attribution import Table, Used
 from rope_jax.diagnosis.verdict.verdict import above, attribution
@@ -35,16 +36,16 @@ class Agreement:
     """Predicted and measured errors, by cell.
 
     Attributes:
-      ranks: Spearman's correlation across cells within each asked offset of `bind`, averaged over the offsets. Its
+      ranks: Spearman's correlation across cells within each asked offset of `binding`, averaged over the offsets. Its
         interval speaks of other measured contexts; the short ones that predict are held fixed.
       ceiling: what a perfect prediction would reach against a measurement as noisy as this one, from the correlation of
         its two halves (Spearman-Brown); None where there are too few contexts, or the halves disagree.
       by_probe: Spearman's correlation across cells of the mean error of every probe used.
-      predicted: error of `bind` at each asked offset 1 ... 8, by cell, mean over models.
+      predicted: error of `binding` at each asked offset 1 ... 8, by cell, mean over models.
       measured: the same on the contexts of the target length.
       blame: precision lost to each of `PARTS` in turn, nats, by retrofit: the status quos, their scalings without the
         bias, and the unchanged model; empty where no probe of precision was learned.
-      figures: what each cell does to the heads that carry `bind`, one a model.
+      figures: what each cell does to the heads that carry `binding`, one a model.
       heads: those heads of each model.
       bands: logits of the far one of the first model, band by band, by the retrofits of `blame`.
     """
@@ -64,7 +65,7 @@ class Agreement:
         """What the correlation says about the prediction."""
         found = self.ranks.correlation
         if found is None:
-            return "no offset of bind has an order on both sides: nothing is known of the prediction"
+            return "no offset of binding has an order on both sides: nothing is known of the prediction"
         shown = f"{found.mean:.2f}"
         if found.low is not None:
             shown += f", interval [{found.low:.2f}, {found.high:.2f}]"
@@ -75,7 +76,7 @@ class Agreement:
             "no": "the prediction cannot be trusted for this model",
             "unclear": f"whether it reaches {TRUSTED:g}, from where it may be read, is open",
         }[above(found, TRUSTED)]
-        return f"rank correlation within offsets of bind {shown}: {answer}"
+        return f"rank correlation within offsets of binding {shown}: {answer}"
 
 
 class _Foretold:
@@ -104,7 +105,7 @@ def _predictable(subject: Subject, maker: CellSchemes) -> bool:
         foreshortened(items, subject.target_length)
     except InputError:  # a context full of facts
         return False
-    return "bind" in probes.asked_probes(items)
+    return "binding" in probes.asked_probes(items)
 
 
 def agreement(
@@ -117,7 +118,7 @@ def agreement(
     """Returns how predictions agree with what was measured.
 
     None where nothing is predicted: a model without contexts, without rotation, with several schemes, not asked
-    `bind`, or whose contexts hold no filler.
+    `binding`, or whose contexts hold no filler.
 
     Args:
       subjects: the models.
@@ -177,7 +178,7 @@ def _errors(given: Sequence[Answers], items: Contexts) -> Float64[np.ndarray, "c
 
     Where not every context asks an offset, those that do count more, so that the mean is the share of wrong answers.
     """
-    asked = items.probe == PROBES.index("bind")
+    asked = items.probe == index_of("binding")
     wrong = np.mean([~one.right for one in given], axis=0)
     result = np.zeros((len(items.tokens), GROUP))
     for offset in range(GROUP):

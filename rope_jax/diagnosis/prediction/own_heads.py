@@ -1,4 +1,4 @@
-r"""What a scheme does to the heads that carry `bind`, from their own queries and keys, without running the scheme.
+r"""What a scheme does to the heads that carry `binding`, from their own queries and keys, without running the scheme.
 
 Two heads carry the relation: one by which an item finds its marker (local), one by which the question finds the item
 (far). Both are chosen, and their queries and keys taken, at the trained length under the trained scheme; a scheme then
@@ -18,7 +18,8 @@ from jaxtyping import Complex128, Float64, Int
 from rope_jax.decoder import Decoder
 from rope_jax.diagnosis.prediction import relations
 from rope_jax.diagnosis.prediction.relations import Heads
-from rope_jax.diagnosis.tasks.contexts import GROUP, PROBES, Contexts
+from rope_jax.diagnosis.tasks.contexts import GROUP, Contexts
+from rope_jax.diagnosis.tasks.registry import index_of
 from rope_jax.diagnosis.theory import resolution
 from rope_jax.scheme import Scheme
 
@@ -79,7 +80,7 @@ class HeadFigures:
 
 
 def own_heads(decoder: Decoder, trained: Scheme, items: Contexts) -> OwnHeads:
-    """Returns the two heads that carry `bind`, chosen by the attention they pay under the trained scheme.
+    """Returns the two heads that carry `binding`, chosen by the attention they pay under the trained scheme.
 
     Args:
       decoder: the model.
@@ -113,8 +114,8 @@ def _best(mass: np.ndarray) -> Relation:
 
 
 def _bind_places(items: Contexts, row: int) -> list[tuple[int, int, int]]:
-    """Returns the positions of marker, item and question for every `bind` question of a row."""
-    asked = np.flatnonzero(items.probe[row] == PROBES.index("bind"))
+    """Returns the positions of marker, item and question for every `binding` question of a row."""
+    asked = np.flatnonzero(items.probe[row] == index_of("binding"))
     position, distance, offset = items.position[row, asked], items.distance[row, asked], items.asked[row, asked]
     return [(int(p - d), int(p - d + o), int(p)) for p, d, o in zip(position, distance, offset, strict=True)]
 
