@@ -54,6 +54,7 @@ GROUPS = {
 
 def define_flags(flag_values: absl_flags.FlagValues) -> None:
     """Declares the command's flags."""
+<<<<<<< HEAD
 
     def integer(name: str, default: int | None, text: str) -> None:
         absl_flags.DEFINE_integer(name, default, text, flag_values=flag_values)
@@ -72,8 +73,30 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     integer("trained_length", None, "L, tokens it was trained on; by default what its config says.")
     integer("text_rows", None, "Rows of text judged; by default 64 that are made, or 8 of your own.")
     string(
-        "fit_text", None, "Other text to fit biases on; by default what --text leaves over, or each half for the other."
+        "fit_text", None, "Other text to fit biases on; by default the rest of --text, or each half for the other."
     )
+=======
+    integer = functools.partial(absl_flags.DEFINE_integer, flag_values=flag_values)
+    string = functools.partial(absl_flags.DEFINE_string, flag_values=flag_values)
+    names = functools.partial(absl_flags.DEFINE_list, flag_values=flag_values)
+    choice = functools.partial(absl_flags.DEFINE_enum, flag_values=flag_values)
+    number = functools.partial(absl_flags.DEFINE_float, flag_values=flag_values)
+    string("text", None, "A .npy of token rows, or UTF-8 text for the checkpoint's tokenizer.")
+    integer("target_length", None, "Tokens of an evaluated row; for a bundled test model eight times its trained one.")
+    string("out", None, "Directory for the result; for the bundled test model rope-jax-diagnosis by default.")
+    integer("trained_length", None, "Tokens the model was trained on; default: the config's.")
+    integer("rows", None, "Rows of text evaluated at most; by default 8, or 4 of the bundled test model's own.")
+    string("fit_text", None, "Other text to fit A* and T5 on; default: what --text leaves over.")
+    string("t5_table", None, "A .npy [heads, buckets] in place of a fitted T5 table.")
+    integer("num_buckets", 32, "T5 buckets of a fitted table.")
+    integer("max_distance", 128, "T5's largest told-apart distance, tokens.")
+    integer("fit_steps", 60, "Adam steps of the T5 fit.")
+    number("margin", 0.02, "Short-context cost that A* may have, nats a token.")
+    names("scalings", list(scalings.ARMS), "Scaling arms to run on text; none is always one.")
+    names("biases", list(scalings.BIAS_ARMS), "Bias arms to run on text; none is always one.")
+    choice("phase", "exact", ["exact", "float32"], "How angles are formed; float32 as peers do.")
+    choice("layout", None, ["half", "interleaved"], "Layout of rotary pairs, even if the text contradicts it.")
+>>>>>>> one-tasks
     string("separator", "<|endoftext|>", "Between documents of a text.")
     absl_flags.DEFINE_enum(
         "layout", None, ["half", "interleaved"], "Layout of rotary pairs, even if the text contradicts it.",
@@ -95,7 +118,7 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     string("write_items", None, "Write the contexts to this .npz, for a deployment to answer, and stop.")
     string("observed", None, "A .npz with the deployment's own logits for the items of --write_items.")
     names(
-        "transforms", ["llama3", "yarn_map", "by_parts"], "Scalings that option 3 may put in the deployed one's place."
+        "transforms", ["llama3", "yarn_map", "by_parts"], "Scalings that option 3 may put in its place."
     )
     integer("exempt_first", 0, "Also tries a bias that exempts so many first tokens.")
     names("faults", [], "Faults whose cost is measured; --full takes all there are.")
@@ -112,11 +135,11 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     string(
         "fail_if",
         None,
-        "A gate for CI, such as 'short_loss_rise>0.02': exit 0 only if the whole interval is on the good side, 3 if it is "
-        "on the bad one, 4 if that is open. Measures are those of the first deployed configuration.",
+        "A gate for CI, such as 'short_loss_rise>0.02': exit 0 only if the whole interval is on the good side, 3 if it "
+        "is on the bad one, 4 if that is open. Measures are those of the first deployed configuration.",
     )
     string(
-        "budget", None, "Also picks the best configuration within limits: latency=RATIO,memory=MIB,steps=N, each once."
+        "budget", None, "Also picks the best configuration within limits: latency=RATIO,memory=MIB,steps=N."
     )
     string("out", None, f"Directory for the result; {DEFAULT_OUT} by default.")
 
@@ -154,13 +177,22 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
 
 def _conclude(found: "Diagnosis", flags: absl_flags.FlagValues, out: pathlib.Path) -> int:
     from rope_jax.diagnosis.verdict import gates
-    from rope_jax.diagnosis.verdict.budget import budget_lines, chosen_within
+    from rope_jax.diagnosis.verdict import budget
 
     command = shlex.join(["rope-jax", *sys.argv[1:]]) if sys.argv[1:2] == ["diagnose"] else USAGE
     table, beside = found.table(), {"costs": found.findings.costs, "seconds": found.findings.seconds}
     if flags.budget is not None:
-        chosen = chosen_within(flags.budget, found.findings)
-        table += "\n" + "\n".join(budget_lines(chosen)) + "\n"
+        findings = found.findings
+        chosen = budget.choose(
+            {name: one.panel for name, one in findings.conditions.items()},
+            findings.adapted_panels,
+            next(iter(findings.conditions.values())).panel,
+            findings.costs,
+            findings.tasks.used,
+            budget.parse(flags.budget),
+            margins=findings.margins,
+        )
+        table += "\n" + "\n".join(budget.budget_lines(chosen)) + "\n"
         beside["budget"] = dataclasses.asdict(chosen)
     contents = (
         found.to_json() + "\n",
@@ -172,7 +204,7 @@ def _conclude(found: "Diagnosis", flags: absl_flags.FlagValues, out: pathlib.Pat
     print(found.to_json() if flags.json else f"{table}\nwritten to {out}: {', '.join(_FILES)}")
     if flags.fail_if is None:
         return 0
-    result = gates.check(flags.fail_if, gates.measures(found.findings))
+    result = gates.check(flags.fail_if, gates.measures(found.findings.judgements[0].verdict))
     if not flags.json:
         print("\n".join(result.lines))
     return result.status

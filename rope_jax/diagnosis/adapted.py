@@ -1,11 +1,11 @@
 """The same judgement after adaptation: every configuration gets its own few steps of training before it is asked."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from rope_jax.diagnosis.evaluation.adaptation import adapted
-from rope_jax.diagnosis.evaluation.configurations import ORIGINAL
 from rope_jax.diagnosis.evaluation.plan import ModelPlan, Progress
 from rope_jax.diagnosis.evaluation.runs import Runs, Scores, panel_of
 from rope_jax.diagnosis.result import Judgement, Tasks
@@ -27,8 +27,8 @@ def adapted_judgements(
     seed: int,
     store: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
-) -> tuple[Judgement, ...]:
-    """Returns the judgement of each deployed configuration and of the three options, all adapted alike.
+) -> tuple[tuple[Judgement, ...], dict[str, Panel]]:
+    """Returns the judgement of each deployed configuration and of the three options, all adapted alike; and all panels.
 
     Args:
       deployed: their names.
@@ -44,6 +44,7 @@ def adapted_judgements(
     """
     items, trained = subjects[0].items, subjects[0].trained_length
 
+    @functools.cache
     def panel(name: str) -> Panel:
         scores: list[Scores] = []
         for subject, plan in zip(subjects, plans, strict=True):
@@ -77,5 +78,7 @@ def adapted_judgements(
         )
         verdict = dataclasses.replace(decide(evidence, margins=margins, seed=seed), settled=True, open=())
         judged.append(Judgement(name, verdict, (), "", "", {}))
-    assert ORIGINAL in plans[0].retrofits
-    return tuple(judged)
+    names = dict.fromkeys(
+        x for one in deployed for x in (one, *(o.configuration for o in plans[0].options[one] if o.number))
+    )
+    return tuple(judged), {name: panel(name) for name in names}

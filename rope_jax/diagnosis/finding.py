@@ -30,6 +30,7 @@ from rope_jax.diagnosis.ratios import ratios_of, target_lengths
 from rope_jax.diagnosis.result import Condition, Findings, Judgement
 from rope_jax.diagnosis.tasks.subject import Reach, Subject
 from rope_jax.diagnosis.verdict import agreement
+from rope_jax.diagnosis.verdict.panel import Panel
 from rope_jax.diagnosis.verdict.sampling import number_of_looks
 from rope_jax.errors import InputError
 
@@ -84,8 +85,9 @@ def findings_of(
     seconds["configurations"] = time.perf_counter() - started
     started = time.perf_counter()
     adapted: tuple[Judgement, ...] = ()
+    adapted_panels: dict[str, Panel] = {}
     if options.adapt_steps and tasks.used:
-        adapted = adapted_judgements(
+        adapted, adapted_panels = adapted_judgements(
             plans[0].deployed,
             subjects,
             plans,
@@ -120,6 +122,7 @@ def findings_of(
         judgements=judgements,
         shared=agreement.shared_suspect([one.verdict for one in judgements]),
         adapted=adapted,
+        adapted_panels=adapted_panels,
         prediction=prediction,
         ratios=ratios,
         costs=costs,

@@ -10,12 +10,12 @@ from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.diagnosis.evaluation.cell_runs import Scores
 from rope_jax.diagnosis.tasks import contexts
+from rope_jax.diagnosis.tasks.registry import PROBES
 from rope_jax.diagnosis.tasks.subject import Subject, read_bundled_model
 from rope_jax.diagnosis.verdict.attribution import Used
 
 TRAINED, TARGET, BASE = 192, 384, 170.0
 HEADS, DIM = 2, 8
-PROBES = ("ret", "bind", "ord")
 
 
 def tiny_decoder(seed: int = 0, **changes) -> Decoder:
@@ -40,7 +40,7 @@ def tiny_subject(directory: Path, *, rows: int = 3, text_rows: int = 2, seed: in
 
 
 def used(*precision: str, retrieval: bool = True) -> Used:
-    return Used(precision=precision or ("bind", "ord"), retrieval=retrieval, refused={}, accuracy={})
+    return Used(precision=precision or ("binding", "order"), retrieval=retrieval, refused={}, accuracy={})
 
 
 def scores(
@@ -69,7 +69,7 @@ def scores(
       seed: of what this model alone has of the noise.
     """
     shared, own = np.random.default_rng(99), np.random.default_rng(seed)
-    by_probe = {name: long[name] if isinstance(long, dict) else long for name in PROBES if name != "ret"}
+    by_probe = {name: long[name] if isinstance(long, dict) else long for name in PROBES if name != "retrieval"}
 
     def around(value: float, scale: float = 1.0) -> np.ndarray:
         return value + scale * noise * (shared.standard_normal(rows) + 0.1 * own.standard_normal(rows))
@@ -81,11 +81,11 @@ def scores(
         answers={},
         log_odds={
             "short": {name: around(short) for name in PROBES},
-            "long": {"ret": around(ret)} | {name: around(value) for name, value in by_probe.items()},
+            "long": {"retrieval": around(ret)} | {name: around(value) for name, value in by_probe.items()},
         },
         accuracy={
             "short": dict.fromkeys(PROBES, np.full(rows, short_accuracy)),
-            "long": {"ret": np.ones(rows)} | accuracies,
+            "long": {"retrieval": np.ones(rows)} | accuracies,
         },
         loss={"short": around(text[0], 0.1), "long": around(text[1], 0.1)},
         losses=np.zeros((rows, 1), np.float32),

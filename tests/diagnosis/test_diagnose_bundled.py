@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from absl import flags as absl_flags
-from cases import TARGET, TRAINED, save_bundled_model
+from cases import PROBES, TARGET, TRAINED, save_bundled_model
 
 from rope_jax.cli import main
 from rope_jax.commands import probe_case
@@ -64,7 +64,7 @@ def test_all_files_are_written_and_say_the_same(out, directory):
     reason = judgement["verdict"]["reason"]
     assert reason in (out / "verdict.txt").read_text()
     assert "has not learned" in html.unescape((out / "verdict.html").read_text())
-    assert set(record["probes"]["refused"]) == {"ret", "bind", "ord", "dist", "ith", "count"}
+    assert set(record["probes"]["refused"]) == {"retrieval", "binding", "order"}
 
 
 def test_a_run_that_goes_on_gives_the_same_record(out, directory, tmp_path, capsys, monkeypatch):
@@ -213,7 +213,7 @@ def test_a_single_context_and_row_is_no_crash(directory, tmp_path, monkeypatch, 
     """No interval anywhere; with everything counted as learned the whole way is walked."""
     monkeypatch.setattr(
         "rope_jax.diagnosis.verdict.attribution.gated",
-        lambda unchanged, *, gate: Used(("bind", "ord"), True, {}, {"ret": 1.0, "bind": 1.0, "ord": 1.0}),
+        lambda unchanged, *, gate: Used(("binding", "order"), True, {}, dict.fromkeys(PROBES, 1.0)),
     )
     flags = ("--contexts=1", "--rows=1", "--fail_if=precision_drop>0.3")
     assert diagnose(directory, tmp_path / "out", *flags) == 4

@@ -17,11 +17,18 @@ from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Decoder, Schemes
 from rope_jax.diagnosis.evaluation.compiled import SchemeProgram
 from rope_jax.diagnosis.evaluation.rows import each_row
-from rope_jax.diagnosis.tasks.contexts import PROBES, Contexts
+from rope_jax.diagnosis.tasks.contexts import Contexts
+from rope_jax.diagnosis.tasks.registry import index_of, names
 
 LIMIT = 4.6
 """Log-odds count up to this many nats either way, odds of 100 to 1: more certainty changes no answer."""
 
+<<<<<<< HEAD
+=======
+PRECISION = names("precision")
+RETRIEVAL = names("retrieval")[0]
+
+>>>>>>> one-tasks
 ChoiceLogits = Float32[np.ndarray, "rows Q 8"]
 
 
@@ -131,6 +138,7 @@ def by_row(
     *,
     asked_for: int | None = None,
 ) -> Float64[np.ndarray, " rows"]:
+<<<<<<< HEAD
     """Returns the mean of a task's questions in each context: the unit that is resampled.
 
     Args:
@@ -142,6 +150,10 @@ def by_row(
     asked = items.probe == index_of(probe)
     if asked_for is not None:
         asked = asked & (items.asked == asked_for)
+=======
+    """Returns the mean of a task's questions in each context: the unit that is resampled."""
+    asked = items.probe == index_of(probe)
+>>>>>>> one-tasks
     return np.where(asked, values, 0.0).sum(axis=1) / asked.sum(axis=1)
 
 
@@ -151,13 +163,18 @@ def index_of(probe: str) -> int:
 
 
 def asked_probes(items: Contexts) -> tuple[str, ...]:
-    """Returns the probes that every context asks about."""
-    return tuple(name for index, name in enumerate(PROBES) if (items.probe == index).any(axis=1).all())
+    """Returns the tasks that every context asks, in the order of the registry."""
+    return tuple(name for index, name in enumerate(names()) if (items.probe == index).any(axis=1).all())
 
 
 def offset_errors(given: Answers, items: Contexts) -> Mapping[int, int]:
+<<<<<<< HEAD
     """Returns how often `bind` answered with the item `e` places after the one asked for; 0 is right."""
     asked = items.probe == PROBES.index("binding")
+=======
+    """Returns how often `binding` was answered with the item `e` places after the one asked for; 0 is right."""
+    asked = items.probe == index_of("binding")
+>>>>>>> one-tasks
     chosen = np.take_along_axis(items.choice_offsets, given.picked[..., None], axis=-1)[..., 0]
     errors, counts = np.unique((chosen - items.asked)[asked], return_counts=True)
     return {int(error): int(count) for error, count in zip(errors, counts, strict=True)}
@@ -187,6 +204,6 @@ def strata(
     where = getattr(items, by)
     result = []
     for low, high in itertools.pairwise(edges):
-        inside = (items.probe == PROBES.index(probe)) & (where >= low) & (where < high)
+        inside = (items.probe == index_of(probe)) & (where >= low) & (where < high)
         result.append((float(values[inside].mean()) if inside.any() else float("nan"), int(inside.sum())))
     return result

@@ -18,7 +18,8 @@ from jaxtyping import Complex128, Float64, Int
 from rope_jax.decoder import Decoder
 from rope_jax.diagnosis.prediction import relations
 from rope_jax.diagnosis.prediction.relations import Heads
-from rope_jax.diagnosis.tasks.contexts import GROUP, PROBES, Contexts
+from rope_jax.diagnosis.tasks.contexts import GROUP, Contexts
+from rope_jax.diagnosis.tasks.registry import index_of
 from rope_jax.diagnosis.theory import resolution
 from rope_jax.scheme import Scheme
 
@@ -114,7 +115,11 @@ def _best(mass: np.ndarray) -> Relation:
 
 def _bind_places(items: Contexts, row: int) -> list[tuple[int, int, int]]:
     """Returns the positions of marker, item and question for every `binding` question of a row."""
+<<<<<<< HEAD
     asked = np.flatnonzero(items.probe[row] == PROBES.index("binding"))
+=======
+    asked = np.flatnonzero(items.probe[row] == index_of("binding"))
+>>>>>>> one-tasks
     position, distance, offset = items.position[row, asked], items.distance[row, asked], items.asked[row, asked]
     return [(int(p - d), int(p - d + o), int(p)) for p, d, o in zip(position, distance, offset, strict=True)]
 

@@ -2,7 +2,7 @@
 
 The number of facts is fixed; only filler grows with the length, so that a short and a long context ask the same.
 
-| probe | in the context | question | answer |
+| task | in the context | question | answer |
 |---|---|---|---|
 | retrieval | pairs `key value` | `? key` | the value |
 | binding | a marker and eight items after it, the same eight after every marker | `? marker n` | item n |
@@ -17,10 +17,14 @@ import numpy as np
 from jaxtyping import Float64, Int32
 
 from rope_jax.diagnosis.tasks.context_sizes import check_size
+from rope_jax.diagnosis.tasks.registry import PROBES, TASKS, index_of
 from rope_jax.errors import InputError
 
-PROBES = ("retrieval", "binding", "order")
-"""Find a value; which item stands n-th after a marker; which of two events came first, or last."""
+__all__ = [
+    "DIGITS", "FILLER", "FIRST", "GROUP", "LAST", "MARKERS", "PROBES", "QUESTION", "SMALLEST_GAP", "START", "SYMBOLS",
+    "TRAINING", "VOCAB_SIZE", "Contexts", "Counts", "Text", "chance", "contexts", "first_asked", "repeated_text",
+    "shortest_with_copy", "widest_gap",
+]  # fmt: skip
 
 TRAINING = "training.json"
 """What `experiments/train.py` leaves beside weights that know these contexts."""
@@ -74,7 +78,7 @@ class Contexts(NamedTuple):
 
     Attributes:
       tokens: `[rows, length]`.
-      probe: index into `PROBES`, `[rows, Q]`.
+      probe: number of the task, as `index_of` gives it, `[rows, Q]`.
       position: of the last token of the question: the next token is the answer, `[rows, Q]`.
       choices: the answer first, then its distractors, -1 where there are fewer, `[rows, Q, 8]`.
       distance: tokens from what is asked about (the nearer one of two) to the question, `[rows, Q]`.
@@ -95,7 +99,7 @@ class Contexts(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Rows in which random segments come again: the bundled test model's own text, for a loss by position.
+    """Rows in which random segments come again: the bundled test models' own text, for a loss by position.
 
     Attributes:
       tokens: `[rows, length]`.
@@ -139,6 +143,22 @@ def contexts(
     check_size(rows=rows, lengths=[length])
     made = [_row(rng, length, largest_gap, counts) for _ in range(rows)]
     return Contexts(*(np.stack(column) for column in zip(*made, strict=True)))
+
+
+def chance(items: Contexts, task: str) -> float:
+    """Returns the accuracy of a guess in a task, mean over all its questions.
+
+    Args:
+      items: contexts that ask it.
+      task: its name.
+
+    Raises:
+      InputError: if there is no such task, or these contexts do not ask it.
+    """
+    choices = (items.choices[items.probe == index_of(task)] >= 0).sum(axis=-1)
+    if not len(choices):
+        raise InputError(f"no question of {task} is asked")
+    return float(np.mean([TASKS[task].chance(int(count)) for count in choices]))
 
 
 def widest_gap(length: int, counts: Counts) -> int:
@@ -235,7 +255,7 @@ def _attempt(rng: np.random.Generator, length: int, largest_gap: int, counts: Co
         tokens += [question.kind, *question.prompt]
         padding = _CHOICES - len(question.choices)
         values = (
-            PROBES.index(question.probe),
+            index_of(question.probe),
             len(tokens) - 1,
             [*question.choices, *[-1] * padding],
             len(tokens) - 1 - question.at,

@@ -1,4 +1,4 @@
-"""What is diagnosed: a model, and the items it is asked, all made from one seed and the same in every cell."""
+"""What is diagnosed: a model, and the items it is asked, all made from one seed and the same in every configuration."""
 
 import dataclasses
 import functools
@@ -20,6 +20,7 @@ from rope_jax.errors import InputError
 
 Reach = Literal["short", "long"]
 REACHES: tuple[Reach, ...] = ("short", "long")
+"""Short is what a model was trained on, long is what comes beyond."""
 
 _FIT_ROWS = 32
 _UNSEEN_ROWS = 24
@@ -30,12 +31,28 @@ _UNSEEN = 5
 _FURTHER = 6
 
 
+def short_and_long(trained_length: int) -> dict[Reach, slice]:
+    """Returns which columns of next-token losses are short, and which long.
+
+    Column `t` is the loss of token `t + 1`. A token is short where its index lies below `L`, as in training; that of
+    index `L` is the first long one. So columns `0 ... L - 2` are short, and all later ones long.
+
+    Args:
+      trained_length: `L`, tokens.
+
+    >>> losses = np.arange(7)  # of tokens 1 to 7, trained at 4
+    >>> [losses[columns].tolist() for columns in short_and_long(4).values()]
+    [[0, 1, 2], [3, 4, 5, 6]]
+    """
+    return {"short": slice(0, trained_length - 1), "long": slice(trained_length - 1, None)}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Items:
-    """What every cell is asked.
+    """What every configuration is asked.
 
     Attributes:
-      short: contexts of the trained length, or None for a model that answers no probes.
+      short: contexts of the trained length, or None for a model that answers no questions.
       long: as many of the target length, with as many facts.
       text: rows of the target length for the loss by position.
       counted: weight of each next token of `text` in that loss, `[rows, length - 1]`.
@@ -48,7 +65,7 @@ class Items:
 
     @property
     def asked(self) -> dict[Reach, Contexts]:
-        """The contexts by reach; empty for a model that answers no probes."""
+        """The contexts by reach; empty for a model that answers no questions."""
         of_reach: dict[Reach, Contexts | None] = {"short": self.short, "long": self.long}
         return {reach: items for reach, items in of_reach.items() if items is not None}
 
@@ -65,7 +82,7 @@ class Subject:
       fit_text: rows of at most `L` tokens for fitting a bias, disjoint from the items.
       fit_counted: weights of their next tokens.
       unseen_items: contexts of the trained length that nothing is fitted to nor judged by, or None.
-      language: where the probes come from, in words.
+      language: where the questions come from, in words.
       counts: facts and questions of its contexts, for whoever makes more of them.
     """
 
@@ -86,7 +103,7 @@ class Subject:
 
     @property
     def num_contexts(self) -> int:
-        """Contexts at each length; 0 for a model that answers no probes."""
+        """Contexts at each length; 0 for a model that answers no questions."""
         return 0 if self.items.long is None else len(self.items.long.tokens)
 
     @property
@@ -100,7 +117,7 @@ class Subject:
 
 
 def bundled_models() -> tuple[Path, ...]:
-    """Returns the directories of the bundled test models that ship with the package, by seed."""
+    """Returns the directories of the test models that are bundled with the package, by seed."""
     return tuple(sorted(Path(str(resources.files("rope_jax") / "models")).glob("seed-*")))
 
 
@@ -163,7 +180,7 @@ class BundledModel:
 def synthetic_items(
     counts: Counts, *, trained_length: int, target_length: int, rows: int, text_rows: int, seed: int = 0, part: int = 0
 ) -> Items:
-    """Returns what a bundled test model is asked, which does not depend on its weights.
+    """Returns what a bundled test model is asked, in synthetic contexts; it does not depend on its weights.
 
     Args:
       counts: facts and questions of a context.

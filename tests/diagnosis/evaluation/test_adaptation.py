@@ -20,7 +20,7 @@ from rope_jax.diagnosis.tasks import contexts
 
 QUO = Cell("ntk", "alibi")
 SETTINGS = Settings(status_quos=(QUO,), transforms=("llama3",), adapt_steps=2)
-KNOWN = contexts.Counts(markers=1, distances=0, repeats=0, ith_questions=0, counted=0)
+KNOWN = contexts.Counts(first_pairs=3, last_pairs=1)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_it_is_trained_on_the_questions_the_model_knows(subject, maker, monkeypa
     contexts_before = contexts.contexts
     monkeypatch.setattr(adaptation.contexts, "contexts", watched)
     adapted(subject, maker(QUO), name="x", steps=1)
-    assert seen == [{"ret", "bind", "ord"}]
+    assert seen == [{"retrieval", "binding", "order"}]
 
 
 def test_steps_lower_the_loss_and_leave_the_items_alone(subject, maker):
@@ -109,4 +109,4 @@ def test_every_arm_is_adapted_before_it_is_judged(subject, maker):
     judgement = judge_adapted(QUO, [subject], [maker], unchanged, used(), SETTINGS)
     assert [one.option.number for one in judgement.verdict.judged] == ["1", "2", "3"]
     exact = CellRuns(subject)(maker(QUO))
-    assert (judgement.scores[0].log_odds["long"]["bind"] != exact.log_odds["long"]["bind"]).any()
+    assert (judgement.scores[0].log_odds["long"]["binding"] != exact.log_odds["long"]["binding"]).any()

@@ -108,7 +108,7 @@ def test_every_status_quo_gets_its_judgement(case):
         )
         assert parts["scaling"].mean + parts["bias"].mean == pytest.approx(whole.mean())
         assert [effect.name for effect in judgement.faults] == list(SMALL.faults)
-    assert case.used.precision == ("bind", "ord", "dist", "ith")
+    assert case.used.precision == ("binding", "order")
 
 
 def test_the_record_is_plain_and_finite(case):
@@ -135,7 +135,7 @@ def test_the_record_is_plain_and_finite(case):
     assert edges[0] == 0
     assert edges[-1] >= TARGET
     for cell in record["cells"]:
-        asked = case.subjects[0].items.long.probe == contexts.PROBES.index("bind")
+        asked = case.subjects[0].items.long.probe == contexts.PROBES.index("binding")
         assert sum(cell["bind_errors"]["long"].values()) == asked.sum()
         for name, strata in cell["by_distance"].items():
             asked = case.subjects[0].items.long.probe == contexts.PROBES.index(name)
@@ -221,11 +221,11 @@ def test_further_parts_run_with_the_fault_and_the_spared_keys_of_the_first(direc
         (further.status_quo, alone.status_quo, first.status_quo),
         *((further.changed[option], alone.changed[option], first.changed[option]) for option in asked),
     ):
-        np.testing.assert_array_equal(one[0].log_odds["long"]["bind"], same[0].log_odds["long"]["bind"])
+        np.testing.assert_array_equal(one[0].log_odds["long"]["binding"], same[0].log_odds["long"]["binding"])
         np.testing.assert_array_equal(one[0].losses, same[0].losses)
         assert (one[0].losses != before[0].losses).any()
     exact = CaseRuns([other], [maker], dataclasses.replace(settings, deployed="exact")).deployed(DEPLOYED)
-    assert (exact[0].log_odds["long"]["bind"] != further.status_quo[0].log_odds["long"]["bind"]).any()
+    assert (exact[0].log_odds["long"]["binding"] != further.status_quo[0].log_odds["long"]["binding"]).any()
     with pytest.raises(ValueError, match="is not the model of these runs"):
         runs.on([tiny_subject(save_bundled_model(tmp_path / "other", seed=1))])
 
@@ -314,5 +314,5 @@ def test_bundled_models_that_ship_know_what_they_are_asked(directory):
     items = made.items.short
     given = probes.answers(ProbeProgram(made.checkpoint.model)(scheme, items), items)
     right = {name: probes.by_row(given.right, items, name).mean() for name in probes.asked_probes(items)}
-    assert set(right) == {"ret", "bind", "ord"}
+    assert set(right) == {"retrieval", "binding", "order"}
     assert min(right.values()) >= 0.95

@@ -214,7 +214,7 @@ def test_scores_are_those_of_the_raw_results(runs, subject, schemes):
             expected = [row[here].mean() for row, here in zip(odds, chosen, strict=True)]
             np.testing.assert_allclose(scores.log_odds[reach][name], expected)
     assert raw["losses"].shape == (2, TARGET - 1)
-    cut = TRAINED - 1  # the last token up to the trained length is predicted from the one before it
+    cut = TRAINED - 1  # the first long token, of index L, is predicted from the one before it
     for reach, part in (("short", slice(None, cut)), ("long", slice(cut, None))):
         expected = [
             np.average(loss[part].astype(float), weights=weight[part])

@@ -45,7 +45,7 @@ def test_every_cell_is_predicted_and_measured(found):
     for errors in (*found.predicted.values(), *found.measured.values()):
         assert errors.shape == (8,)
         assert ((errors >= 0) & (errors <= 1)).all()
-    assert set(found.by_probe) == {"ret", "bind", "ord"}
+    assert set(found.by_probe) == {"retrieval", "binding", "order"}
 
 
 def test_blame_adds_up_to_the_whole_predicted_loss(found, subject, maker):
@@ -56,7 +56,7 @@ def test_blame_adds_up_to_the_whole_predicted_loss(found, subject, maker):
     def precision(cell, upto):
         seen = foreshortened(items, TARGET, upto=upto)
         given = probes.answers(program(maker(cell), items, seen), items)
-        return np.mean([probes.by_row(given.log_odds, items, name).mean() for name in ("bind", "ord")])
+        return np.mean([probes.by_row(given.log_odds, items, name).mean() for name in ("binding", "order")])
 
     for cell, parts in found.blame.items():
         assert list(parts) == list(PARTS)
@@ -126,7 +126,7 @@ def test_the_ceiling_is_that_of_the_noise():
 
 def test_an_offset_that_few_contexts_ask_counts_as_often_as_it_is_asked(subject):
     items = subject.items.long
-    asked = (items.probe == PROBES.index("bind")) & (items.asked == 1)
+    asked = (items.probe == PROBES.index("binding")) & (items.asked == 1)
     fewer = items._replace(asked=np.where(asked & (np.arange(len(asked)) > 1)[:, None], 2, items.asked))
     wrong = probes.Answers(*(np.zeros(items.probe.shape, kind) for kind in (float, bool, np.int32)))
     np.testing.assert_allclose(agreement_module._errors([wrong], fewer).mean(axis=0), 1)

@@ -19,7 +19,7 @@ from rope_jax.errors import InputError
 from rope_jax.scheme import build
 
 ROTARY = frequencies.rotary(DIM, base=BASE, original_length=TRAINED)
-COUNTS = contexts.Counts(markers=1, distances=0, repeats=0, ith_questions=0, counted=0)
+COUNTS = contexts.Counts(first_pairs=3, last_pairs=1)
 ITEMS = contexts.contexts(np.random.default_rng(0), rows=3, length=TRAINED, counts=COUNTS)
 
 
