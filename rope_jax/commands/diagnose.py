@@ -54,7 +54,6 @@ GROUPS = {
 
 def define_flags(flag_values: absl_flags.FlagValues) -> None:
     """Declares the command's flags."""
-<<<<<<< HEAD
 
     def integer(name: str, default: int | None, text: str) -> None:
         absl_flags.DEFINE_integer(name, default, text, flag_values=flag_values)
@@ -75,28 +74,6 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     string(
         "fit_text", None, "Other text to fit biases on; by default the rest of --text, or each half for the other."
     )
-=======
-    integer = functools.partial(absl_flags.DEFINE_integer, flag_values=flag_values)
-    string = functools.partial(absl_flags.DEFINE_string, flag_values=flag_values)
-    names = functools.partial(absl_flags.DEFINE_list, flag_values=flag_values)
-    choice = functools.partial(absl_flags.DEFINE_enum, flag_values=flag_values)
-    number = functools.partial(absl_flags.DEFINE_float, flag_values=flag_values)
-    string("text", None, "A .npy of token rows, or UTF-8 text for the checkpoint's tokenizer.")
-    integer("target_length", None, "Tokens of an evaluated row; for a bundled test model eight times its trained one.")
-    string("out", None, "Directory for the result; for the bundled test model rope-jax-diagnosis by default.")
-    integer("trained_length", None, "Tokens the model was trained on; default: the config's.")
-    integer("rows", None, "Rows of text evaluated at most; by default 8, or 4 of the bundled test model's own.")
-    string("fit_text", None, "Other text to fit A* and T5 on; default: what --text leaves over.")
-    string("t5_table", None, "A .npy [heads, buckets] in place of a fitted T5 table.")
-    integer("num_buckets", 32, "T5 buckets of a fitted table.")
-    integer("max_distance", 128, "T5's largest told-apart distance, tokens.")
-    integer("fit_steps", 60, "Adam steps of the T5 fit.")
-    number("margin", 0.02, "Short-context cost that A* may have, nats a token.")
-    names("scalings", list(scalings.ARMS), "Scaling arms to run on text; none is always one.")
-    names("biases", list(scalings.BIAS_ARMS), "Bias arms to run on text; none is always one.")
-    choice("phase", "exact", ["exact", "float32"], "How angles are formed; float32 as peers do.")
-    choice("layout", None, ["half", "interleaved"], "Layout of rotary pairs, even if the text contradicts it.")
->>>>>>> one-tasks
     string("separator", "<|endoftext|>", "Between documents of a text.")
     absl_flags.DEFINE_enum(
         "layout", None, ["half", "interleaved"], "Layout of rotary pairs, even if the text contradicts it.",

@@ -23,12 +23,6 @@ from rope_jax.diagnosis.tasks.registry import index_of, names
 LIMIT = 4.6
 """Log-odds count up to this many nats either way, odds of 100 to 1: more certainty changes no answer."""
 
-<<<<<<< HEAD
-=======
-PRECISION = names("precision")
-RETRIEVAL = names("retrieval")[0]
-
->>>>>>> one-tasks
 ChoiceLogits = Float32[np.ndarray, "rows Q 8"]
 
 
@@ -138,7 +132,6 @@ def by_row(
     *,
     asked_for: int | None = None,
 ) -> Float64[np.ndarray, " rows"]:
-<<<<<<< HEAD
     """Returns the mean of a task's questions in each context: the unit that is resampled.
 
     Args:
@@ -150,10 +143,6 @@ def by_row(
     asked = items.probe == index_of(probe)
     if asked_for is not None:
         asked = asked & (items.asked == asked_for)
-=======
-    """Returns the mean of a task's questions in each context: the unit that is resampled."""
-    asked = items.probe == index_of(probe)
->>>>>>> one-tasks
     return np.where(asked, values, 0.0).sum(axis=1) / asked.sum(axis=1)
 
 
@@ -168,13 +157,8 @@ def asked_probes(items: Contexts) -> tuple[str, ...]:
 
 
 def offset_errors(given: Answers, items: Contexts) -> Mapping[int, int]:
-<<<<<<< HEAD
     """Returns how often `bind` answered with the item `e` places after the one asked for; 0 is right."""
     asked = items.probe == PROBES.index("binding")
-=======
-    """Returns how often `binding` was answered with the item `e` places after the one asked for; 0 is right."""
-    asked = items.probe == index_of("binding")
->>>>>>> one-tasks
     chosen = np.take_along_axis(items.choice_offsets, given.picked[..., None], axis=-1)[..., 0]
     errors, counts = np.unique((chosen - items.asked)[asked], return_counts=True)
     return {int(error): int(count) for error, count in zip(errors, counts, strict=True)}

@@ -13,17 +13,9 @@ from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.evaluation.configurations import ORIGINAL
 from rope_jax.diagnosis.evaluation.probes import Answers
 from rope_jax.diagnosis.prediction import own_heads
-<<<<<<< HEAD
 from rope_jax.diagnosis.prediction.own_heads import OwnHeads
 from rope_jax.diagnosis.prediction.stretched import StretchedProgram, stretched
 from rope_jax.diagnosis.tasks.contexts import GROUP, Contexts
-=======
-from rope_jax.diagnosis.prediction.bands import Bands, far_bands
-from rope_jax.diagnosis.prediction.foreshortened import PARTS, ForeshortenedProgram, Part, foreshortened
-from rope_jax.diagnosis.prediction.own_heads import HeadFigures, OwnHeads
-from rope_jax.diagnosis.tasks.contexts import GROUP, Contexts
-from rope_jax.diagnosis.tasks.registry import index_of
->>>>>>> one-tasks
 from rope_jax.diagnosis.tasks.subject import Subject
 from rope_jax.diagnosis.verdict.contrasts import above
 from rope_jax.errors import InputError
@@ -36,58 +28,8 @@ _HEAD_ROWS = 12  # contexts that queries and keys are taken from
 TRUSTED = 0.8
 """Rank correlation from which a prediction may be read for a model."""
 
-<<<<<<< HEAD
 SchemesOf = Mapping[str, Sequence[Schemes]]
 """The scheme of every configuration, one a model."""
-=======
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Agreement:
-    """Predicted and measured errors, by cell.
-
-    Attributes:
-      ranks: Spearman's correlation across cells within each asked offset of `binding`, averaged over the offsets. Its
-        interval speaks of other measured contexts; the short ones that predict are held fixed.
-      ceiling: what a perfect prediction would reach against a measurement as noisy as this one, from the correlation of
-        its two halves (Spearman-Brown); None where there are too few contexts, or the halves disagree.
-      by_probe: Spearman's correlation across cells of the mean error of every probe used.
-      predicted: error of `binding` at each asked offset 1 ... 8, by cell, mean over models.
-      measured: the same on the contexts of the target length.
-      blame: precision lost to each of `PARTS` in turn, nats, by retrofit: the status quos, their scalings without the
-        bias, and the unchanged model; empty where no probe of precision was learned.
-      figures: what each cell does to the heads that carry `binding`, one a model.
-      heads: those heads of each model.
-      bands: logits of the far one of the first model, band by band, by the retrofits of `blame`.
-    """
-
-    ranks: RankAgreement
-    ceiling: float | None
-    by_probe: Mapping[str, RankAgreement]
-    predicted: Mapping[Cell, Float64[np.ndarray, " offsets"]]
-    measured: Mapping[Cell, Float64[np.ndarray, " offsets"]]
-    blame: Mapping[Cell, Mapping[Part, Estimate]]
-    figures: Mapping[Cell, Sequence[HeadFigures]]
-    heads: Sequence[OwnHeads]
-    bands: Mapping[Cell, Bands]
-
-    @property
-    def text(self) -> str:
-        """What the correlation says about the prediction."""
-        found = self.ranks.correlation
-        if found is None:
-            return "no offset of binding has an order on both sides: nothing is known of the prediction"
-        shown = f"{found.mean:.2f}"
-        if found.low is not None:
-            shown += f", interval [{found.low:.2f}, {found.high:.2f}]"
-        if self.ceiling is not None:
-            shown += f", where about {self.ceiling:.2f} is the most that so noisy a measurement allows"
-        answer = {
-            "yes": "the prediction may be read",
-            "no": "the prediction cannot be trusted for this model",
-            "unclear": f"whether it reaches {TRUSTED:g}, from where it may be read, is open",
-        }[above(found, TRUSTED)]
-        return f"rank correlation within offsets of binding {shown}: {answer}"
->>>>>>> one-tasks
 
 
 def prediction_of(
@@ -95,46 +37,7 @@ def prediction_of(
 ) -> dict[str, Any] | None:
     """Returns how predictions from stretched positions agree with what was measured, as plain values.
 
-<<<<<<< HEAD
     None where nothing is predicted: a model without questions, without rotation, with several schemes, not asked
-=======
-    def __init__(self, subject: Subject, maker: CellSchemes) -> None:
-        assert subject.unseen_items is not None
-        self.items = subject.unseen_items
-        self._program = ForeshortenedProgram(subject.checkpoint.model)
-        self._maker, self._target = maker, subject.target_length
-        self._known: dict[tuple[Cell, Part], Answers] = {}
-
-    def __call__(self, cell: Cell, *, upto: Part = "filler") -> Answers:
-        if (cell, upto) not in self._known:
-            seen = foreshortened(self.items, self._target, upto=upto)
-            logits = self._program(_single(self._maker, cell), self.items, seen)
-            self._known[cell, upto] = probes.answers(logits, self.items)
-        return self._known[cell, upto]
-
-
-def _predictable(subject: Subject, maker: CellSchemes) -> bool:
-    items, scheme = subject.unseen_items, maker(UNCHANGED)
-    if subject.items.long is None or items is None or not isinstance(scheme, Scheme) or not scheme.rotary_dim:
-        return False
-    try:
-        foreshortened(items, subject.target_length)
-    except InputError:  # a context full of facts
-        return False
-    return "binding" in probes.asked_probes(items)
-
-
-def agreement(
-    subjects: Sequence[Subject],
-    makers: Sequence[CellSchemes],
-    cells: Table,
-    used: Used,
-    status_quos: Sequence[Cell],
-) -> Agreement | None:
-    """Returns how predictions agree with what was measured.
-
-    None where nothing is predicted: a model without contexts, without rotation, with several schemes, not asked
->>>>>>> one-tasks
     `binding`, or whose contexts hold no filler.
 
     Args:
@@ -251,11 +154,7 @@ def _errors(given: Sequence[Answers], items: Contexts) -> Float64[np.ndarray, "c
 
     Where not every context asks a place, those that do count more, so that the mean is the share of wrong answers.
     """
-<<<<<<< HEAD
     asked = items.probe == probes.index_of("binding")
-=======
-    asked = items.probe == index_of("binding")
->>>>>>> one-tasks
     wrong = np.mean([~one.right for one in given], axis=0)
     result = np.zeros((len(items.tokens), GROUP))
     for place in range(GROUP):

@@ -115,11 +115,7 @@ def _best(mass: np.ndarray) -> Relation:
 
 def _bind_places(items: Contexts, row: int) -> list[tuple[int, int, int]]:
     """Returns the positions of marker, item and question for every `binding` question of a row."""
-<<<<<<< HEAD
-    asked = np.flatnonzero(items.probe[row] == PROBES.index("binding"))
-=======
     asked = np.flatnonzero(items.probe[row] == index_of("binding"))
->>>>>>> one-tasks
     position, distance, offset = items.position[row, asked], items.distance[row, asked], items.asked[row, asked]
     return [(int(p - d), int(p - d + o), int(p)) for p, d, o in zip(position, distance, offset, strict=True)]
 

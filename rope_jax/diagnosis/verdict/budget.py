@@ -58,7 +58,7 @@ def parse(text: str) -> Budget:
     """
     values: dict[str, float] = {}
     for part in text.split(","):
-        match = re.fullmatch(rf"\s*({'|'.join(_PARTS)})\s*=\s*(\d+(?:.\d*)?)\s*", part)
+        match = re.fullmatch(rf"\s*({'|'.join(_PARTS)})\s*=\s*(\d+(?:\.\d*)?)\s*", part)
         if match is None or match[1] in values:
             raise InputError(f"--budget: {part.strip()!r} is not one of steps=N, latency=RATIO, memory=MIB, each once")
         if match[1] == "steps" and "." in match[2]:
@@ -77,7 +77,7 @@ def choose(
     *,
     margins: Margins,
 ) -> Chosen:
-    """Returns the configuration that gains most at the target length and significantly loses nothing at the trained one.
+    """Returns the configuration that gains most at the target length and loses nothing significantly at the trained one.
 
     Args:
       panels: of every configuration as it is.

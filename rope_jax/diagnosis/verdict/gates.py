@@ -108,8 +108,8 @@ def parse(text: str) -> tuple[Condition, ...]:
 def check(text: str, measures: Mapping[str, Estimate]) -> Gate:
     """Returns whether every condition of `text` is known not to hold.
 
-    With `short_loss_rise>0.02` the gate passes if the upper end of the interval is at most 0.02, fails if the lower end is
-    above it, and is undecided otherwise; a single row has no interval and decides nothing. Each condition is checked at
+    With `short_loss_rise>0.02` the gate passes if the upper end of the interval is at most 0.02, fails if the lower end
+    is above it, and is undecided otherwise; a single row has no interval and decides nothing. Each condition is checked at
     the confidence of its own interval: to pass, all must pass, which needs no correction; that any of several fails
     falsely is that much likelier.
 
