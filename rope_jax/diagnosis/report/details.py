@@ -116,6 +116,8 @@ def _judged(record: Record) -> Iterator[Section]:
     for judgement in record["judgements"]:
         verdict, name = judgement["verdict"], judgement["deployed"]
         of = f" ({name})" if len(record["judgements"]) > 1 else ""
+        links = tuple(f"{heading}: {text}" for heading, text in judgement["links"].items())
+        yield Section("links", f"From the scheme to what was seen{of}", links, (), name)
         yield Section("regression", f"What is lost{of}", *_regression(record, verdict), name)
         yield Section("ranking", f"Which change first{of}", (), _rankings(verdict), name)
         yield Section("changes", f"What each change does{of}", (_CHANGES,), _changes(record, verdict), name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -53,7 +54,7 @@ class Screen:
       said: what the table shows that must not be overlooked, as sentences.
       ship: whether the first change may ship, with the margin that decides.
       next: steps, most useful first.
-      why: paragraphs by heading.
+      gist: why, by heading: the first sentence of each link, and the choice in full.
     """
 
     title: str
@@ -66,7 +67,7 @@ class Screen:
     said: tuple[str, ...]
     ship: str
     next: tuple[str, ...]
-    why: Mapping[str, str]
+    gist: Mapping[str, str]
 
 
 def screens(record: Record, costs: Sequence[Record] = ()) -> list[Screen]:
@@ -104,7 +105,14 @@ def screen(record: Record, judgement: Record, verdict: Record, costs: Sequence[R
         said=tuple(_said(record, verdict)),
         ship=_ship(record, verdict),
         next=tuple(capital(step) for step in verdict["next"]),
-        why=dict(judgement["links"]),
+        gist=_gist(judgement["links"]),
+    )
+
+
+def _gist(links: Mapping[str, str]) -> dict[str, str]:
+    *why, choice = links.items() if links else [("", "")]
+    return {heading: re.split(r"(?<=[.!?]) (?=[A-Z0-9])", text)[0] for heading, text in why} | dict(
+        [choice] if links else []
     )
 
 

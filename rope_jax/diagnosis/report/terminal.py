@@ -48,8 +48,8 @@ def _screen(one: Screen) -> Iterator[str]:
     yield from _hanging("ENOUGH TO SHIP?", one.ship)
     for number, step in enumerate(one.next[:3]):
         yield from _hanging("" if number else "NEXT", step)
-    for number, (heading, text) in enumerate(one.why.items()):
-        yield from _hanging("" if number else "WHY", f"{heading} {text}")
+    for number, (heading, text) in enumerate(one.gist.items()):
+        yield from _hanging("" if number else "WHY", f"{heading}: {text}")
 
 
 def _advice(advice: Advice) -> Iterator[str]:
