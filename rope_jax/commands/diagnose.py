@@ -71,9 +71,7 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     integer("target_length", None, "L', tokens the model is asked to serve; by default 2 L of the bundled test model.")
     integer("trained_length", None, "L, tokens it was trained on; by default what its config says.")
     integer("text_rows", None, "Rows of text judged; by default 64 that are made, or 8 of your own.")
-    string(
-        "fit_text", None, "Other text to fit biases on; by default the rest of --text, or each half for the other."
-    )
+    string("fit_text", None, "Other text to fit biases on; by default the rest of --text, or each half for the other.")
     string("separator", "<|endoftext|>", "Between documents of a text.")
     absl_flags.DEFINE_enum(
         "layout", None, ["half", "interleaved"], "Layout of rotary pairs, even if the text contradicts it.",
@@ -94,9 +92,7 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     string("faulty", "exact", "The fault that the deployment is known to run with.")
     string("write_items", None, "Write the contexts to this .npz, for a deployment to answer, and stop.")
     string("observed", None, "A .npz with the deployment's own logits for the items of --write_items.")
-    names(
-        "transforms", ["llama3", "yarn_map", "by_parts"], "Scalings that option 3 may put in its place."
-    )
+    names("transforms", ["llama3", "yarn_map", "by_parts"], "Scalings that option 3 may put in its place.")
     integer("exempt_first", 0, "Also tries a bias that exempts so many first tokens.")
     names("faults", [], "Faults whose cost is measured; --full takes all there are.")
     names("ratios", [], "Also asks at these ratios of target to trained length, such as 1.25,1.5,4.")
@@ -115,9 +111,7 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
         "A gate for CI, such as 'short_loss_rise>0.02': exit 0 only if the whole interval is on the good side, 3 if it "
         "is on the bad one, 4 if that is open. Measures are those of the first deployed configuration.",
     )
-    string(
-        "budget", None, "Also picks the best configuration within limits: latency=RATIO,memory=MIB,steps=N."
-    )
+    string("budget", None, "Also picks the best configuration within limits: latency=RATIO,memory=MIB,steps=N.")
     string("out", None, f"Directory for the result; {DEFAULT_OUT} by default.")
 
 
@@ -153,8 +147,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
 
 
 def _conclude(found: "Diagnosis", flags: absl_flags.FlagValues, out: pathlib.Path) -> int:
-    from rope_jax.diagnosis.verdict import gates
-    from rope_jax.diagnosis.verdict import budget
+    from rope_jax.diagnosis.verdict import budget, gates
 
     command = shlex.join(["rope-jax", *sys.argv[1:]]) if sys.argv[1:2] == ["diagnose"] else USAGE
     table, beside = found.table(), {"costs": found.findings.costs, "seconds": found.findings.seconds}

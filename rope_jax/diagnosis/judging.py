@@ -9,7 +9,7 @@ import numpy as np
 from rope_jax.diagnosis.evaluation.cases import Cases
 from rope_jax.diagnosis.evaluation.configurations import ORIGINAL
 from rope_jax.diagnosis.evaluation.plan import ModelPlan
-from rope_jax.diagnosis.report.links import links
+from rope_jax.diagnosis.report.why import links
 from rope_jax.diagnosis.result import Condition, Judgement, Tasks
 from rope_jax.diagnosis.tasks.contexts import PROBES
 from rope_jax.diagnosis.tasks.subject import Reach, Subject
@@ -99,6 +99,8 @@ def judgements_of(
                     verdict,
                     cases.subjects[0].trained_length,
                     cases.subjects[0].target_length,
+                    rescaled=_rescaled(verdict, conditions),
+                    max_distance=cases.subjects[0].target_length if conditions[name].table else None,
                 ),
             )
         )
@@ -110,6 +112,16 @@ def _pattern(cases: Cases, condition: Condition, tasks: Tasks) -> str:
     if items is None or not tasks.used:
         return ""
     return pattern.pattern(condition.answers["long"], items, tasks.used, table=np.asarray(condition.table or ()))
+
+
+def _rescaled(verdict: Verdict, conditions: Mapping[str, Condition]) -> Condition | None:
+    """Returns the configuration after the best change of option 3, where one was run."""
+    for ranking in verdict.rankings.values():
+        best = next((place.change for place in ranking.places if place.option == "3"), None)
+        found = next((one.configuration for one in verdict.changes if one.words == best), None)
+        if found is not None:
+            return conditions[found]
+    return None
 
 
 def _of_model(evidence: Evidence, model: int) -> Evidence:

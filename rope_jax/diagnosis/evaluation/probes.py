@@ -146,11 +146,6 @@ def by_row(
     return np.where(asked, values, 0.0).sum(axis=1) / asked.sum(axis=1)
 
 
-def index_of(probe: str) -> int:
-    """Returns the number of a task in `Contexts.probe`."""
-    return PROBES.index(probe)
-
-
 def asked_probes(items: Contexts) -> tuple[str, ...]:
     """Returns the tasks that every context asks, in the order of the registry."""
     return tuple(name for index, name in enumerate(names()) if (items.probe == index).any(axis=1).all())

@@ -64,7 +64,7 @@ def prediction_of(
     programs = [StretchedProgram(subject.checkpoint.model) for subject in subjects]
     foretold = {
         name: [
-            probes.answers(program(one[name], items, seen), items)
+            probes.answers(program(_single(one[name]), items, seen), items)
             for program, one in zip(programs, of_model, strict=True)
         ]
         for name in answers
@@ -135,6 +135,11 @@ def _heads(subject: Subject, schemes: Mapping[str, Schemes]) -> OwnHeads:
     trained = schemes[ORIGINAL]
     assert isinstance(trained, Scheme)
     return own_heads.own_heads(subject.checkpoint.model, trained, rows)
+
+
+def _single(scheme: Schemes) -> Scheme:
+    assert isinstance(scheme, Scheme)
+    return scheme
 
 
 def _figures(own: OwnHeads, scheme: Schemes, target_length: int) -> dict[str, Any]:

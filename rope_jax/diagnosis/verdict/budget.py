@@ -77,7 +77,7 @@ def choose(
     *,
     margins: Margins,
 ) -> Chosen:
-    """Returns the configuration that gains most at the target length and loses nothing significantly at the trained one.
+    """Returns the configuration that gains most at the target length and loses nothing at the trained one.
 
     Args:
       panels: of every configuration as it is.

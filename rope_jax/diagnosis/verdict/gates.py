@@ -109,8 +109,8 @@ def check(text: str, measures: Mapping[str, Estimate]) -> Gate:
     """Returns whether every condition of `text` is known not to hold.
 
     With `short_loss_rise>0.02` the gate passes if the upper end of the interval is at most 0.02, fails if the lower end
-    is above it, and is undecided otherwise; a single row has no interval and decides nothing. Each condition is checked at
-    the confidence of its own interval: to pass, all must pass, which needs no correction; that any of several fails
+    is above it, and is undecided otherwise; a single row has no interval and decides nothing. Each condition is checked
+    at the confidence of its own interval: to pass, all must pass, which needs no correction; that any of several fails
     falsely is that much likelier.
 
     Args:
@@ -126,8 +126,8 @@ def check(text: str, measures: Mapping[str, Estimate]) -> Gate:
     conditions = parse(text)
     missing = [condition.name for condition in conditions if condition.name not in measures]
     if missing:
-        lines = tuple(f"undecided: {name} was not measured: the model has not learned that task" for name in missing)
-        return Gate((), "undecided", UNDECIDED, lines)
+        said = tuple(f"undecided: {name} was not measured: the model has not learned that task" for name in missing)
+        return Gate((), "undecided", UNDECIDED, said)
     checks = tuple(_check(condition, measures[condition.name]) for condition in conditions)
     outcomes = {one.outcome for one in checks}
     outcome: Outcome = "fail" if "fail" in outcomes else "undecided" if "undecided" in outcomes else "pass"
