@@ -58,6 +58,7 @@ def decide(
         contexts=_contexts(evidence.as_deployed, evidence.used),
         confidence=confidence,
         regression=symptom,
+        price=contrasts.price(evidence.as_deployed, evidence.original),
         implementation=found,
         first=REPAIR if repair_first else NOTHING if best is None else best.words,
         probability_first=1.0 if repair_first or best is None else decisive.places[0].probability_first,

@@ -1,0 +1,160 @@
+"""Numbers of a record as words: estimates with their intervals, shares as percent, lengths, probabilities, lists."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+__all__ = [
+    "TASKS",
+    "answered",
+    "capital",
+    "estimate",
+    "listed",
+    "model_name",
+    "named",
+    "negated",
+    "percent",
+    "points",
+    "probability",
+    "significant",
+    "tokens",
+]
+
+Estimate = Mapping[str, float | None]
+
+TASKS = {
+    "retrieval": "retrieval",
+    "binding": "binding (n-th)",
+    "order": "event order",
+    "order, first asked": "  first asked",
+    "order, last asked": "  last asked",
+}
+"""Tasks as a reader meets them, in the order in which they are shown."""
+
+
+def named(task: str) -> str:
+    """Returns a task as a word in a sentence."""
+    return {"order": "event order"}.get(task, task)
+
+
+def estimate(value: Estimate | None, *, digits: int = 2, sign: bool = True) -> str:
+    """Returns an estimate with its interval in brackets; three figures where it is large.
+
+    >>> estimate({"mean": 0.333, "low": 0.2, "high": 0.456}), estimate({"mean": 12.34, "low": None, "high": None})
+    ('+0.33 [0.20, 0.46]', '+12.3')
+    """
+    if value is None or value["mean"] is None:
+        return "-"
+    mean = value["mean"]
+    digits = min(digits, 1) if abs(mean) >= 10 else digits
+    shown = _number(mean, digits, sign)
+    return shown if value["low"] is None or value["high"] is None else f"{shown} {_interval(value, digits)}"
+
+
+def percent(value: Estimate | None) -> str:
+    """Returns a share.
+
+    >>> percent({"mean": 0.97, "low": 0.948, "high": 0.99})
+    '97 % [95, 99]'
+    """
+    if value is None or value["mean"] is None:
+        return "-"
+    hundred = _scaled(value)
+    shown = f"{_number(hundred['mean'], 0, False)} %"
+    return shown if value["low"] is None or value["high"] is None else f"{shown} {_interval(hundred, 0)}"
+
+
+def points(value: Estimate | None, *, digits: int = 0) -> str:
+    """Returns a difference of two shares.
+
+    >>> points({"mean": 0.05, "low": -0.01, "high": 0.11})
+    '+5 points [-1, 11]'
+    """
+    if value is None or value["mean"] is None:
+        return "-"
+    hundred = _scaled(value)
+    number = _number(hundred["mean"], digits, True)
+    shown = f"{number} point" + "s" * (number not in ("+1", "-1"))
+    return shown if value["low"] is None or value["high"] is None else f"{shown} {_interval(hundred, digits)}"
+
+
+def _number(value: float | None, digits: int, sign: bool) -> str:
+    assert value is not None
+    rounded = round(value, digits) + 0.0  # so that no -0 comes out
+    return f"{rounded:{'+' if sign and rounded else ''}.{digits}f}"
+
+
+def _interval(value: Estimate, digits: int) -> str:
+    return f"[{_number(value['low'], digits, False)}, {_number(value['high'], digits, False)}]"
+
+
+def _scaled(value: Estimate) -> Estimate:
+    return {key: None if end is None else 100 * end for key, end in value.items()}
+
+
+def negated(value: Estimate | None) -> Estimate | None:
+    """Returns the opposite: a gain of what was a fall."""
+    if value is None:
+        return None
+    mean, low, high = (None if value[key] is None else 0 - value[key] for key in ("mean", "low", "high"))  # type: ignore[operator]
+    return {"mean": mean, "low": high, "high": low}
+
+
+def significant(value: Estimate | None) -> int:
+    """Returns 1 where the whole interval is above 0, -1 where it is below, else 0; 0 without an interval."""
+    if value is None or value["low"] is None or value["high"] is None:
+        return 0
+    return 1 if value["low"] > 0 else -1 if value["high"] < 0 else 0
+
+
+def probability(value: float) -> str:
+    """Returns a probability, never as certain as a sample cannot say.
+
+    >>> probability(0.999), probability(0.87), probability(0.001)
+    ('> .99', '.87', '< .01')
+    """
+    if value > 0.99:
+        return "> .99"
+    return "< .01" if value < 0.01 else f"{value:.2f}".removeprefix("0")
+
+
+def tokens(length: int) -> str:
+    """Returns a length in short.
+
+    >>> tokens(32768), tokens(256), tokens(100000)
+    ('32k', '256', '100,000')
+    """
+    return f"{length // 1024}k" if length >= 1024 and length % 1024 == 0 else f"{length:,}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Returns words as a list in a sentence.
+
+    >>> listed(["retrieval", "binding", "order"])
+    'retrieval, binding and order'
+    """
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def capital(text: str) -> str:
+    """Returns a text with its first letter large and a full stop at its end; "" stays."""
+    text = text.strip()
+    return text and text[0].upper() + text[1:] + ("" if text[-1] in ".!?:" else ".")
+
+
+def answered(answer: str, sentence: str) -> str:
+    """Returns an answer and its reason, the answer once.
+
+    >>> answered("no", "no: order stays low"), answered("yes", "")
+    ('NO. Order stays low.', 'YES.')
+    """
+    rest = sentence.strip()
+    if rest.lower().startswith(answer) and rest[len(answer) : len(answer) + 1] in (":", ",", ".", ";", ""):
+        rest = rest[len(answer) + 1 :]
+    return f"{answer.upper()}. {capital(rest)}".strip()
+
+
+def model_name(models: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what the models are called: the end of the path or address that they came from."""
+    names = [PurePath(str(model["origin"])).name or str(model["origin"]) for model in models]
+    return names[0] if len(names) == 1 else f"{len(names)} models ({names[0]} to {names[-1]})"
