@@ -55,7 +55,7 @@ def decide(
     may_ship = _shipping(evidence, base, best, repair_first, contrasts, margins)
     return Verdict(
         deployed=evidence.deployed,
-        contexts=_contexts(evidence.as_deployed, evidence.used),
+        contexts=_contexts(base, evidence.used),
         confidence=confidence,
         regression=symptom,
         price=contrasts.price(evidence.as_deployed, evidence.original),
