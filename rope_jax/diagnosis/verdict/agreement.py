@@ -80,8 +80,8 @@ def _fall_alike(verdicts: Sequence[Verdict], lost: Sequence[str]) -> bool:
 def _shared_parts(names: Sequence[str]) -> list[str]:
     """Returns the parts that all names have.
 
-    >>> _shared_parts(["ntk + alibi", "ntk + t5"]), _shared_parts(["ntk", "yarn"]), _shared_parts(["a + none", "b + none"])
-    (['ntk'], [], [])
+    >>> _shared_parts(["ntk + alibi", "ntk + t5"]), _shared_parts(["ntk + none", "yarn + none"])
+    (['ntk'], [])
     """
     parts = [[part.strip() for part in name.split(" + ")] for name in names]
     return [part for part in parts[0] if part != "none" and all(part in others for others in parts)]

@@ -52,7 +52,7 @@ def pattern(
     said, asked = [], []
     if "order" in tasks:
         asked.append("toward near events")
-        share = _estimate(answers, items, _near_share, each)
+        share = _estimate(answers, items, _near_share, each, unseen=1.0)
         if _apart(share, 0.5):
             nearer = "nearer" if share.mean > 0.5 else "farther"
             of = share if share.mean > 0.5 else Estimate(1 - share.mean, *_flipped(share))
@@ -70,7 +70,7 @@ def pattern(
                 )
     if "binding" in tasks:
         asked.append("along the items after a marker")
-        drift = _estimate(answers, items, _drift, each)
+        drift = _estimate(answers, items, _drift, each, unseen=1.0)
         if _apart(drift, 0.0):
             after = drift if drift.mean > 0 else -drift
             said.append(
@@ -150,7 +150,12 @@ def _row_mean(
 
 
 def _estimate(
-    answers: Sequence[Answers], items: Contexts, value: Callable[[Answers, Contexts], np.ndarray], confidence: float
+    answers: Sequence[Answers],
+    items: Contexts,
+    value: Callable[[Answers, Contexts], np.ndarray],
+    confidence: float,
+    *,
+    unseen: float = 0.0,
 ) -> Estimate:
     """Returns the mean over models and rows; rows in which it cannot be told are left out."""
     rows = np.stack([value(one, items) for one in answers])
@@ -159,7 +164,8 @@ def _estimate(
         return Estimate(0.0, None, None)
     if len(rows) < MODELS:
         rows = rows.mean(axis=0, keepdims=True)
-    return intervals.clustered(rows, confidence=confidence)
+    alike = bool((rows == rows[:, :1]).all())
+    return intervals.clustered(rows, confidence=confidence, unseen=unseen if alike else 0.0)
 
 
 def _apart(value: Estimate, none: float) -> bool:
@@ -176,4 +182,4 @@ def _flipped(share: Estimate) -> tuple[float | None, float | None]:
 def _percent(share: Estimate) -> str:
     if share.low is None or share.high is None:
         return f"{100 * share.mean:.0f} %"
-    return f"{100 * share.mean:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+    return f"{100 * share.mean:.0f} % [{100 * max(share.low, 0):.0f}, {100 * min(share.high, 1):.0f}]"

@@ -6,6 +6,7 @@ of a resample, it is valued on the other. Only retrieval that is significantly l
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -170,7 +171,8 @@ class _Valued:
 def _valued(families: Sequence[_Family], gains: Mapping[str, Paired], seed: int) -> _Valued:
     names = [one.configuration for family in families for one in family.members]
     averages = np.array([gains[name].values.mean() for name in names])
-    columns = np.split(np.arange(len(names)), np.cumsum([len(family.members) for family in families])[:-1])
+    starts = np.cumsum([0, *(len(family.members) for family in families)])
+    columns = [np.arange(low, high) for low, high in itertools.pairwise(starts)]
     resamples = _resamples([gains[name] for name in names], seed)
     if resamples is None:
         best = [int(averages[part].argmax()) for part in columns]
@@ -217,7 +219,7 @@ def _shares_first(resampled: np.ndarray | None, running: Sequence[int]) -> list[
     One context tells no spread: each is as likely as the others.
     """
     if resampled is None or not running:
-        return [1 / len(running)] * len(running)
+        return [1 / len(running) for _ in running]
     best = resampled[:, running] == resampled[:, running].max(axis=1, keepdims=True)
     return [float(share) for share in (best / best.sum(axis=1, keepdims=True)).mean(axis=0)]
 
