@@ -10,6 +10,7 @@ from population import GAINS, OPTIONS
 from rope_jax.diagnosis.verdict.decide import decide
 from rope_jax.diagnosis.verdict.panel import Option
 
+pytestmark = pytest.mark.usefixtures("without_type_checks")  # thousands of verdicts
 FAMILY = (*OPTIONS, Option("3", "scale by yarn's map", "yarn_map + alibi"), Option("", "undo both", "none + none"))
 CEILING = ("retrieval", "short_accuracy")
 """What is at its ceiling: where no context failed, intervals are as wide as the rule of three, on the safe side."""

@@ -11,6 +11,7 @@ from rope_jax.diagnosis.verdict.contrasts import Contrasts
 from rope_jax.diagnosis.verdict.panel import Option, Panel
 from rope_jax.diagnosis.verdict.ranking import contest
 
+SIMULATED = pytest.mark.usefixtures("without_type_checks")
 CONTRASTS = Contrasts(USED, 0.95)
 TRANSFORMS = tuple(Option("3", f"scale by rule {k}", f"rule{k} + alibi") for k in range(6))
 
@@ -28,6 +29,7 @@ def shares(draws, contexts, seed=1):
     return {by: np.mean([first[k] == "3" for first in firsts]) for k, by in enumerate(("order", "binding", "together"))}
 
 
+@SIMULATED
 def test_the_true_first_option_is_named_first_at_twenty_contexts():
     found = shares(40, 20)
     assert found["together"] >= 0.97
@@ -35,6 +37,7 @@ def test_the_true_first_option_is_named_first_at_twenty_contexts():
     assert found["order"] >= 0.9  # four
 
 
+@SIMULATED
 @pytest.mark.slow
 def test_the_true_first_option_is_named_first_in_most_of_many_draws():
     assert shares(400, 20)["together"] >= 0.97
@@ -61,6 +64,7 @@ def bins_of(said, held):
     return [(said[which == k].mean(), held[which == k].mean(), int((which == k).sum())) for k in range(5)]
 
 
+@SIMULATED
 def test_the_probability_of_being_first_is_calibrated():
     said, held = calibration(20, 4, 20, 0.2)
     for expected, observed, count in bins_of(said, held):
@@ -68,6 +72,7 @@ def test_the_probability_of_being_first_is_calibrated():
     assert abs(said.mean() - held.mean()) < 1e-9  # each adds up to one over the options
 
 
+@SIMULATED
 @pytest.mark.slow
 @pytest.mark.parametrize("contexts", [8, 20])
 def test_the_probability_of_being_first_is_calibrated_within_five_points(contexts):
@@ -79,6 +84,7 @@ def test_the_probability_of_being_first_is_calibrated_within_five_points(context
         assert abs(expected - observed) <= 0.05 + 2 * np.sqrt(0.25 / (count / 4))
 
 
+@SIMULATED
 def test_a_family_of_equal_changes_gains_what_one_of_them_does():
     """The largest of six means exceeds the truth; what is valued where it was not chosen does not."""
     equal = {option.configuration: 0.2 for option in TRANSFORMS}
@@ -99,6 +105,7 @@ def test_a_family_of_equal_changes_gains_what_one_of_them_does():
     assert np.mean(gains) == pytest.approx(0.2, abs=0.03)
 
 
+@SIMULATED
 def test_six_equal_transforms_are_no_likelier_first_than_a_single_change_that_is_as_good():
     equal = {option.configuration: 0.2 for option in (OPTIONS[0], *TRANSFORMS)}
     people = population.population(4, gains=GAINS | equal, options=(OPTIONS[0], *TRANSFORMS))
