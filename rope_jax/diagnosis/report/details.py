@@ -105,10 +105,14 @@ def _configurations(record: Record) -> Section:
         tables.append(Table(columns, tuple(by_model), "Each model by itself."))
     names = dict.fromkeys(one[key] for one in record["configurations"] for key in ("scaling", "bias"))
     known = [f"{name}: {labels.explanation(name)}" for name in names if name != "none" and labels.explanation(name)]
-    fitted = [f"{one['name']}: {one['fitted']}" for one in record["configurations"] if one["fitted"]]
+    fitted: dict[str, list[str]] = {}
+    for one in record["configurations"]:
+        if one["fitted"]:
+            fitted.setdefault(one["fitted"], []).append(one["name"])
+    made = [capital(f"{listed(names)}: {text}") for text, names in fitted.items()]
     chance = record["tasks"]["chance"]
     texts = ["Chance: " + ", ".join(f"{task} {chance[task] * 100:.0f} %" for task in used if task in chance) + "."]
-    texts = [*(texts if used else []), *(["; ".join(known) + "."] if known else []), *dict.fromkeys(fitted)]
+    texts = [*(texts if used else []), *(["; ".join(known) + "."] if known else []), *made]
     return Section("configurations", "Every configuration", tuple(texts), tuple(tables))
 
 

@@ -2,29 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-__all__ = ["Labelled", "base_factor", "colour", "configuration", "explanation", "label", "register"]
+__all__ = ["base_factor", "colour", "configuration", "explanation", "label", "register"]
 
 Record = Mapping[str, Any]
-
-
-class Labelled(Protocol):
-    """What a registry's record of a scaling or a bias has to say about itself."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def label(self) -> str: ...
-
-    @property
-    def color(self) -> str: ...
-
-    @property
-    def explanation(self) -> str: ...
 
 
 OTHER = "#8a8f96"
@@ -44,8 +28,8 @@ _KNOWN: dict[str, tuple[str, str, str]] = {
 _registered: dict[str, tuple[str, str, str]] = {}
 
 
-def register(records: Mapping[str, Labelled]) -> None:
-    """Takes labels, colours and explanations from a registry; they go before those known here."""
+def register(records: Mapping[str, Any]) -> None:
+    """Takes `label`, `color` and `explanation` of a registry's records, by name; they go before those known here."""
     for name, one in records.items():
         _registered[name] = (one.label, one.color, one.explanation)
 

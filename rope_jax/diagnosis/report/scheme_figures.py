@@ -1,4 +1,4 @@
-"""The schemes of a diagnosis drawn from its record: wavelengths, biases by offset, what becomes of trained relations."""
+"""The schemes of a diagnosis drawn from its record: wavelengths, biases by offset, coherence of trained relations."""
 
 from collections.abc import Mapping
 from typing import Any

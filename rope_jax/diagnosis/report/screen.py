@@ -142,6 +142,8 @@ def _notes(record: Record, judgement: Record, verdict: Record) -> Iterator[str]:
     if judgement["agreement"]:
         yield capital(judgement["agreement"])
     yield capital(verdict["implementation"]["sentence"])
+    if verdict["implementation"]["status"] != "exact":
+        yield "Changes are counted from its exact run."
     if not verdict["settled"]:
         yield "More contexts could still change what is tried first."
 
