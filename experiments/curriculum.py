@@ -1,4 +1,4 @@
-"""What a stand-in is trained on, phase after phase: copied text first, then haystacks in longer and longer rows."""
+"""What a test model is trained on, phase after phase: copied text first, then contexts in longer and longer rows."""
 
 import concurrent.futures
 import dataclasses
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rope_jax.diagnosis.tasks import haystacks as hay
+from rope_jax.diagnosis.tasks import contexts
 
-KINDS = ("nothing", *hay.PROBES, "copy")
+KINDS = ("nothing", *contexts.PROBES, "copy")
 """What a next token is scored as."""
 
 SHORTEST = 112
-"""Tokens of the shortest row of haystacks."""
+"""Tokens of the shortest row of contexts."""
 
 _FIRST = 128  # what all probes are learned at before rows grow
 _STEPWISE = 256  # up to this length rows of several lengths are drawn; each length is a program of its own
@@ -30,11 +30,11 @@ class Phase:
       lengths: of rows; each step draws one.
       tokens: of a step.
       trained: the trained length that the base of the phase is matched to.
-      copied: share of rows that are repeated text; the others are haystacks.
+      copied: share of rows that are repeated text; the others are contexts.
       steps: most steps.
       until: accuracy at which the phase ends early; the rate falls in the last third of a phase that never does.
       judged: what that accuracy is the least of.
-      counts: facts and questions of a haystack; each step draws one.
+      counts: facts and questions of a context; each step draws one.
     """
 
     lengths: tuple[int, ...]
@@ -44,7 +44,7 @@ class Phase:
     steps: int
     until: float | None = None
     judged: tuple[str, ...] = ("copy",)
-    counts: tuple[hay.Counts, ...] = ()
+    counts: tuple[contexts.Counts, ...] = ()
 
     @property
     def reach(self) -> int:
@@ -52,13 +52,13 @@ class Phase:
         return max(_FIRST, self.trained // 2)
 
 
-def asked_of(markers: int, length: int = _FIRST) -> hay.Counts:
-    """Returns the facts and questions of a haystack that a model trained at `length` is to know."""
-    return hay.Counts(markers=markers, smallest_gap=max(hay.SMALLEST_GAP, length // 16))
+def asked_of(markers: int, length: int = _FIRST) -> contexts.Counts:
+    """Returns the facts and questions of a context that a model trained at `length` is to know."""
+    return contexts.Counts(markers=markers, smallest_gap=max(contexts.SMALLEST_GAP, length // 16))
 
 
-def curriculum(length: int, steps: int, asked: hay.Counts, tokens: int = 5376) -> list[Phase]:
-    """Returns the phases: copying, then retrieval and binding, then order, first in short haystacks.
+def curriculum(length: int, steps: int, asked: contexts.Counts, tokens: int = 5376) -> list[Phase]:
+    """Returns the phases: copying, then retrieval and binding, then order, first in short contexts.
 
     What is learned in 128 tokens is known in 256 within a few steps, at the base of that length, and costs half.
     Order comes last and slowest: half of the steps ask for twice as many pairs of events, and for less of the rest.
@@ -78,15 +78,28 @@ def curriculum(length: int, steps: int, asked: hay.Counts, tokens: int = 5376) -
         Phase((SHORTEST,), tokens, first, 0.2, 2000, until=0.9, judged=("binding",), counts=(one,)),
     ]
     if length > first:
-        phases.append(
-            Phase((SHORTEST, first), tokens, first, 0.15, 4000, until=0.9, judged=("order",), counts=(one, ordered(one)))
-        )
+        # Which way is asked turns the answer round: from both at once nothing is learned before both are.
+        forward = dataclasses.replace(one, first_pairs=4, last_pairs=0)
+        for asked_here in (forward, one):
+            counts = (asked_here, ordered(asked_here))
+            phases.append(
+                Phase((SHORTEST, first), tokens, first, 0.15, 4000, until=0.9, judged=("order",), counts=counts)
+            )
     trained = first
     while _GROWTH * trained < length:
         trained *= _GROWTH
         known = asked_of(1, trained)
         phases.append(
-            Phase((trained,), 4 * tokens, trained, 0.15, 300, until=0.9, judged=("retrieval", "binding", "order"), counts=(known,))
+            Phase(
+                (trained,),
+                4 * tokens,
+                trained,
+                0.15,
+                300,
+                until=0.9,
+                judged=("retrieval", "binding", "order"),
+                counts=(known,),
+            )
         )
     if length > _STEPWISE:
         return [*phases, Phase((length,), 4 * tokens, length, 0.15, steps, counts=(asked, ordered(asked)))]
@@ -94,9 +107,10 @@ def curriculum(length: int, steps: int, asked: hay.Counts, tokens: int = 5376) -
     return [*phases, Phase(lengths, tokens, length, 0.15, steps, counts=(asked, ordered(one)))]
 
 
-def ordered(asked: hay.Counts) -> hay.Counts:
+def ordered(asked: contexts.Counts) -> contexts.Counts:
     """Returns counts that ask more about order and less about the rest."""
-    return dataclasses.replace(asked, pairs=3, bind_questions=4, order_pairs=8)
+    more = {"first_pairs": 2 * asked.first_pairs, "last_pairs": 2 * asked.last_pairs}
+    return dataclasses.replace(asked, pairs=3, bind_questions=4, **more)
 
 
 def matched_base(length: int) -> float:
@@ -110,12 +124,12 @@ def batch_of(rng: np.random.Generator, phase: Phase, length: int) -> tuple[np.nd
     copies = round(rows * phase.copied)
     tokens, kinds = [], []
     if copies:
-        text = hay.repeated_text(rng, rows=copies, length=length, farthest=min(phase.reach, length - 16))
+        text = contexts.repeated_text(rng, rows=copies, length=length, farthest=min(phase.reach, length - 16))
         tokens.append(text.tokens)
         kinds.append((text.predictable * KINDS.index("copy")).astype(np.int32))
     if rows > copies:
         counts = phase.counts[int(rng.integers(len(phase.counts)))]
-        asked = hay.haystacks(rng, rows=rows - copies, length=length, largest_gap=phase.reach, counts=counts)
+        asked = contexts.contexts(rng, rows=rows - copies, length=length, largest_gap=phase.reach, counts=counts)
         tokens.append(asked.tokens)
         answered = np.zeros((rows - copies, length - 1), np.int32)
         np.put_along_axis(answered, asked.position, asked.probe + 1, axis=1)

@@ -1,9 +1,9 @@
-"""Trains a stand-in: a decoder that has learned the probes, at 256 tokens on two CPU cores or at 4,096 on a GPU.
+"""Trains a test model: a decoder that has learned the tasks, at 256 tokens on two CPU cores or at 4,096 on a GPU.
 
-Copying comes first, since attention that finds and copies is what every probe is made of; then retrieval, binding and
-order in longer and longer haystacks, with a share of copying kept. The loss counts answers and copied tokens only.
+Copying comes first, since attention that finds and copies is what every task is made of; then retrieval, binding and
+order in longer and longer contexts, with a share of copying kept. The loss counts answers and copied tokens only.
 
-    python experiments/train.py --seed=0 --out=standin-0
+    python experiments/train.py --seed=0 --out=model-0
 """
 
 import concurrent.futures
@@ -29,7 +29,7 @@ from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.diagnosis.evaluation.rows import largest_divisor, rows_of_gradient
-from rope_jax.diagnosis.tasks import haystacks as hay
+from rope_jax.diagnosis.tasks import contexts
 from rope_jax.scheme import Scheme, build
 
 _SEED = flags.DEFINE_integer("seed", 0, "Of the weights and the data.")
@@ -38,16 +38,14 @@ _LAYERS = flags.DEFINE_integer("layers", 4, "Blocks.")
 _WIDTH = flags.DEFINE_integer("width", 128, "Width of the residual stream; the MLP's is twice that.")
 _HEADS = flags.DEFINE_integer("heads", 4, "Attention heads.")
 _LENGTH = flags.DEFINE_integer("length", 256, "L, the longest row trained on.")
-_STEPS = flags.DEFINE_integer("steps", 2400, "Steps of the last phase, with whole haystacks.")
+_STEPS = flags.DEFINE_integer("steps", 2400, "Steps of the last phase, with whole contexts.")
 _TOKENS = flags.DEFINE_integer("tokens", 5376, "Tokens of a step.")
 _MINUTES = flags.DEFINE_float(
     "minutes", None, "Ends the training after so long; in the last phase the rate falls by then."
 )
 _INIT = flags.DEFINE_string("init", None, "Directory of a model to go on from.")
 _FIRST = flags.DEFINE_integer("first_phase", 0, "Phase of the curriculum to begin with.")
-_MARKERS = flags.DEFINE_integer(
-    "markers", 1, "Markers of a haystack in the last phase, with the same eight items each."
-)
+_MARKERS = flags.DEFINE_integer("markers", 1, "Markers of a context in the last phase, with the same eight items each.")
 _RATE = flags.DEFINE_float("learning_rate", 1e-3, "Peak learning rate.")
 _DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Of the stored weights.")
 _COMPUTED = flags.DEFINE_enum("computed", "float32", ["bfloat16", "float32"], "Dtype of the activations.")
@@ -189,7 +187,7 @@ class Run:
         return accuracy
 
     def save(self, out: Path, phase: Phase) -> None:
-        """Writes weights, config, curve, and the haystacks that the model knows, as its last phase had them."""
+        """Writes weights, config, curve, and the contexts that the model knows, as its last phase had them."""
         length, counts = phase.trained, phase.counts[0] if phase.counts else asked_of(1, phase.trained)
         command = shlex.join(["python", "experiments/train.py", *sys.argv[1:]])
         config = llama_config(self.model, base=matched_base(length), trained_length=length)
@@ -206,7 +204,7 @@ class Run:
         }
         if self._before is not None:
             record["before"] = self._before
-        (out / hay.TRAINING).write_text(json.dumps(record) + "\n")
+        (out / contexts.TRAINING).write_text(json.dumps(record) + "\n")
 
 
 def scheme_at(config: DecoderConfig, length: int) -> Scheme:
@@ -257,14 +255,14 @@ def main(argv: list[str]) -> None:
         sys.exit(f"--length must be at least {SHORTEST}, the rows that retrieval and binding are learned in")
     dim, heads, before = _WIDTH.value // _HEADS.value, _HEADS.value, None
     config = DecoderConfig(
-        hay.VOCAB_SIZE, _WIDTH.value, 2 * _WIDTH.value, _LAYERS.value, heads, heads, dim, 1e-5, tie_embeddings=True
+        contexts.VOCAB_SIZE, _WIDTH.value, 2 * _WIDTH.value, _LAYERS.value, heads, heads, dim, 1e-5, tie_embeddings=True
     )
     model = Decoder(config, rngs=nnx.Rngs(_SEED.value))
     model.embedding[...] = model.embedding[...] * 3 * (128 / _WIDTH.value) ** 0.5
     if _INIT.value is not None:
         model = load_checkpoint(_INIT.value).model
         nnx.update(model, jax.tree.map(lambda x: x.astype(jnp.float32), nnx.state(model)))
-        before = json.loads((Path(_INIT.value) / hay.TRAINING).read_text())
+        before = json.loads((Path(_INIT.value) / contexts.TRAINING).read_text())
     asked = asked_of(_MARKERS.value, _LENGTH.value)
     phases = dict(enumerate(curriculum(_LENGTH.value, _STEPS.value, asked, _TOKENS.value)))
     first = _FIRST.value

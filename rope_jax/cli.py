@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import traceback
+from collections.abc import Iterable
 from types import ModuleType
 from typing import NoReturn
 
@@ -139,12 +140,19 @@ def _overview() -> str:
 
 
 def _help(command: ModuleType, flags: absl_flags.FlagValues) -> str:
-    lines = [f"usage: {command.USAGE}", "", command.SUMMARY, "", "flags:"]
-    for name in sorted(flags):
-        flag = flags[name]
-        if name != flag.name:  # a short name, shown beside the long one
-            continue
-        shown = f"-{flag.short_name}, --{name}" if flag.short_name else f"--{name}"
-        default = "" if flag.default in (None, False) else f" (default: {flag.default})"
-        lines += [f"  {shown}", f"      {' '.join(flag.help.split())}{default}"]
+    lines = [f"usage: {command.USAGE}", "", command.SUMMARY]
+    shown = {flags[name].name for name in flags}
+    groups: dict[str, Iterable[str]] = dict(getattr(command, "GROUPS", {}))
+    groups["flags" if not groups else "more"] = sorted(shown - {name for names in groups.values() for name in names})
+    for title, names in groups.items():
+        lines += ["", f"{title}:"] if names else []
+        for name in names:
+            flag = flags[name]
+            title_line = f"-{flag.short_name}, --{name}" if flag.short_name else f"--{name}"
+            default = "" if flag.default in (None, False, []) else f" (default: {_default(flag.default)})"
+            lines += [f"  {title_line}", f"      {' '.join(flag.help.split())}{default}"]
     return "\n".join(lines)
+
+
+def _default(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -32,6 +32,8 @@ class Rotary:
       cos_sin_factor: multiplies cos and sin, so the logits of the rotary dimensions by its square.
       logit_scale: multiplies every `q.k` logit, before a bias is added.
       rules: names of the scaling rules applied so far, in order.
+      unscaled: the embedding before a scaling that counts as trained, for a rule that replaces it; None where there is
+        none.
 
     Raises:
       ScalingError: if the frequencies are not one a pair, or one is not finite or beyond `LARGEST_FREQUENCY`; if
@@ -45,6 +47,7 @@ class Rotary:
     cos_sin_factor: float = 1.0
     logit_scale: float = 1.0
     rules: tuple[str, ...] = ()
+    unscaled: "Rotary | None" = None
 
     def __post_init__(self) -> None:
         check_dim(self.dim)

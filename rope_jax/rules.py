@@ -35,12 +35,15 @@ STAGES = {
     "proportional": Stage.GEOMETRY,
     "by_parts": Stage.RAMP,
     "yarn": Stage.RAMP,
+    "yarn_map": Stage.RAMP,
     "llama3": Stage.RAMP,
     "per_pair": Stage.RAMP,
     "dynamic_ntk": Stage.RAMP,
     "longrope": Stage.RAMP,
     "ntk": Stage.BASE,
+    "ntk4": Stage.BASE,
     "linear": Stage.UNIFORM,
+    "no_rotation": Stage.UNIFORM,
     "resonance": Stage.ROUNDING,
 }
 

@@ -19,9 +19,9 @@ from rope_jax import double_float, dynamic, phases, rotation
 from rope_jax.biases import Alibi, Bias
 from rope_jax.frequencies import Rotary, check_whole
 from rope_jax.integers import as_int32
-from rope_jax.length_rules import LengthRule
+from rope_jax.length_rules import LengthRule, at_length
 from rope_jax.rules import Rule
-from rope_jax.scaling import none
+from rope_jax.scaling import no_rotation, none
 
 
 @functools.partial(
@@ -221,39 +221,99 @@ def without_rotation(scheme: Scheme) -> Scheme:
 
 @dataclasses.dataclass(frozen=True)
 class Retrofit:
-    """What was done to a model to extend its context, on the host: the case this library is about.
+    """A context extension, on the host: the case this library is about.
 
     Attributes:
-      rotary: the rotary embedding as trained, unscaled.
-      rule: how its frequencies were scaled; a rule by sequence length is turned into a scheme by `per_length`.
-      bias: the bias that was added, or None.
+      rotary: the rotary embedding as trained.
+      rule: how its frequencies are scaled; a rule by sequence length is turned into a scheme by `per_length`.
+      bias: the bias that is added, or None.
+      temperature: multiplies every logit, beside what the rule itself brings along; 1 for none.
+      bias_name: what reports call the bias; its type's name where None.
     """
 
     rotary: Rotary
     rule: Rule | LengthRule = dataclasses.field(default_factory=none)
     bias: Bias | None = None
+    temperature: float = 1.0
+    bias_name: str | None = None
+
+    @property
+    def scaling(self) -> str:
+        """The name of the rule."""
+        return self.rule.name
+
+    @property
+    def bias_label(self) -> str:
+        """The name of the bias, "none" for none."""
+        return "none" if self.bias is None else self.bias_name or type(self.bias).__name__.lower()
+
+    @property
+    def name(self) -> str:
+        """Rule, bias and temperature in words, such as "ntk + alibi"."""
+        sharpened = "" if self.temperature == 1 else f" + temperature {self.temperature:.3g}"
+        return f"{self.scaling} + {self.bias_label}{sharpened}"
 
 
 def drop_bias(retrofit: Retrofit) -> Retrofit:
     """Returns option 1: the scaling stays, the bias goes."""
-    return dataclasses.replace(retrofit, bias=None)
+    return dataclasses.replace(retrofit, bias=None, bias_name=None)
 
 
 def undo_scaling(retrofit: Retrofit) -> Retrofit:
-    """Returns option 2: the bias stays, the rotary embedding is the trained one again."""
+    """Returns option 2: the bias stays, the rotary embedding is the trained one again; the rule's temperature goes."""
     return dataclasses.replace(retrofit, rule=none())
 
 
 def rescale(retrofit: Retrofit, rule: Rule | LengthRule) -> Retrofit:
-    """Returns option 3: the bias stays, and the angle is transformed by another `rule`."""
+    """Returns option 3: the bias stays, and the angle is transformed by another `rule`.
+
+    The temperature that the replaced rule brings along goes with it, and that of `rule` comes;
+    `keeping_temperature` makes it a change of the map alone.
+    """
     return dataclasses.replace(retrofit, rule=rule)
+
+
+def keeping_temperature(before: Retrofit, after: Retrofit, *, length: int) -> Retrofit:
+    r"""Returns `after` with the temperature of `before`, so that nothing but the map of the frequencies differs.
+
+    .. math:: t = t_{before}\,(f_{before} / f_{after})^2\, c_{before} / c_{after}
+
+    with `f` the cos/sin factor and `c` the logit scale that each rule brings along.
+
+    Args:
+      before: whose logits' scale is kept.
+      after: what is to have it.
+      length: tokens, for rules that depend on it.
+    """
+
+    def brought(retrofit: Retrofit) -> float:
+        rotary = at_length(retrofit.rule, length)(retrofit.rotary)
+        return rotary.cos_sin_factor**2 * rotary.logit_scale
+
+    # Exactly 1 where both bring the same, so that names stay plain.
+    return dataclasses.replace(after, temperature=before.temperature * (brought(before) / brought(after)))
+
+
+def undo_both(retrofit: Retrofit) -> Retrofit:
+    """Returns the model as it was trained: no scaling, no bias, no temperature."""
+    return Retrofit(retrofit.rotary)
+
+
+def drop_rotation(retrofit: Retrofit) -> Retrofit:
+    """Returns the extension with nothing turning (DroPE, arXiv 2512.12167); bias and temperature stay."""
+    return dataclasses.replace(retrofit, rule=no_rotation())
+
+
+def sharpen(retrofit: Retrofit, temperature: float) -> Retrofit:
+    """Returns the extension with all logits multiplied by `temperature`, in place of its own."""
+    return dataclasses.replace(retrofit, temperature=temperature)
 
 
 def scheme_of(retrofit: Retrofit, *, length: int | None = None, **build_arguments) -> Scheme:
     """Returns the scheme of a retrofit; the keyword arguments are those of `build`.
 
     Args:
-      retrofit: rotary, rule and bias.
+      retrofit: rotary, rule, bias and temperature.
       length: tokens, for a rule that depends on it.
 
     Raises:
@@ -264,7 +324,8 @@ def scheme_of(retrofit: Retrofit, *, length: int | None = None, **build_argument
         if length is None:
             raise ValueError(f"{rule.name} depends on the sequence's length: pass it, or use per_length")
         rule = rule.at(length)
-    return build(rule(retrofit.rotary), retrofit.bias, **build_arguments)
+    scheme = build(rule(retrofit.rotary), retrofit.bias, **build_arguments)
+    return dataclasses.replace(scheme, logit_scale=scheme.logit_scale * retrofit.temperature)
 
 
 def per_length(retrofit: Retrofit, **build_arguments) -> Callable[[Integer[Array | np.ndarray, "*batch"]], Scheme]:

@@ -12,17 +12,17 @@ from rope_jax.commands import factors_file
 from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.diagnosis.evaluation import kept_files
 from rope_jax.diagnosis.search import factor_search
-from rope_jax.diagnosis.tasks import haystacks
+from rope_jax.diagnosis.tasks import contexts
 from rope_jax.diagnosis.verdict import attribution
 
-SMALL = ["--target_length=256", "--population=9", "--generations=2", "--haystacks=2"]
+SMALL = ["--target_length=256", "--population=9", "--generations=2", "--contexts=2"]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A decoder that has learned nothing, called a stand-in."""
+    """A decoder that has learned nothing, called a bundled test model."""
     config = DecoderConfig(
-        haystacks.VOCAB_SIZE,
+        contexts.VOCAB_SIZE,
         16,
         16,
         1,
@@ -46,7 +46,7 @@ def programs():
 
 @pytest.fixture(autouse=True)
 def one_program(programs, monkeypatch):
-    """Compiles once for all runs of the module: they are of one model and ask haystacks of two lengths."""
+    """Compiles once for all runs of the module: they are of one model and ask contexts of two lengths."""
     program = factor_search.ProbeProgram
 
     def shared(decoder):
@@ -99,7 +99,7 @@ def test_a_killed_search_goes_on_to_the_same_result(tiny, no_gate, workdir, caps
     for name in ("search.json", "search-state.json"):
         assert (workdir / "parts" / name).read_bytes() == (workdir / "whole" / name).read_bytes()
     lines = out.splitlines()
-    assert lines[0].endswith("192 -> 256 tokens, bias none, probes ret, bind, ord, dist, ith")
+    assert lines[0].endswith("192 -> 256 tokens, bias none, probes retrieval, binding, order")
     assert lines[-1] == "written to parts/search.json"
     # The result is what export reads, every key of it.
     assert set(record) == set(factors_file.KEYS)
@@ -152,7 +152,7 @@ def test_a_pipe_in_place_of_the_state_is_refused(tiny, no_gate, workdir, capsys)
 
 
 def test_too_many_contexts_are_refused_with_their_bytes(tiny, workdir, capsys):
-    assert cli.main(["search", tiny, "--target_length=1048576", "--haystacks=4096"]) == 2
+    assert cli.main(["search", tiny, "--target_length=1048576", "--contexts=4096"]) == 2
     _, err = capsys.readouterr()
     assert "20480 contexts of 192 and 1048576 tokens need about" in err
     assert list(workdir.iterdir()) == []
@@ -193,7 +193,7 @@ def test_a_state_of_absurd_size_is_not_read(tiny, no_gate, workdir, capsys):
         (["TINY", "--target_length=0"], "--target_length must be from 1"),
         (["TINY", "--population=7"], "--population must be from 8"),
         (["TINY", "--generations=0"], "--generations must be from 1"),
-        (["TINY", "--haystacks=0"], "--haystacks must be from 1"),
+        (["TINY", "--contexts=0"], "--contexts must be from 1"),
         (["TINY", "--seed=-1"], "--seed must be from 0"),
         (["TINY", "--bias=t5"], "bias"),
         (["TINY", "--out=a/b"], "no such directory"),
@@ -203,7 +203,7 @@ def test_a_state_of_absurd_size_is_not_read(tiny, no_gate, workdir, capsys):
 def test_refuses_in_one_line_and_writes_nothing(tiny, workdir, capsys, arguments, reason):
     short = [] if any("length" in argument for argument in arguments) else ["--target_length=256"]
     argv = [tiny if argument == "TINY" else argument for argument in arguments]
-    assert cli.main(["search", *argv, *short, "--haystacks=2", *[a for a in argv if a.startswith("--haystacks")]]) == 2
+    assert cli.main(["search", *argv, *short, "--contexts=2", *[a for a in argv if a.startswith("--contexts")]]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("rope-jax search: error: ")

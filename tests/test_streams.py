@@ -79,7 +79,7 @@ def test_progress_on_a_broken_stderr_does_not_end_a_run():
 
 @pytest.mark.slow
 def test_the_gate_of_a_real_diagnosis_survives_a_pipe(workdir):
-    small = ("--target_length=512", "--haystacks=2", "--status_quo=ntk+alibi", "--transforms=yarn", "--rows=1")
+    small = ("--target_length=512", "--contexts=2", "--status_quo=ntk+alibi", "--transforms=yarn", "--rows=1")
     command = real("diagnose", *small, "--fit_steps=1", "--fail_if=short_cost>0.02")
     expected = through_shell(command, "").returncode
     assert expected in (3, 4)

@@ -19,8 +19,8 @@ from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.evaluation.cell_runs import Scores, outcomes_of
 from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell, corners, options
 from rope_jax.diagnosis.report.case_table import in_words
-from rope_jax.diagnosis.tasks.haystacks import PROBES, Counts
-from rope_jax.diagnosis.tasks.subject import REACHES, Items, Reach, standin_items
+from rope_jax.diagnosis.tasks.contexts import PROBES, Counts
+from rope_jax.diagnosis.tasks.subject import REACHES, Items, Reach, synthetic_items
 from rope_jax.diagnosis.verdict import attribution, looks
 from rope_jax.diagnosis.verdict.attribution import Used
 from rope_jax.diagnosis.verdict.looks import Answered
@@ -36,7 +36,7 @@ _GAPS = (256, 512, 1024, 2049)  # strata of `ord`, tokens between its two events
 
 def items_of(record: Mapping[str, Any]) -> Items:
     """Returns the questions of the study, made anew from their seed."""
-    return standin_items(Counts(**record["counts"]), **record["items"])
+    return synthetic_items(Counts(**record["counts"]), **record["items"])
 
 
 def scores_of(cell: Mapping[str, Any], items: Items) -> Scores:

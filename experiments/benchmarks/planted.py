@@ -30,7 +30,7 @@ from planted_runs import Bench, Programs, Settings
 
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Decoder, DecoderConfig
-from rope_jax.diagnosis.tasks import haystacks
+from rope_jax.diagnosis.tasks import contexts
 from rope_jax.diagnosis.verdict.verdict import Margins
 
 _MODELS = flags.DEFINE_list("models", [], "Directories of models that train.py has written.")
@@ -135,7 +135,7 @@ def run(models: list[Path], settings: Settings, out: Path, *, cases: int, famili
 def tiny_model(directory: Path) -> None:
     """Writes a small decoder with random weights that reads the haystacks' vocabulary."""
     config = DecoderConfig(
-        haystacks.VOCAB_SIZE,
+        contexts.VOCAB_SIZE,
         16,
         16,
         1,

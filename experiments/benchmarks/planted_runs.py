@@ -29,7 +29,7 @@ from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell, CellSchemes, Op
 from rope_jax.diagnosis.evaluation.losses import next_token_losses
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
 from rope_jax.diagnosis.evaluation.scalings import TRANSFORMS
-from rope_jax.diagnosis.tasks.subject import Subject, read_standin
+from rope_jax.diagnosis.tasks.subject import Subject, read_bundled_model
 from rope_jax.diagnosis.verdict.attribution import Used
 from rope_jax.diagnosis.verdict.looks import Answered, ask_on
 from rope_jax.diagnosis.verdict.verdict import IMPLEMENTATION, Margins, attribution
@@ -110,8 +110,8 @@ class Bench:
 
     def __init__(self, directory: Path, settings: Settings, programs: dict[Any, Programs]) -> None:
         self._directory, self._settings = directory, settings
-        self._standin = read_standin(directory)
-        self.checkpoint = self._standin.checkpoint
+        self._bundled = read_bundled_model(directory)
+        self.checkpoint = self._bundled.checkpoint
         if self.checkpoint.config not in programs:
             programs[self.checkpoint.config] = Programs(self.checkpoint.model)
         self._programs = programs[self.checkpoint.config]
@@ -145,7 +145,7 @@ class Bench:
 
     def _subject(self, ratio: float, seed: int, part: int) -> Subject:
         settings, length = self._settings, round(ratio * self.checkpoint.positions.original_length)
-        return self._standin.asked(
+        return self._bundled.asked(
             rows=settings.haystacks, target_length=length, text_rows=settings.text_rows, seed=seed, part=part
         )
 

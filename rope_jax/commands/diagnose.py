@@ -1,63 +1,297 @@
-"""`rope-jax diagnose`: which part of a retrofit broke what, and which fix to ship first.
+"""`rope-jax diagnose`: which part of a context extension broke what, and which change to try first.
 
-Without a checkpoint the case runs on the stand-in that ships with the package; with one and a text, on those.
+Parses flags, asks `rope_jax.diagnosis.api.diagnose`, and writes what comes of it. Without a checkpoint the bundled test
+model is asked.
 """
 
-import functools
+import dataclasses
+import json
+import math
 import os
 import pathlib
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
-from rope_jax.commands import probe_case, text_factorial
-from rope_jax.commands.output import kept_in
-from rope_jax.diagnosis.evaluation import scalings
-from rope_jax.diagnosis.tasks.haystacks import TRAINING
+from rope_jax.commands.extensions import define_load, load
+from rope_jax.commands.output import STORE, checked_out, checked_store, kept_in, write_all
+from rope_jax.commands.output_file import checked_file, replacing
+from rope_jax.commands.progress import Progress
 from rope_jax.errors import InputError
 
-SUMMARY = "measure which part of a retrofit broke what on a model, and which fix to ship first"
-USAGE = "rope-jax diagnose [CHECKPOINT] [--text=FILE --target_length=N] [--out=DIR] [flags]"
+if TYPE_CHECKING:
+    from rope_jax.diagnosis.api import Diagnosis
+    from rope_jax.diagnosis.options import Options
+
+SUMMARY = "measure on a model which part of a context extension broke what, and which change to try first"
+USAGE = "rope-jax diagnose [CHECKPOINT --text=FILE --target_length=N] [flags]"
+
+DEFAULT_OUT = "rope-jax-diagnosis"
+_FILES = ("diagnosis.json", "diagnosis.txt", "diagnosis.html", "costs.json")
+_MOST = 2**14
+_LARGEST_TARGET = 2**24
+_LARGEST_RATIO = 1024
+
+GROUPS = {
+    "the model and what it reads": (
+        "text", "target_length", "trained_length", "text_rows", "fit_text", "separator", "layout", "phase",
+    ),
+    "what is deployed": (
+        "deployed", "own_bias", "own_distance", "compose", "faulty", "write_items", "observed",
+    ),
+    "what is tried": (
+        "transforms", "exempt_first", "faults", "ratios", "adapt_steps", "full", "load",
+    ),
+    "how much is asked": ("contexts", "most_contexts", "seed"),
+    "how biases are fitted": ("num_buckets", "fit_steps"),
+    "what is decided": ("margins", "fail_if", "budget"),
+    "the result": ("out", "json", "help"),
+}  # fmt: skip
+"""Flags by what they are for, in the order of `--help`."""
 
 
 def define_flags(flag_values: absl_flags.FlagValues) -> None:
     """Declares the command's flags."""
-    integer = functools.partial(absl_flags.DEFINE_integer, flag_values=flag_values)
-    string = functools.partial(absl_flags.DEFINE_string, flag_values=flag_values)
-    names = functools.partial(absl_flags.DEFINE_list, flag_values=flag_values)
-    choice = functools.partial(absl_flags.DEFINE_enum, flag_values=flag_values)
-    number = functools.partial(absl_flags.DEFINE_float, flag_values=flag_values)
-    string("text", None, "A .npy of token rows, or UTF-8 text for the checkpoint's tokenizer.")
-    integer("target_length", None, "Tokens of an evaluated row; for the stand-in eight times its trained length.")
-    string("out", None, "Directory for the result; for the stand-in rope-jax-diagnosis by default.")
-    integer("trained_length", None, "Tokens the model was trained on; default: the config's.")
-    integer("rows", None, "Rows of text evaluated at most; by default 8, or 4 of the stand-in's own.")
-    string("fit_text", None, "Other text to fit A* and T5 on; default: what --text leaves over.")
-    string("t5_table", None, "A .npy [heads, buckets] in place of a fitted T5 table.")
-    integer("num_buckets", 32, "T5 buckets of a fitted table.")
-    integer("max_distance", 128, "T5's largest told-apart distance, tokens.")
-    integer("fit_steps", 60, "Adam steps of the T5 fit.")
-    number("margin", 0.02, "Short-context cost that A* may have, nats a token.")
-    names("scalings", list(scalings.ARMS), "Scaling arms to run on text; none is always one.")
-    names("biases", list(scalings.BIAS_ARMS), "Bias arms to run on text; none is always one.")
-    choice("phase", "exact", ["exact", "float32"], "How angles are formed; float32 as peers do.")
-    choice("layout", None, ["half", "interleaved"], "Layout of rotary pairs, even if the text contradicts it.")
+
+    def integer(name: str, default: int | None, text: str) -> None:
+        absl_flags.DEFINE_integer(name, default, text, flag_values=flag_values)
+
+    def string(name: str, default: str | None, text: str) -> None:
+        absl_flags.DEFINE_string(name, default, text, flag_values=flag_values)
+
+    def names(name: str, default: list[str], text: str) -> None:
+        absl_flags.DEFINE_list(name, default, text, flag_values=flag_values)
+
+    def switch(name: str, text: str) -> None:
+        absl_flags.DEFINE_boolean(name, False, text, flag_values=flag_values)
+
+    string("text", None, "A text file for the checkpoint's tokenizer, or a .npy of token rows; needed for your own.")
+    integer("target_length", None, "L', tokens the model is asked to serve; by default 2 L of the bundled test model.")
+    integer("trained_length", None, "L, tokens it was trained on; by default what its config says.")
+    integer("text_rows", None, "Rows of text judged; by default 64 that are made, or 8 of your own.")
+    string("fit_text", None, "Other text to fit biases on; by default the rest of --text, or each half for the other.")
     string("separator", "<|endoftext|>", "Between documents of a text.")
-    integer("seed", 0, "Of items, of the fit's order and of the resampling.")
-    probe_case.define_flags(flag_values)
+    absl_flags.DEFINE_enum(
+        "layout", None, ["half", "interleaved"], "Layout of rotary pairs, even if the text contradicts it.",
+        flag_values=flag_values,
+    )  # fmt: skip
+    absl_flags.DEFINE_enum(
+        "phase", "exact", ["exact", "float32"], "How angles are formed; float32 as other libraries do.",
+        flag_values=flag_values,
+    )  # fmt: skip
+    names(
+        "deployed",
+        ["ntk+alibi_star", "ntk+t5"],
+        "Configurations to judge, each SCALING+BIAS, with +temperature where logits are sharpened beside the rule.",
+    )
+    string("own_bias", None, "A .npy with your own bias, [heads] slopes or a [heads, buckets] T5 table; named own.")
+    integer("own_distance", None, "From which distance on the own table is one bucket; by default L'.")
+    switch("compose", "Scalings come on top of one that the config declares, rather than in its place.")
+    string("faulty", "exact", "The fault that the deployment is known to run with.")
+    string("write_items", None, "Write the contexts to this .npz, for a deployment to answer, and stop.")
+    string("observed", None, "A .npz with the deployment's own logits for the items of --write_items.")
+    names("transforms", ["llama3", "yarn_map", "by_parts"], "Scalings that option 3 may put in its place.")
+    integer("exempt_first", 0, "Also tries a bias that exempts so many first tokens.")
+    names("faults", [], "Faults whose cost is measured; --full takes all there are.")
+    names("ratios", [], "Also asks at these ratios of target to trained length, such as 1.25,1.5,4.")
+    integer("adapt_steps", 0, "Judges everything again after so many steps of training in every configuration.")
+    switch("full", "Every scaling with every bias, every bundled test model, every fault.")
+    define_load(flag_values)
+    integer("contexts", 20, "Contexts with questions, at each length.")
+    integer("most_contexts", None, "Asks on, in doublings up to so many, where the first leave open what to try first.")
+    integer("seed", 0, "Of everything random.")
+    integer("num_buckets", 32, "T5 buckets, up to the target length.")
+    integer("fit_steps", 60, "Adam steps of the T5 table.")
+    names("margins", [], "What is too little to matter, as NAME=NUMBER: " + _margin_names())
+    string(
+        "fail_if",
+        None,
+        "A gate for CI, such as 'short_loss_rise>0.02': exit 0 only if the whole interval is on the good side, 3 if it "
+        "is on the bad one, 4 if that is open. Measures are those of the first deployed configuration.",
+    )
+    string("budget", None, "Also picks the best configuration within limits: latency=RATIO,memory=MIB,steps=N.")
+    string("out", None, f"Directory for the result; {DEFAULT_OUT} by default.")
 
 
 def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:
     """Returns what is kept of a run that was stopped."""
-    return kept_in(pathlib.Path(flags.out or probe_case.DEFAULT_OUT))
+    return kept_in(pathlib.Path(flags.out or DEFAULT_OUT))
 
 
 def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     """Runs the command; returns the exit status."""
     if len(arguments) > 1:
         raise InputError(f"one checkpoint at most, got {len(arguments)}: {USAGE}")
-    on_text = bool(arguments) and (flags.text is not None or not os.path.isfile(os.path.join(arguments[0], TRAINING)))
-    for name in probe_case.FLAGS if on_text else text_factorial.FLAGS:
-        if flags[name].present:
-            what = "a stand-in" if on_text else "a checkpoint and its --text"
-            raise InputError(f"--{name} is for {what} only: {USAGE}")
-    return (text_factorial if on_text else probe_case).run(arguments, flags)
+    _check(flags)
+    model = arguments[0] if arguments else None
+    read = (model, flags.text, flags.fit_text, flags.own_bias, flags.observed)
+    out = checked_out(pathlib.Path(flags.out or DEFAULT_OUT), _FILES, inputs=read)
+    items = None
+    if flags.write_items is not None:
+        items = checked_file(flags.write_items, flag="--write_items", inputs=_files_of(model))
+    else:
+        checked_store(out)
+    load(flags.load)
+    with Progress("rope-jax diagnose") as progress:
+        progress("starting", 0, 1)
+        # JAX is imported only once the flags are known to be good.
+        from rope_jax.diagnosis.api import diagnose
+
+        options = _options(flags)
+        if items is not None:
+            return _write_items(model, options, pathlib.Path(flags.write_items), items)
+        found = diagnose(model, store=out / STORE, progress=progress, **_values(options))
+    return _conclude(found, flags, out)
+
+
+def _conclude(found: "Diagnosis", flags: absl_flags.FlagValues, out: pathlib.Path) -> int:
+    from rope_jax.diagnosis.verdict import budget, gates
+
+    command = shlex.join(["rope-jax", *sys.argv[1:]]) if sys.argv[1:2] == ["diagnose"] else USAGE
+    table, beside = found.table(), {"costs": found.findings.costs, "seconds": found.findings.seconds}
+    if flags.budget is not None:
+        findings = found.findings
+        chosen = budget.choose(
+            {name: one.panel for name, one in findings.conditions.items()},
+            findings.adapted_panels,
+            next(iter(findings.conditions.values())).panel,
+            findings.costs,
+            findings.tasks.used,
+            budget.parse(flags.budget),
+            margins=findings.margins,
+        )
+        table += "\n" + "\n".join(budget.budget_lines(chosen)) + "\n"
+        beside["budget"] = dataclasses.asdict(chosen)
+    contents = (
+        found.to_json() + "\n",
+        table,
+        found.to_html(command=command),
+        json.dumps(beside, allow_nan=False) + "\n",
+    )
+    write_all(out, dict(zip(_FILES, contents, strict=True)))
+    print(found.to_json() if flags.json else f"{table}\nwritten to {out}: {', '.join(_FILES)}")
+    if flags.fail_if is None:
+        return 0
+    result = gates.check(flags.fail_if, gates.measures(found.findings.judgements[0].verdict))
+    if not flags.json:
+        print("\n".join(result.lines))
+    return result.status
+
+
+def _write_items(model: str | None, options: "Options", file: pathlib.Path, target: pathlib.Path) -> int:
+    from rope_jax.diagnosis.evaluation import observed
+    from rope_jax.diagnosis.finding import subjects_of
+
+    (subject,) = subjects_of(model, options)
+    with replacing(target, named=f"--write_items={file}") as temporary:
+        observed.write_items(temporary, subject)
+    print(f"{file}: {subject.num_contexts} contexts at each length")
+    return 0
+
+
+def _check(flags: absl_flags.FlagValues) -> None:
+    """Raises `InputError` unless all numbers are in range and all texts can be read, before JAX is imported."""
+    limits = {
+        "target_length": (1, _LARGEST_TARGET - 1), "trained_length": (1, _LARGEST_TARGET - 1), "text_rows": (1, _MOST),
+        "contexts": (1, _MOST), "most_contexts": (flags.contexts, _MOST), "exempt_first": (0, _MOST),
+        "adapt_steps": (0, _MOST), "num_buckets": (1, _MOST), "fit_steps": (1, _MOST), "seed": (0, 2**32 - 1),
+        "own_distance": (1, _LARGEST_TARGET - 1),
+    }  # fmt: skip
+    for name, (least, most) in limits.items():
+        value = getattr(flags, name)
+        if value is not None and not least <= value <= most:
+            more = " (that of --contexts)" if name == "most_contexts" and value < least else ""
+            raise InputError(f"--{name} must be from {least}{more} to {most}, got {value}")
+    for name in ("text", "fit_text", "own_bias", "observed"):
+        path = getattr(flags, name)
+        if path is not None and not os.path.isfile(path):
+            raise InputError(f"--{name}: {path!r}: {'not a regular file' if os.path.lexists(path) else 'no such file'}")
+    if not flags.separator:
+        raise InputError("--separator must not be empty: every letter would be a document")
+    if not flags.deployed:
+        raise InputError("--deployed names no configuration")
+    if flags.observed is not None and (flags.full or flags.most_contexts is not None):
+        what = "--full" if flags.full else "--most_contexts"
+        raise InputError(f"--observed is of the contexts that were written, of one model: leave {what} out")
+    for text in flags.ratios:
+        _number("ratios", text, least=1, most=_LARGEST_RATIO)
+    _margins(flags.margins)
+    if flags.fail_if is not None:
+        from rope_jax.diagnosis.verdict import gates
+
+        gates.check_names(flags.fail_if)
+    if flags.budget is not None:
+        from rope_jax.diagnosis.verdict.budget import parse
+
+        parse(flags.budget)
+
+
+def _options(flags: absl_flags.FlagValues) -> "Options":
+    from rope_jax.diagnosis.options import Options
+    from rope_jax.diagnosis.verdict.answers import Margins
+
+    taken = {field.name for field in dataclasses.fields(Options)}
+    values = {name: getattr(flags, name) for name in taken if name in flags}
+    values |= {
+        "margins": Margins(**_margins(flags.margins)),
+        "ratios": [float(text) for text in flags.ratios],
+        "observed": None if flags.observed is None else pathlib.Path(flags.observed),
+        "deployed": _deployed(flags),
+    }
+    return Options(**values)
+
+
+def _values(options: "Options") -> dict[str, Any]:
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+
+
+def _deployed(flags: absl_flags.FlagValues) -> list[Any]:
+    """Returns what is deployed, with the user's own bias in the place of its name."""
+    if flags.own_bias is None:
+        return list(flags.deployed)
+    from rope_jax.diagnosis.evaluation.own_bias import read_own_bias
+
+    bias = read_own_bias(pathlib.Path(flags.own_bias), max_distance=flags.own_distance or flags.target_length)
+    found: list[Any] = []
+    for text in flags.deployed:
+        scaling, _, name = text.partition("+")
+        found.append((scaling, bias) if name == "own" else text)
+    if not any(isinstance(one, tuple) for one in found):
+        raise InputError("--own_bias: --deployed has no configuration with it, such as ntk+own")
+    return found
+
+
+def _margins(given: list[str]) -> dict[str, float]:
+    known = _margin_names().split(", ")
+    found = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        if name not in known:
+            raise InputError(f"--margins: {text!r} is not NAME=NUMBER; names: {', '.join(known)}")
+        found[name] = _number("margins", number, least=0, most=1e6)
+    return found
+
+
+def _margin_names() -> str:
+    from rope_jax.diagnosis.verdict.answers import Margins
+
+    return ", ".join(field.name for field in dataclasses.fields(Margins))
+
+
+def _number(flag: str, text: str, *, least: float, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        raise InputError(f"--{flag}: {text!r} is not a number from {least:g} to {most:g}")
+    return value
+
+
+def _files_of(model: str | None) -> list[str]:
+    """Returns the files that a model consists of; items that were written beside it before may be replaced."""
+    if model is None or not os.path.isdir(model):
+        return [] if model is None else [model]
+    return [entry.path for entry in os.scandir(model) if entry.is_file() and not entry.name.endswith(".npz")]

@@ -4,9 +4,9 @@
 
 - `factors`, `attention_factor`: the winner, as `rope-jax export --factors` reads it.
 - `model`, `lengths`, `settings`, `bias`, `versions`: what was searched; `probes`: used, and refused with the reason.
-- `unchanged`, `winner`, `named`: accuracy and log-odds; `objective` on the haystacks of the search, where the winner's
+- `unchanged`, `winner`, `named`: accuracy and log-odds; `objective` on the contexts of the search, where the winner's
   is flattered by having been chosen there, and on fresh ones, as an estimate.
-- `gain`: of the winner over the named rule that was best in the search, haystack by haystack on the fresh ones; what
+- `gain`: of the winner over the named rule that was best in the search, context by context on the fresh ones; what
   another search would have found is not in its interval.
 - `history`: best and median objective of every generation, and how many candidates were scored in it.
 - `omitted`: named rules that do not compose with the config's own, and why; `interval_method`; `compilations`.
@@ -26,7 +26,7 @@ from absl import flags as absl_flags
 
 from rope_jax.commands.output import checked_out, write_all
 from rope_jax.commands.progress import Progress
-from rope_jax.diagnosis.tasks.haystacks import TRAINING
+from rope_jax.diagnosis.tasks.contexts import TRAINING
 from rope_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from rope_jax.diagnosis.tasks.subject import Subject
     from rope_jax.diagnosis.verdict.verdict import Margins
 
-SUMMARY = "search per-pair factors that beat the named rules on a stand-in's probes"
+SUMMARY = "search per-pair factors that beat the named rules on a bundled test model's probes"
 USAGE = "rope-jax search [CHECKPOINT] [--target_length=N] [--out=DIR] [flags]"
 
 _RESULT, _STATE = "search.json", "search-state.json"
 _DEFAULT_OUT = "rope-jax-search"
-_LARGEST = {"population": 2**12, "generations": 2**12, "haystacks": 2**12, "target_length": 2**20}
+_LARGEST = {"population": 2**12, "generations": 2**12, "contexts": 2**12, "target_length": 2**20}
 _SMALLEST = {"population": 8}  # the named rules, and something to compare them with
 
 
@@ -56,8 +56,8 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     )
     integer("population", 16, "Candidates of a generation, the named rules among the first.")
     integer("generations", 8, "Generations after the first.")
-    integer("haystacks", 8, "Haystacks at each length to search on; four times as many fresh ones judge the result.")
-    integer("seed", 0, "Of the haystacks and the evolution.")
+    integer("contexts", 8, "Contexts at each length to search on; four times as many fresh ones judge the result.")
+    integer("seed", 0, "Of the contexts and the evolution.")
     absl_flags.DEFINE_string(
         "out",
         _DEFAULT_OUT,
@@ -82,15 +82,15 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     # JAX is imported only once the flags are known to be good.
     from rope_jax.diagnosis.evaluation import kept_files
     from rope_jax.diagnosis.search import factor_search
-    from rope_jax.diagnosis.tasks.subject import read_standin
+    from rope_jax.diagnosis.tasks.subject import read_bundled_model
     from rope_jax.diagnosis.verdict.verdict import Margins, attribution
 
     margins = Margins()
     # Of the diagnosis' items only the text that a bias is fitted on is used.
-    standin = read_standin(_directory(arguments))
-    subject = standin.asked(rows=1, target_length=flags.target_length, text_rows=1, seed=flags.seed)
-    runs = factor_search.FactorRuns(subject, rows=flags.haystacks)
-    items = factor_search.items_of(subject, rows=flags.haystacks, seed=flags.seed)
+    bundled = read_bundled_model(_directory(arguments))
+    subject = bundled.asked(rows=1, target_length=flags.target_length, text_rows=1, seed=flags.seed)
+    runs = factor_search.FactorRuns(subject, rows=flags.contexts)
+    items = factor_search.items_of(subject, rows=flags.contexts, seed=flags.seed)
     unchanged = runs.unchanged(items[0])
     used = attribution.gated([unchanged], gate=margins.gate)
     if not used.names:
@@ -151,15 +151,15 @@ def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> pathlib.Path
 
 
 def _directory(arguments: list[str]) -> pathlib.Path:
-    from rope_jax.diagnosis.tasks.subject import standins
+    from rope_jax.diagnosis.tasks.subject import bundled_models
 
     if not arguments:
-        if not standins():
-            raise InputError(f"no stand-in is installed: name a checkpoint: {USAGE}")
-        return standins()[0]
+        if not bundled_models():
+            raise InputError(f"no bundled test model is installed: name a checkpoint: {USAGE}")
+        return bundled_models()[0]
     directory = pathlib.Path(arguments[0])
     if os.path.isdir(directory) and not os.path.isfile(directory / TRAINING):
-        raise InputError(f"{directory}: no {TRAINING}: only a stand-in knows the language of the haystacks")
+        raise InputError(f"{directory}: no {TRAINING}: only a bundled test model knows the language of the contexts")
     return directory
 
 
@@ -180,8 +180,8 @@ def _settings(flags: absl_flags.FlagValues, margins: "Margins", runs: "FactorRun
     from rope_jax.diagnosis.search import factor_search
 
     return {
-        **{name: getattr(flags, name) for name in ("bias", "population", "generations", "haystacks", "seed")},
-        "fresh_haystacks": factor_search.FRESH * flags.haystacks,
+        **{name: getattr(flags, name) for name in ("bias", "population", "generations", "contexts", "seed")},
+        "fresh_contexts": factor_search.FRESH * flags.contexts,
         "gate": margins.gate,
         "margin": margins.short_accuracy,
         "penalty": factor_search.PENALTY,
@@ -190,18 +190,18 @@ def _settings(flags: absl_flags.FlagValues, margins: "Margins", runs: "FactorRun
 
 
 def _judged(winner, searched: "Judge", fresh: "Judge", progress: Progress) -> dict[str, Any]:
-    """Returns the winner beside the named rules, all on haystacks that the search never saw."""
+    """Returns the winner beside the named rules, all on contexts that the search never saw."""
     from rope_jax.statistics import intervals
 
     runs, objectives, named = searched.runs, {}, {}
     total = len(runs.named) + 1
     for done, (name, factors) in enumerate(runs.named.items(), 1):
-        progress("fresh haystacks", done, total)
+        progress("fresh contexts", done, total)
         objectives[name], outcomes = _described(factors, searched, fresh)
         named[name] = {"factors": factors.tolist(), **outcomes}
-    progress("fresh haystacks", total, total)
+    progress("fresh contexts", total, total)
     objective, outcomes = _described(winner, searched, fresh)
-    # Chosen where the winner was chosen, so that neither is flattered by the haystacks that judge them.
+    # Chosen where the winner was chosen, so that neither is flattered by the contexts that judge them.
     best = max(named, key=lambda name: named[name]["objective"]["search"])
     rule = next((name for name, factors in runs.named.items() if (factors == winner).all()), None)
     return {
@@ -329,9 +329,7 @@ def _conclusion(rule: str | None, gain: Mapping[str, Any]) -> str:
     value = gain["objective"]
     low, high = value["low"], value["high"]
     answer = "better" if low > 0 else "worse" if high < 0 else "not told apart"
-    return (
-        f"on fresh haystacks, found over {gain['over']}, the best named in the search: {_shown(value)} nats: {answer}"
-    )
+    return f"on fresh contexts, found over {gain['over']}, the best named in the search: {_shown(value)} nats: {answer}"
 
 
 def _shown(value: Mapping[str, float]) -> str:

@@ -85,8 +85,8 @@ class Judgement:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Diagnosis:
-    """The whole result of `diagnose`.
+class Findings:
+    """Everything that a diagnosis has found.
 
     Attributes:
       subjects: the models and what they were asked.
@@ -97,6 +97,7 @@ class Diagnosis:
       judgements: one a deployed configuration, in the order asked for.
       shared: what deployed configurations that fail alike have in common, in words, or "".
       adapted: judgements after a few steps of training in every configuration; empty where none was asked for.
+      adapted_panels: what those configurations did, by name.
       prediction: from stretched positions, as plain values for the record, or None.
       ratios: deployed configurations at other ratios, as plain values.
       costs: time and memory of each configuration, as plain values; kept beside the record, as times differ.
@@ -114,6 +115,7 @@ class Diagnosis:
     judgements: Sequence[Judgement]
     shared: str
     adapted: Sequence[Judgement]
+    adapted_panels: Mapping[str, Panel]
     prediction: Mapping[str, Any] | None
     ratios: Sequence[Mapping[str, Any]]
     costs: Sequence[Mapping[str, Any]]

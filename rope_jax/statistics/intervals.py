@@ -1,8 +1,8 @@
-"""Intervals over rows of text, haystacks and models: the units that vary.
+"""Intervals over rows of text, contexts and models: the units that vary.
 
-Tokens of one row share its story, questions about one haystack share its text: neither is ever resampled. An interval
-speaks of rows like those seen; rows that all agree give one of no width, which says nothing of what happens less often
-than about once in a third as many rows.
+Tokens of one row share its story, questions about one context share its text: neither is ever resampled. An interval
+speaks of rows like those seen. Of what happens less often than about once in a third as many rows nothing is seen: rows
+that all agree give an interval of no width, unless it is said by how much a row that was not seen may differ.
 
 Coverage was simulated. From 20 rows on, intervals of near normal values, of clipped log-odds and of accuracies hold the
 truth about as often as they say. Skewed values fall short, the more the fewer rows there are. Where 95 % is meant,
@@ -12,6 +12,7 @@ lognormal values, 20 to 50 rows: 90-93 % and 85-91 %.)
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -75,7 +76,26 @@ def clustered_method(seeds: int, haystacks: int) -> str:
     )
 
 
-def estimate(per_row: Float[np.ndarray, " rows"], *, confidence: float = CONFIDENCE, seed: int = 0) -> Estimate:
+def rule_of_three(rows: int, confidence: float = CONFIDENCE) -> float:
+    r"""Returns the largest share of rows of a kind of which none was seen.
+
+    .. math:: 1 - (1 - c)^{1/n} \approx 3/n \quad (c = 0.95)
+
+    Args:
+      rows: how many were seen, 1 or more.
+      confidence: that the share is no larger.
+
+    Source: Hanley and Lippman-Hand, JAMA 249 (1983) 1743.
+
+    >>> round(rule_of_three(20), 3), round(rule_of_three(60), 3)
+    (0.139, 0.049)
+    """
+    return 1 - (1 - confidence) ** (1 / rows)
+
+
+def estimate(
+    per_row: Float[np.ndarray, " rows"], *, confidence: float = CONFIDENCE, seed: int = 0, unseen: float = 0.0
+) -> Estimate:
     r"""Returns the mean of one number a row and its interval.
 
     .. math:: \bar x \pm t_{1-a,\,n-1}\, s/\sqrt n \quad (n < 20), \qquad
@@ -90,6 +110,8 @@ def estimate(per_row: Float[np.ndarray, " rows"], *, confidence: float = CONFIDE
       per_row: `[rows]`; for a difference of two cells, the difference in each row (paired).
       confidence: of the interval, between 0 and 1; `multiplicity.simultaneous_confidence` gives that of several.
       seed: of the resampling.
+      unseen: by how much a row of a kind of which none was seen may differ from the others, such as 1 of accuracies
+        where no row failed; the interval then reaches at least `rule_of_three` times as far either way.
 
     Raises:
       ValueError: without rows, or if `confidence` is not between 0 and 1.
@@ -101,11 +123,15 @@ def estimate(per_row: Float[np.ndarray, " rows"], *, confidence: float = CONFIDE
     >>> print(f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]")
     2.00 [-0.48, 4.48]
     """
-    return _estimate(np.asarray(per_row, np.float64), confidence, seed)
+    return _estimate(np.asarray(per_row, np.float64), confidence, seed, unseen)
 
 
 def clustered(
-    values: Float[np.ndarray, "seeds haystacks"], *, confidence: float = CONFIDENCE, seed: int = 0
+    values: Float[np.ndarray, "seeds haystacks"],
+    *,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+    unseen: float = 0.0,
 ) -> Estimate:
     r"""Returns the mean over models and haystacks, all models having seen the same haystacks, and its interval.
 
@@ -122,6 +148,7 @@ def clustered(
       values: `[seeds, haystacks]`; for a difference of two cells, the paired difference.
       confidence: of the interval, between 0 and 1.
       seed: of the resampling.
+      unseen: as in `estimate`, of a haystack.
 
     Raises:
       ValueError: without values, or if `confidence` is not between 0 and 1.
@@ -129,7 +156,7 @@ def clustered(
     Source: half widths added in squares: Zou and Donner, Stat. Med. 27 (2008) 1693; resampling both: Owen, Ann. Appl.
     Stat. 1 (2007) 386.
     """
-    return _estimate(np.asarray(values, np.float64), confidence, seed)
+    return _estimate(np.asarray(values, np.float64), confidence, seed, unseen)
 
 
 def limits(values: Float[np.ndarray, "*seeds rows"], *, seed: int = 0) -> Limits | None:
@@ -148,12 +175,16 @@ def limits(values: Float[np.ndarray, "*seeds rows"], *, seed: int = 0) -> Limits
     return _student_both(crossed) if len(crossed) < FEW_SEEDS else _resampled_both(crossed, seed)
 
 
-def _estimate(values: np.ndarray, confidence: float, seed: int) -> Estimate:
+def _estimate(values: np.ndarray, confidence: float, seed: int, unseen: float) -> Estimate:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     of_confidence = limits(values, seed=seed)
     mean = float(values.mean())
-    return Estimate(mean, None, None) if of_confidence is None else Estimate(mean, *of_confidence(confidence))
+    if of_confidence is None:
+        return Estimate(mean, None, None)
+    low, high = of_confidence(confidence)
+    floor = unseen * rule_of_three(values.shape[-1], confidence)
+    return Estimate(mean, min(low, mean - floor), max(high, mean + floor))
 
 
 def _half_width(values: np.ndarray) -> Callable[[float], float]:
@@ -180,8 +211,15 @@ def _student_both(values: np.ndarray) -> Limits:
 
 def _resampled(values: np.ndarray, seed: int) -> Limits:
     rows = len(values)
-    picks = np.random.default_rng(seed).integers(0, rows, (RESAMPLES, rows))
-    return _widened(float(values.mean()), values[picks].mean(axis=1), rows)
+    # About the mean, so that equal rows give it exactly whatever the weights round to.
+    mean = float(values.mean())
+    return _widened(mean, mean + _weights(rows, seed) @ (values - mean), rows)
+
+
+@functools.lru_cache(maxsize=4)
+def _weights(rows: int, seed: int) -> np.ndarray:
+    """Returns the weights of `RESAMPLES` resamples: the same for all that is measured on as many rows."""
+    return resample_weights(np.random.default_rng(seed), rows, RESAMPLES)
 
 
 def _resampled_both(values: np.ndarray, seed: int) -> Limits:

@@ -19,10 +19,10 @@ from rope_jax.decoder import Schemes
 from rope_jax.diagnosis.evaluation import kept_files
 from rope_jax.diagnosis.evaluation.losses import next_token_losses
 from rope_jax.diagnosis.evaluation.rows import summed_gradient
-from rope_jax.diagnosis.tasks import haystacks
+from rope_jax.diagnosis.tasks import contexts
 from rope_jax.diagnosis.tasks.subject import Subject, answer_weights
 
-_ROWS = 3  # haystacks a step, and one row of text beside them
+_ROWS = 3  # contexts a step, and one row of text beside them
 _STREAM = 2**31  # items to adapt on come from seeds that no evaluation uses
 
 
@@ -39,10 +39,11 @@ def adapted(
 ) -> Subject:
     """Returns the subject with weights adapted to `schemes` at its target length, judged on the same items.
 
-    Answers and copied tokens count, as in the training of the stand-in; Adam, its rate falling to zero by a cosine.
+    Answers and copied tokens count, as in the training of a bundled test model; Adam, its
+    rate falling to zero by a cosine.
 
     Args:
-      subject: a stand-in; its items stay.
+      subject: a bundled test model; its items stay.
       schemes: what the model runs under while it is adapted.
       name: of the cell, which tells adapted weights apart.
       steps: of Adam, on four rows each.
@@ -99,8 +100,8 @@ def _train(subject: Subject, schemes: Schemes, steps: int, learning_rate: float,
     rng = np.random.default_rng([_STREAM, seed])
     length, gap = subject.target_length, subject.trained_length // 2
     for number in range(steps):
-        asked = subject.more_haystacks(rng, rows=_ROWS, length=length)
-        text = haystacks.repeated_text(rng, rows=1, length=length, farthest=gap)
+        asked = subject.more_contexts(rng, rows=_ROWS, length=length)
+        text = contexts.repeated_text(rng, rows=1, length=length, farthest=gap)
         tokens = np.concatenate([asked.tokens, text.tokens])
         # Copied tokens are many and easy: together they count as much as one row of answers.
         share = answer_weights(asked).sum(axis=1).mean() / text.predictable.sum()

@@ -1,9 +1,9 @@
-"""What a scheme costs to run: measured time and memory of reading one row, cell by cell through one program."""
+"""What a scheme costs to run: measured time and memory of reading one row, one by one through one program."""
 
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell, CellSchemes
+from rope_jax.decoder import Schemes
 from rope_jax.diagnosis.tasks.subject import Subject
 
 _ROUNDS = 3
@@ -32,44 +32,38 @@ class Cost:
     mebibytes: float
 
 
-def costs_record(subject: Subject, schemes: CellSchemes, cells: Iterable[Cell]) -> list[dict[str, Any]]:
-    """Returns what each cell costs, the unchanged model first, as plain numbers."""
-    cells = dict.fromkeys([UNCHANGED, *cells])
+def costs_record(subject: Subject, schemes: Mapping[str, Schemes]) -> list[dict[str, Any]]:
+    """Returns what each configuration costs, in the order given, as plain numbers."""
     return [
-        {
-            "scaling": cell.scaling,
-            "bias": cell.bias,
-            "temperature": cell.temperature,
-            "milliseconds": cost.milliseconds,
-            "mib": cost.mebibytes,
-        }
-        for cell, cost in measure(subject, schemes, tuple(cells)).items()
+        {"configuration": name, "milliseconds": cost.milliseconds, "mib": cost.mebibytes}
+        for name, cost in measure(subject, schemes).items()
     ]
 
 
-def measure(subject: Subject, schemes: CellSchemes, cells: tuple[Cell, ...]) -> Mapping[Cell, Cost]:
-    """Returns what each cell costs on this machine."""
+def measure(subject: Subject, schemes: Mapping[str, Schemes]) -> Mapping[str, Cost]:
+    """Returns what each configuration costs on this machine."""
+    names = tuple(schemes)
     graph, state = nnx.split(subject.checkpoint.model)
     row = jnp.asarray(subject.items.text[:1], jnp.int32)
 
     # Arrays go in rather than schemes, which would be rebuilt around descriptions of arrays while lowering.
-    structure = jax.tree.structure(schemes(cells[0]))
+    structure = jax.tree.structure(schemes[names[0]])
 
     def read(state, leaves, row):
         return nnx.merge(graph, state).hidden(row, jax.tree.unflatten(structure, leaves))[:, -1]
 
-    arguments = {cell: jax.tree.leaves(schemes(cell)) for cell in cells}
-    program = jax.jit(read).lower(state, arguments[cells[0]], row).compile()
+    arguments = {name: jax.tree.leaves(schemes[name]) for name in names}
+    program = jax.jit(read).lower(state, arguments[names[0]], row).compile()
     memory = program.memory_analysis()
     mebibytes = 0.0 if memory is None else memory.temp_size_in_bytes / 2**20
-    seconds: dict[Cell, list[float]] = {cell: [] for cell in cells}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     begun = time.perf_counter()
     for round_number in range(_ROUNDS + 1):
         if round_number > 1 and time.perf_counter() - begun > _SECONDS:
             break
-        for cell in np.random.default_rng(round_number).permutation(len(cells)):
+        for name in np.random.default_rng(round_number).permutation(len(names)):
             started = time.perf_counter()
-            jax.block_until_ready(program(state, arguments[cells[cell]], row))
+            jax.block_until_ready(program(state, arguments[names[name]], row))
             if round_number:  # the first is for warming up
-                seconds[cells[cell]].append(time.perf_counter() - started)
-    return {cell: Cost(1e3 * statistics.median(times), mebibytes) for cell, times in seconds.items()}
+                seconds[names[name]].append(time.perf_counter() - started)
+    return {name: Cost(1e3 * statistics.median(times), mebibytes) for name, times in seconds.items()}

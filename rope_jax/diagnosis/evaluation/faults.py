@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool
 from rope_jax.attention.api import attend
 from rope_jax.attention.call import Settings, Tokens
 from rope_jax.decoder import Attend, Schemes, each_scheme
-from rope_jax.diagnosis.evaluation.scalings import FAULTS
 from rope_jax.errors import InputError
 from rope_jax.scheme import Scheme, without_rotation
 
@@ -32,54 +31,46 @@ class Fault:
     attention: Attend = attend
 
 
-def fault(name: str, *, length: int, trained: Schemes | None = None, fresh: int = 0) -> Fault:
-    """Returns the fault of that name.
+@dataclasses.dataclass(frozen=True)
+class FaultRequest:
+    """What a fault is made for.
 
-    Args:
-      name: one of `scalings.FAULTS`.
+    Attributes:
       length: longest row, tokens, for a bias that is rounded offset by offset.
-      trained: the scheme before the retrofit, under which a stale cache was filled.
+      trained: the scheme of the original model, under which a stale cache was filled.
       fresh: tokens at the end of every row that came after the scheme was changed; those before were in the cache.
+    """
+
+    length: int
+    trained: Schemes | None = None
+    fresh: int = 0
+
+
+FaultMaker = Callable[[FaultRequest], Fault]
+FAULTS: dict[str, FaultMaker] = {}
+"""Every fault by name; `register` adds one of your own."""
+
+
+def register(name: str, make: FaultMaker) -> None:
+    """Adds a fault under its name.
 
     Raises:
-      InputError: if there is no such fault.
+      InputError: if the name is taken.
     """
-    match name:
-        case "bf16_bias":
-            return Fault(
-                name,
-                "the bias is kept in bfloat16, so that far offsets share one value",
-                _each(lambda scheme: rounded_bias(scheme, length=length)),
-            )
-        case "bf16_frequencies":
-            return Fault(name, "inverse frequencies are cast to bfloat16 with the weights", _each(_rounded_frequencies))
-        case "bf16_positions":
-            return Fault(
-                name,
-                "positions are kept in bfloat16, so that beyond 256 neighbours stand in one place",
-                attention=_with_rounded_positions,
-            )
-        case "float32_phases":
-            return Fault(
-                name,
-                "angles are formed as float32 products",
-                _each(lambda scheme: dataclasses.replace(scheme, phase="float32")),
-            )
-        case "wrong_layout":
-            return Fault(name, "queries and keys are turned in the other layout of pairs", _each(_other_layout))
-        case "stale_cache":
-            if not isinstance(trained, Scheme):
-                raise InputError("a stale cache is looked for in models with one scheme for all layers only")
-            return Fault(
-                name,
-                "the context was cached under the trained scheme, and new tokens read it under the retrofit",
-                attention=_stale(trained, fresh),
-            )
-    raise InputError(f"unknown fault {name!r}; there are: {', '.join(FAULTS)}")
+    if name in FAULTS:
+        raise InputError(f"there is a fault {name!r} already")
+    FAULTS[name] = make
 
 
-def _each(change: Callable[[Scheme], Scheme]) -> Callable[[Schemes], Schemes]:
-    return functools.partial(each_scheme, change)
+def fault_of(name: str, request: FaultRequest) -> Fault:
+    """Returns the fault of a name, made for a model.
+
+    Raises:
+      InputError: if there is no such fault, or the model cannot have it.
+    """
+    if name not in FAULTS:
+        raise InputError(f"unknown fault {name!r}; there are: {', '.join(FAULTS)}")
+    return FAULTS[name](request)
 
 
 def rounded_bias(scheme: Scheme, *, length: int, dtype=jnp.bfloat16) -> Scheme:
@@ -103,9 +94,9 @@ def _with_rounded_positions(q, k, v, scheme, sinks, queries, keys, settings, imp
     rounded = (
         Tokens(tokens.positions.astype(jnp.bfloat16).astype(jnp.int32), tokens.segments) for tokens in (queries, keys)
     )
-    turned = (scheme.rotate(x, at.positions) for x, at in zip((q, k), rounded, strict=True))
+    rotated = (scheme.rotate(x, at.positions) for x, at in zip((q, k), rounded, strict=True))
     # Only rotation sees the rounded positions: what is visible, and the bias, go by the true ones.
-    return attend(*turned, v, without_rotation(scheme), sinks, queries, keys, settings, implementation)
+    return attend(*rotated, v, without_rotation(scheme), sinks, queries, keys, settings, implementation)
 
 
 def _stale(trained: Scheme, fresh: int) -> Attend:
@@ -151,3 +142,43 @@ def exempting(first: int) -> Attend:
         return out.astype(v.dtype), together
 
     return attention
+
+
+def _stale_cache(request: FaultRequest) -> Fault:
+    if not isinstance(request.trained, Scheme):
+        raise InputError("a stale cache is looked for in models with one scheme for all layers only")
+    return Fault(
+        "stale_cache",
+        "the context was cached under the original scheme, and new tokens read it under the deployed one",
+        attention=_stale(request.trained, request.fresh),
+    )
+
+
+def _of_scheme(name: str, description: str, change: Callable[[Scheme], Scheme]) -> None:
+    register(name, lambda request: Fault(name, description, functools.partial(each_scheme, change)))
+
+
+register(
+    "bf16_bias",
+    lambda request: Fault(
+        "bf16_bias",
+        "the bias is kept in bfloat16, so that far offsets share one value",
+        functools.partial(each_scheme, functools.partial(rounded_bias, length=request.length)),
+    ),
+)
+_of_scheme("bf16_frequencies", "inverse frequencies are cast to bfloat16 with the weights", _rounded_frequencies)
+register(
+    "bf16_positions",
+    lambda request: Fault(
+        "bf16_positions",
+        "positions are kept in bfloat16, so that beyond 256 neighbours stand in one place",
+        attention=_with_rounded_positions,
+    ),
+)
+_of_scheme(
+    "float32_phases",
+    "angles are formed as float32 products",
+    lambda scheme: dataclasses.replace(scheme, phase="float32"),
+)
+register("stale_cache", _stale_cache)
+_of_scheme("wrong_layout", "queries and keys are rotated in the other layout of pairs", _other_layout)

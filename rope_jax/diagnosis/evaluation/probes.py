@@ -1,4 +1,4 @@
-"""What a model answers to the questions of haystacks, under any scheme, by one compiled program.
+"""What a model answers to the questions of contexts, under any scheme, by one compiled program.
 
 The outcome of a question is the log-odds of its answer against its distractors, in nats: zero where the answer is as
 likely as they are on average, whatever their number. Accuracy stands beside it. Only answer tokens are scored.
@@ -17,20 +17,17 @@ from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Decoder, Schemes
 from rope_jax.diagnosis.evaluation.compiled import SchemeProgram
 from rope_jax.diagnosis.evaluation.rows import each_row
-from rope_jax.diagnosis.tasks.haystacks import PROBES, Haystacks
+from rope_jax.diagnosis.tasks.contexts import Contexts
+from rope_jax.diagnosis.tasks.registry import index_of, names
 
 LIMIT = 4.6
 """Log-odds count up to this many nats either way, odds of 100 to 1: more certainty changes no answer."""
-
-PRECISION = ("bind", "ord", "dist", "ith")
-RETRIEVAL = "ret"
-CONTROL = "count"
 
 ChoiceLogits = Float32[np.ndarray, "rows Q 8"]
 
 
 class ProbeProgram(SchemeProgram):
-    """The answers of one decoder to haystacks.
+    """The answers of one decoder to contexts.
 
     Args:
       decoder: the model.
@@ -49,12 +46,12 @@ class ProbeProgram(SchemeProgram):
 
         super().__init__(decoder, of_rows)
 
-    def __call__(self, scheme: Schemes, items: Haystacks, state: Any = None) -> ChoiceLogits:
+    def __call__(self, scheme: Schemes, items: Contexts, state: Any = None) -> ChoiceLogits:
         """Returns the logit of every choice of every question; what stands where there is no choice means nothing.
 
         Args:
           scheme: the positional scheme, or one for each layer type.
-          items: the haystacks.
+          items: the contexts.
           state: other weights of the same decoder, as `nnx.state` gives them; its own where None.
         """
         arrays = (jnp.asarray(value, jnp.int32) for value in (items.tokens, items.position, items.choices))
@@ -79,7 +76,7 @@ def log_odds(logits: ChoiceLogits, choices: Int32[np.ndarray, "rows Q 8"]) -> Fl
 
     Args:
       logits: from a `ProbeProgram`.
-      choices: of the haystacks; -1 where there is none.
+      choices: of the contexts; -1 where there is none.
     """
     wide = logits.astype(np.float64)
     others = np.where(choices[..., 1:] >= 0, wide[..., 1:], -np.inf)
@@ -109,19 +106,19 @@ class Answers:
     picked: Int32[np.ndarray, "rows Q"]
 
 
-def answers(logits: ChoiceLogits, items: Haystacks) -> Answers:
+def answers(logits: ChoiceLogits, items: Contexts) -> Answers:
     """Returns the outcomes of raw logits."""
     index = picked(logits, items.choices)
     return Answers(log_odds(logits, items.choices), index == 0, index)
 
 
 def first_answers(given: Answers, rows: int) -> Answers:
-    """Returns the answers to the first haystacks."""
+    """Returns the answers to the first contexts."""
     return Answers(given.log_odds[:rows], given.right[:rows], given.picked[:rows])
 
 
 def joined_answers(parts: Sequence[Answers]) -> Answers:
-    """Returns the answers to several parts of the haystacks as those to all."""
+    """Returns the answers to several parts of the contexts as those to all."""
     log_odds, right, picked = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("log_odds", "right", "picked")
     )
@@ -129,21 +126,34 @@ def joined_answers(parts: Sequence[Answers]) -> Answers:
 
 
 def by_row(
-    values: Float[np.ndarray, "rows Q"] | Bool[np.ndarray, "rows Q"], items: Haystacks, probe: str
+    values: Float[np.ndarray, "rows Q"] | Bool[np.ndarray, "rows Q"],
+    items: Contexts,
+    probe: str,
+    *,
+    asked_for: int | None = None,
 ) -> Float64[np.ndarray, " rows"]:
-    """Returns the mean of a probe's questions in each haystack: the unit that is resampled."""
-    asked = items.probe == PROBES.index(probe)
+    """Returns the mean of a task's questions in each context: the unit that is resampled.
+
+    Args:
+      values: an outcome of every question.
+      items: the contexts.
+      probe: which task.
+      asked_for: only questions with this `asked`, such as `FIRST`; all where None.
+    """
+    asked = items.probe == index_of(probe)
+    if asked_for is not None:
+        asked = asked & (items.asked == asked_for)
     return np.where(asked, values, 0.0).sum(axis=1) / asked.sum(axis=1)
 
 
-def asked_probes(items: Haystacks) -> tuple[str, ...]:
-    """Returns the probes that every haystack asks about."""
-    return tuple(name for index, name in enumerate(PROBES) if (items.probe == index).any(axis=1).all())
+def asked_probes(items: Contexts) -> tuple[str, ...]:
+    """Returns the tasks that every context asks, in the order of the registry."""
+    return tuple(name for index, name in enumerate(names()) if (items.probe == index).any(axis=1).all())
 
 
-def offset_errors(given: Answers, items: Haystacks) -> Mapping[int, int]:
+def offset_errors(given: Answers, items: Contexts) -> Mapping[int, int]:
     """Returns how often `bind` answered with the item `e` places after the one asked for; 0 is right."""
-    asked = items.probe == PROBES.index("bind")
+    asked = items.probe == PROBES.index("binding")
     chosen = np.take_along_axis(items.choice_offsets, given.picked[..., None], axis=-1)[..., 0]
     errors, counts = np.unique((chosen - items.asked)[asked], return_counts=True)
     return {int(error): int(count) for error, count in zip(errors, counts, strict=True)}
@@ -159,13 +169,13 @@ def empirical_g50(errors: Mapping[int, int]) -> int | None:
 
 
 def strata(
-    values: Float64[np.ndarray, "rows Q"], items: Haystacks, probe: str, by: str, edges: Sequence[int]
+    values: Float64[np.ndarray, "rows Q"], items: Contexts, probe: str, by: str, edges: Sequence[int]
 ) -> list[tuple[float, int]]:
     """Returns mean and number of a probe's questions with `edges[k] <= distance or gap < edges[k + 1]`.
 
     Args:
       values: an outcome of every question.
-      items: the haystacks.
+      items: the contexts.
       probe: which questions.
       by: "distance" or "gap".
       edges: of the strata, tokens.
@@ -173,6 +183,6 @@ def strata(
     where = getattr(items, by)
     result = []
     for low, high in itertools.pairwise(edges):
-        inside = (items.probe == PROBES.index(probe)) & (where >= low) & (where < high)
+        inside = (items.probe == index_of(probe)) & (where >= low) & (where < high)
         result.append((float(values[inside].mean()) if inside.any() else float("nan"), int(inside.sum())))
     return result

@@ -1,193 +1,175 @@
-"""Prediction beside measurement: do foreshortened haystacks order the cells as long ones do, and what do they blame?"""
+"""Prediction beside measurement: do stretched short contexts order the configurations as long ones do?"""
 
 import dataclasses
-import itertools
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
+from rope_jax.decoder import Schemes
 from rope_jax.diagnosis.evaluation import probes
-from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell, CellSchemes
+from rope_jax.diagnosis.evaluation.configurations import ORIGINAL
 from rope_jax.diagnosis.evaluation.probes import Answers
 from rope_jax.diagnosis.prediction import own_heads
-from rope_jax.diagnosis.prediction.bands import Bands, far_bands
-from rope_jax.diagnosis.prediction.foreshortened import PARTS, ForeshortenedProgram, Part, foreshortened
-from rope_jax.diagnosis.prediction.own_heads import HeadFigures, OwnHeads
-from rope_jax.diagnosis.tasks.haystacks import GROUP, PROBES, Haystacks
+from rope_jax.diagnosis.prediction.own_heads import OwnHeads
+from rope_jax.diagnosis.prediction.stretched import StretchedProgram, stretched
+from rope_jax.diagnosis.tasks.contexts import GROUP, Contexts
 from rope_jax.diagnosis.tasks.subject import Subject
-from rope_jax.diagnosis.verdict.attribution import Table, Used
-from rope_jax.diagnosis.verdict.verdict import above, attribution
+from rope_jax.diagnosis.verdict.contrasts import above
 from rope_jax.errors import InputError
 from rope_jax.scheme import Scheme
-from rope_jax.statistics import intervals, ranks
-from rope_jax.statistics.intervals import Estimate
+from rope_jax.statistics import ranks
 from rope_jax.statistics.ranks import RankAgreement
 
-_HEAD_ROWS = 12  # haystacks that queries and keys are taken from
+_HEAD_ROWS = 12  # contexts that queries and keys are taken from
 
 TRUSTED = 0.8
 """Rank correlation from which a prediction may be read for a model."""
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Agreement:
-    """Predicted and measured errors, by cell.
-
-    Attributes:
-      ranks: Spearman's correlation across cells within each asked offset of `bind`, averaged over the offsets. Its
-        interval speaks of other measured haystacks; the short ones that predict are held fixed.
-      ceiling: what a perfect prediction would reach against a measurement as noisy as this one, from the correlation of
-        its two halves (Spearman-Brown); None where there are too few haystacks, or the halves disagree.
-      by_probe: Spearman's correlation across cells of the mean error of every probe used.
-      predicted: error of `bind` at each asked offset 1 ... 8, by cell, mean over models.
-      measured: the same on the haystacks of the target length.
-      blame: precision lost to each of `PARTS` in turn, nats, by retrofit: the status quos, their scalings without the
-        bias, and the unchanged model; empty where no probe of precision was learned.
-      figures: what each cell does to the heads that carry `bind`, one a model.
-      heads: those heads of each model.
-      bands: logits of the far one of the first model, band by band, by the retrofits of `blame`.
-    """
-
-    ranks: RankAgreement
-    ceiling: float | None
-    by_probe: Mapping[str, RankAgreement]
-    predicted: Mapping[Cell, Float64[np.ndarray, " offsets"]]
-    measured: Mapping[Cell, Float64[np.ndarray, " offsets"]]
-    blame: Mapping[Cell, Mapping[Part, Estimate]]
-    figures: Mapping[Cell, Sequence[HeadFigures]]
-    heads: Sequence[OwnHeads]
-    bands: Mapping[Cell, Bands]
-
-    @property
-    def text(self) -> str:
-        """What the correlation says about the prediction."""
-        found = self.ranks.correlation
-        if found is None:
-            return "no offset of bind has an order on both sides: nothing is known of the prediction"
-        shown = f"{found.mean:.2f}"
-        if found.low is not None:
-            shown += f", interval [{found.low:.2f}, {found.high:.2f}]"
-        if self.ceiling is not None:
-            shown += f", where about {self.ceiling:.2f} is the most that so noisy a measurement allows"
-        answer = {
-            "yes": "the prediction may be read",
-            "no": "the prediction cannot be trusted for this model",
-            "unclear": f"whether it reaches {TRUSTED:g}, from where it may be read, is open",
-        }[above(found, TRUSTED)]
-        return f"rank correlation within offsets of bind {shown}: {answer}"
+SchemesOf = Mapping[str, Sequence[Schemes]]
+"""The scheme of every configuration, one a model."""
 
 
-class _Foretold:
-    """What one model answers to foreshortened haystacks of its own, which nothing is fitted to nor judged by."""
+def prediction_of(
+    subjects: Sequence[Subject], schemes: SchemesOf, answers: Mapping[str, Sequence[Answers]], used: tuple[str, ...]
+) -> dict[str, Any] | None:
+    """Returns how predictions from stretched positions agree with what was measured, as plain values.
 
-    def __init__(self, subject: Subject, maker: CellSchemes) -> None:
-        assert subject.unseen_items is not None
-        self.items = subject.unseen_items
-        self._program = ForeshortenedProgram(subject.checkpoint.model)
-        self._maker, self._target = maker, subject.target_length
-        self._known: dict[tuple[Cell, Part], Answers] = {}
-
-    def __call__(self, cell: Cell, *, upto: Part = "filler") -> Answers:
-        if (cell, upto) not in self._known:
-            seen = foreshortened(self.items, self._target, upto=upto)
-            logits = self._program(_single(self._maker, cell), self.items, seen)
-            self._known[cell, upto] = probes.answers(logits, self.items)
-        return self._known[cell, upto]
-
-
-def _predictable(subject: Subject, maker: CellSchemes) -> bool:
-    items, scheme = subject.unseen_items, maker(UNCHANGED)
-    if subject.items.long is None or items is None or not isinstance(scheme, Scheme) or not scheme.rotary_dim:
-        return False
-    try:
-        foreshortened(items, subject.target_length)
-    except InputError:  # a haystack full of facts
-        return False
-    return "bind" in probes.asked_probes(items)
-
-
-def agreement(
-    subjects: Sequence[Subject],
-    makers: Sequence[CellSchemes],
-    cells: Table,
-    used: Used,
-    status_quos: Sequence[Cell],
-) -> Agreement | None:
-    """Returns how predictions agree with what was measured.
-
-    None where nothing is predicted: a model without haystacks, without rotation, with several schemes, not asked
-    `bind`, or whose haystacks hold no filler.
+    None where nothing is predicted: a model without questions, without rotation, with several schemes, not asked
+    `binding`, or whose contexts hold no filler.
 
     Args:
       subjects: the models.
-      makers: schemes of their cells.
-      cells: scores of every cell, one a model.
-      used: probes that passed their gate.
-      status_quos: retrofits whose loss is divided.
+      schemes: of every configuration, the original among them.
+      answers: to the long contexts, by configuration, one a model.
+      used: tasks that decide.
+
+    Returns:
+      `spearman`, an estimate or None: across configurations within each asked place of `binding`, averaged over the
+      places; its interval speaks of other measured contexts. `ceiling`: what a perfect prediction would reach against
+      a measurement as noisy as this one, from its two halves (Spearman-Brown). `by_task`: Spearman's correlation of
+      the mean accuracy. `text`: what that says. `configurations`: predicted and measured error at each place, and what
+      the heads that carry `binding` are left with. `heads`: those heads of each model.
     """
-    if not all(map(_predictable, subjects, makers)):
+    of_model = [{name: several[number] for name, several in schemes.items()} for number in range(len(subjects))]
+    if not all(map(_predictable, subjects, of_model)):
         return None
     long = subjects[0].items.long
     assert long is not None
-    foretold = [_Foretold(subject, maker) for subject, maker in zip(subjects, makers, strict=True)]
-    answered = {cell: [one(cell) for one in foretold] for cell in cells}
-    items = foretold[0].items  # the same of every model
-    predicted = {cell: _errors(answers, items).mean(axis=0) for cell, answers in answered.items()}
-    errors = {cell: _errors([one.answers["long"] for one in scores], long) for cell, scores in cells.items()}
+    items = subjects[0].unseen_items  # the same of every model
+    assert items is not None
+    seen = stretched(items, subjects[0].target_length)
+    programs = [StretchedProgram(subject.checkpoint.model) for subject in subjects]
+    foretold = {
+        name: [
+            probes.answers(program(_single(one[name]), items, seen), items)
+            for program, one in zip(programs, of_model, strict=True)
+        ]
+        for name in answers
+    }
+    predicted = {name: _errors(given, items).mean(axis=0) for name, given in foretold.items()}
+    errors = {name: _errors(given, long) for name, given in answers.items()}
     measured = np.stack(list(errors.values()), axis=1)
-    heads = [_heads(subject, maker) for subject, maker in zip(subjects, makers, strict=True)]
-    divided = _divided(status_quos)
-    return Agreement(
-        ranks=ranks.within_group_spearman(np.stack(list(predicted.values())), measured),
-        ceiling=_ceiling(measured),
-        by_probe={name: _of_probe(name, answered, items, cells) for name in used.names},
-        predicted=predicted,
-        measured={cell: value.mean(axis=0) for cell, value in errors.items()},
-        blame={cell: _blame(cell, foretold, used) for cell in divided} if used.precision else {},
-        figures={
-            cell: [
-                own_heads.head_figures(own, _single(maker, cell), target_length=subjects[0].target_length)
-                for own, maker in zip(heads, makers, strict=True)
-            ]
-            for cell in cells
+    found = ranks.within_group_spearman(np.stack(list(predicted.values())), measured)
+    ceiling = _ceiling(measured)
+    heads = [_heads(subject, one) for subject, one in zip(subjects, of_model, strict=True)]
+    by_task = {name: _of_task(name, foretold, items, answers, long) for name in used}
+    return {
+        "spearman": None if found.correlation is None else dataclasses.asdict(found.correlation),
+        "ceiling": ceiling,
+        "by_task": {
+            name: None if one.correlation is None else dataclasses.asdict(one.correlation)
+            for name, one in by_task.items()
         },
-        heads=heads,
-        bands={
-            cell: far_bands(heads[0], _single(makers[0], cell), target_length=subjects[0].target_length)
-            for cell in divided
-        },
-    )
+        "text": _text(found, ceiling),
+        "heads": [
+            {name: dataclasses.asdict(relation) for name, relation in (("local", own.local), ("far", own.far))}
+            for own in heads
+        ],
+        "configurations": [
+            {
+                "name": name,
+                "predicted": predicted[name].tolist(),
+                "measured": errors[name].mean(axis=0).tolist(),
+                **_figures(heads[0], of_model[0][name], subjects[0].target_length),
+            }
+            for name in answers
+        ],
+    }
 
 
-def _single(maker: CellSchemes, cell: Cell) -> Scheme:
-    scheme = maker(cell)
+def _text(found: RankAgreement, ceiling: float | None) -> str:
+    """Returns what the correlation says about the prediction."""
+    value = found.correlation
+    if value is None:
+        return "no place of the n-th item has an order on both sides: nothing is known of the prediction"
+    shown = f"{value.mean:.2f}"
+    if value.low is not None:
+        shown += f", interval [{value.low:.2f}, {value.high:.2f}]"
+    if ceiling is not None:
+        shown += f", where about {ceiling:.2f} is the most that so noisy a measurement allows"
+    answer = {
+        "yes": "the prediction may be read",
+        "no": "the prediction cannot be trusted for this model",
+        "not resolved": f"whether it reaches {TRUSTED:g}, from where it may be read, is open",
+    }[above(value, TRUSTED)]
+    return f"rank correlation within places of the n-th item {shown}: {answer}"
+
+
+def _predictable(subject: Subject, schemes: Mapping[str, Schemes]) -> bool:
+    items, scheme = subject.unseen_items, schemes[ORIGINAL]
+    if subject.items.long is None or items is None or not isinstance(scheme, Scheme) or not scheme.rotary_dim:
+        return False
+    try:
+        stretched(items, subject.target_length)
+    except InputError:  # a context full of facts
+        return False
+    return "binding" in probes.asked_probes(items)
+
+
+def _heads(subject: Subject, schemes: Mapping[str, Schemes]) -> OwnHeads:
+    assert subject.unseen_items is not None
+    rows = Contexts(*(column[:_HEAD_ROWS] for column in subject.unseen_items))
+    trained = schemes[ORIGINAL]
+    assert isinstance(trained, Scheme)
+    return own_heads.own_heads(subject.checkpoint.model, trained, rows)
+
+
+def _single(scheme: Schemes) -> Scheme:
     assert isinstance(scheme, Scheme)
     return scheme
 
 
-def _heads(subject: Subject, maker: CellSchemes) -> OwnHeads:
-    assert subject.unseen_items is not None
-    rows = Haystacks(*(column[:_HEAD_ROWS] for column in subject.unseen_items))
-    return own_heads.own_heads(subject.checkpoint.model, _single(maker, UNCHANGED), rows)
+def _figures(own: OwnHeads, scheme: Schemes, target_length: int) -> dict[str, Any]:
+    assert isinstance(scheme, Scheme)
+    one = own_heads.head_figures(own, scheme, target_length=target_length)
+    return {
+        "coherence": one.coherence.tolist(),
+        "g50": list(one.g50),
+        "just_noticeable": one.just_noticeable if math.isfinite(one.just_noticeable) else None,
+        "horizon": one.horizon if math.isfinite(one.horizon) else None,
+        "step": one.step,
+    }
 
 
-def _errors(given: Sequence[Answers], items: Haystacks) -> Float64[np.ndarray, "haystacks offsets"]:
-    """Returns, for every haystack, how often each asked offset was answered wrongly, mean over models.
+def _errors(given: Sequence[Answers], items: Contexts) -> Float64[np.ndarray, "contexts places"]:
+    """Returns, for every context, how often each asked place was answered wrongly, mean over models.
 
-    Where not every haystack asks an offset, those that do count more, so that the mean is the share of wrong answers.
+    Where not every context asks a place, those that do count more, so that the mean is the share of wrong answers.
     """
-    asked = items.probe == PROBES.index("bind")
+    asked = items.probe == probes.index_of("binding")
     wrong = np.mean([~one.right for one in given], axis=0)
     result = np.zeros((len(items.tokens), GROUP))
-    for offset in range(GROUP):
-        here = asked & (items.asked == offset + 1)
+    for place in range(GROUP):
+        here = asked & (items.asked == place + 1)
         mistakes = np.where(here, wrong, 0).sum(axis=1) / np.maximum(here.sum(axis=1), 1)
-        result[:, offset] = mistakes * len(here) / max(here.any(axis=1).sum(), 1)
+        result[:, place] = mistakes * len(here) / max(here.any(axis=1).sum(), 1)
     return result
 
 
-def _ceiling(measured: Float64[np.ndarray, "haystacks cells offsets"]) -> float | None:
+def _ceiling(measured: Float64[np.ndarray, "contexts configurations places"]) -> float | None:
     if len(measured) < 4:
         return None
     one = measured[::2].mean(axis=0)
@@ -197,29 +179,13 @@ def _ceiling(measured: Float64[np.ndarray, "haystacks cells offsets"]) -> float 
     return float(np.sqrt(2 * found.mean / (1 + found.mean)))
 
 
-def _of_probe(name: str, answered: Mapping[Cell, Sequence[Answers]], items: Haystacks, cells: Table) -> RankAgreement:
-    right = [np.mean([probes.by_row(one.right, items, name) for one in answers]) for answers in answered.values()]
-    measured = [attribution.outcome(scores, "long", [name], accuracy=True).mean(axis=0) for scores in cells.values()]
+def _of_task(
+    name: str,
+    foretold: Mapping[str, Sequence[Answers]],
+    items: Contexts,
+    answers: Mapping[str, Sequence[Answers]],
+    long: Contexts,
+) -> RankAgreement:
+    right = [np.mean([probes.by_row(one.right, items, name) for one in given]) for given in foretold.values()]
+    measured = [np.mean([probes.by_row(one.right, long, name) for one in given], axis=0) for given in answers.values()]
     return ranks.within_group_spearman(np.array(right)[:, None], np.stack(measured, axis=1)[..., None])
-
-
-def _divided(status_quos: Sequence[Cell]) -> list[Cell]:
-    alone = [cell._replace(bias="none") for cell in status_quos]
-    return list(dict.fromkeys([*status_quos, *alone, UNCHANGED]))
-
-
-def _blame(cell: Cell, foretold: Sequence[_Foretold], used: Used) -> dict[Part, Estimate]:
-    """Returns the precision lost when each part is added to those before it, nats."""
-
-    def precision(cell: Cell, upto: Part) -> Float64[np.ndarray, "models haystacks"]:
-        answers = [(one(cell, upto=upto), one.items) for one in foretold]
-        return np.stack(
-            [
-                np.mean([probes.by_row(given.log_odds, items, name) for name in used.precision], axis=0)
-                for given, items in answers
-            ]
-        )
-
-    levels = [precision(UNCHANGED, "scheme"), *(precision(cell, part) for part in PARTS)]
-    losses = [before - after for before, after in itertools.pairwise(levels)]
-    return {part: intervals.clustered(loss) for part, loss in zip(PARTS, losses, strict=True)}

@@ -1,4 +1,4 @@
-r"""What a scheme does to the heads that carry `bind`, from their own queries and keys, without running the scheme.
+r"""What a scheme does to the heads that carry `binding`, from their own queries and keys, without running the scheme.
 
 Two heads carry the relation: one by which an item finds its marker (local), one by which the question finds the item
 (far). Both are chosen, and their queries and keys taken, at the trained length under the trained scheme; a scheme then
@@ -7,7 +7,7 @@ only changes angles, logits and bias:
 .. math:: \ell(\Delta) = c\,\mathrm{Re} \sum_i h_i e^{i \Delta \theta'_i} + b(\Delta), \qquad
     h_i = \sigma\,\langle q_i \bar k_i \rangle
 
-These are figures of two heads, not of the model: what it answers is predicted by `foreshortened`.
+These are figures of two heads, not of the model: what it answers is predicted by `stretched`.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from jaxtyping import Complex128, Float64, Int
 from rope_jax.decoder import Decoder
 from rope_jax.diagnosis.prediction import relations
 from rope_jax.diagnosis.prediction.relations import Heads
-from rope_jax.diagnosis.tasks.haystacks import GROUP, PROBES, Haystacks
+from rope_jax.diagnosis.tasks.contexts import GROUP, Contexts
+from rope_jax.diagnosis.tasks.registry import index_of
 from rope_jax.diagnosis.theory import resolution
 from rope_jax.scheme import Scheme
 
@@ -44,7 +45,7 @@ class OwnHeads:
 
     Attributes:
       rows: queries and keys of every row.
-      items: the haystacks of those rows, of the trained length.
+      items: the contexts of those rows, of the trained length.
       local: the head by which items find their marker.
       far: the head by which questions find the item.
       trained: `theta`, radians per token, `[pairs]`.
@@ -52,7 +53,7 @@ class OwnHeads:
     """
 
     rows: list[Heads]
-    items: Haystacks
+    items: Contexts
     local: Relation
     far: Relation
     trained: Float64[np.ndarray, " pairs"]
@@ -78,13 +79,13 @@ class HeadFigures:
     step: float
 
 
-def own_heads(decoder: Decoder, trained: Scheme, items: Haystacks) -> OwnHeads:
-    """Returns the two heads that carry `bind`, chosen by the attention they pay under the trained scheme.
+def own_heads(decoder: Decoder, trained: Scheme, items: Contexts) -> OwnHeads:
+    """Returns the two heads that carry `binding`, chosen by the attention they pay under the trained scheme.
 
     Args:
       decoder: the model.
       trained: the scheme it was trained under.
-      items: haystacks of the trained length that are not evaluated.
+      items: contexts of the trained length that are not evaluated.
     """
     rows = relations.heads_of(decoder, trained, items.tokens)
     theta = frequencies_of(trained)
@@ -112,9 +113,9 @@ def _best(mass: np.ndarray) -> Relation:
     return Relation(int(layer), int(head), float(mass[layer, head]))
 
 
-def _bind_places(items: Haystacks, row: int) -> list[tuple[int, int, int]]:
-    """Returns the positions of marker, item and question for every `bind` question of a row."""
-    asked = np.flatnonzero(items.probe[row] == PROBES.index("bind"))
+def _bind_places(items: Contexts, row: int) -> list[tuple[int, int, int]]:
+    """Returns the positions of marker, item and question for every `binding` question of a row."""
+    asked = np.flatnonzero(items.probe[row] == index_of("binding"))
     position, distance, offset = items.position[row, asked], items.distance[row, asked], items.asked[row, asked]
     return [(int(p - d), int(p - d + o), int(p)) for p, d, o in zip(position, distance, offset, strict=True)]
 

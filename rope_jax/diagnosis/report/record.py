@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float
 
 from rope_jax.diagnosis.evaluation.probes import Answers, strata
-from rope_jax.diagnosis.result import Condition, Diagnosis
-from rope_jax.diagnosis.tasks.haystacks import PROBES, Haystacks
+from rope_jax.diagnosis.result import Condition, Findings
+from rope_jax.diagnosis.tasks.contexts import PROBES, Contexts
 from rope_jax.diagnosis.verdict.panel import Reach
 from rope_jax.statistics import intervals
 
@@ -31,7 +31,7 @@ TOGETHER_FROM = 5
 _EDGES = 7
 
 
-def record_of(diagnosis: Diagnosis) -> dict[str, Any]:
+def record_of(diagnosis: Findings) -> dict[str, Any]:
     """Returns the record of a diagnosis: plain strings, numbers, lists and objects, as `schema.json` describes them.
 
     An estimate is `{"mean", "low", "high"}`; `low` and `high` are null where one unit gives no interval. What is not a
@@ -61,7 +61,7 @@ def record_of(diagnosis: Diagnosis) -> dict[str, Any]:
             "target": int(first.target_length),
             "factor": float(first.factor),
         },
-        "items": {"contexts": first.num_haystacks, "text_rows": len(items.text), "language": first.language},
+        "items": {"contexts": first.num_contexts, "text_rows": len(items.text), "language": first.language},
         "settings": plain(diagnosis.settings),
         "margins": plain(diagnosis.margins),
         "tasks": plain(diagnosis.tasks),
@@ -73,7 +73,7 @@ def record_of(diagnosis: Diagnosis) -> dict[str, Any]:
         "ratios": plain(diagnosis.ratios),
         "findings": list(diagnosis.findings),
         "omitted": dict(diagnosis.omitted),
-        "interval_method": intervals.clustered_method(_judged(diagnosis), first.num_haystacks or len(items.text)),
+        "interval_method": intervals.clustered_method(_judged(diagnosis), first.num_contexts or len(items.text)),
         "versions": dict(diagnosis.versions),
     }
 
@@ -107,13 +107,13 @@ def plain(value: Any) -> Any:
     raise TypeError(f"a record has no place for {type(value).__name__}: {value!r}")
 
 
-def _judged(diagnosis: Diagnosis) -> int:
+def _judged(diagnosis: Findings) -> int:
     """Returns how many models the verdicts, and so the numbers beside them, speak of."""
     models = len(diagnosis.subjects)
     return models if models >= TOGETHER_FROM else 1
 
 
-def _configuration(diagnosis: Diagnosis, condition: Condition) -> dict[str, Any]:
+def _configuration(diagnosis: Findings, condition: Condition) -> dict[str, Any]:
     panel, judged = condition.panel, _judged(diagnosis)
 
     def outcome(values: Float[np.ndarray, "models units"]) -> dict[str, float | None]:
@@ -158,17 +158,17 @@ def _edges(length: int) -> list[int]:
     return [0, *np.unique(np.geomspace(first, length, _EDGES).round().astype(int)).tolist()]
 
 
-def _asked(diagnosis: Diagnosis, condition: Condition, reach: Reach, judged: int) -> tuple[Haystacks, list[Answers]]:
+def _asked(diagnosis: Findings, condition: Condition, reach: Reach, judged: int) -> tuple[Contexts, list[Answers]]:
     """Returns the contexts kept with a subject, and the answers to them of the models that the verdict speaks of."""
     items = getattr(diagnosis.subjects[0].items, reach)
     given = []
     for one in condition.answers[reach][:judged]:
         rows = min(len(one.right), len(items.tokens))  # a configuration may have been asked on, or on fewer
         given.append(Answers(one.log_odds[:rows], one.right[:rows], one.picked[:rows]))
-    return Haystacks(*(column[: len(given[0].right)] for column in items)), given
+    return Contexts(*(column[: len(given[0].right)] for column in items)), given
 
 
-def _by_distance(diagnosis: Diagnosis, condition: Condition, judged: int) -> dict[str, Any]:
+def _by_distance(diagnosis: Findings, condition: Condition, judged: int) -> dict[str, Any]:
     """Returns outcomes of every task at the target length by the distance to what is asked about."""
     if "long" not in condition.answers:
         return {}
@@ -187,7 +187,7 @@ def _by_distance(diagnosis: Diagnosis, condition: Condition, judged: int) -> dic
     return found
 
 
-def _binding_errors(diagnosis: Diagnosis, condition: Condition, judged: int) -> dict[str, dict[str, int]]:
+def _binding_errors(diagnosis: Findings, condition: Condition, judged: int) -> dict[str, dict[str, int]]:
     """Returns how often `binding` was answered with the item so many places after the one asked for; 0 is right."""
     if "binding" not in diagnosis.tasks.used:
         return {}
@@ -204,7 +204,7 @@ def _binding_errors(diagnosis: Diagnosis, condition: Condition, judged: int) -> 
     return found
 
 
-def _loss_by_position(diagnosis: Diagnosis, condition: Condition, judged: int) -> dict[str, Any]:
+def _loss_by_position(diagnosis: Findings, condition: Condition, judged: int) -> dict[str, Any]:
     """Returns the loss of counted tokens of text between edges of position."""
     if not len(condition.losses):
         return {"edges": [], "loss": []}

@@ -20,7 +20,7 @@ from rope_jax.diagnosis.evaluation.case_setup import rules_of
 from rope_jax.diagnosis.evaluation.cell_runs import Scores, outcomes
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
 from rope_jax.diagnosis.tasks.context_sizes import check_size
-from rope_jax.diagnosis.tasks.haystacks import Haystacks
+from rope_jax.diagnosis.tasks.contexts import Contexts
 from rope_jax.diagnosis.tasks.subject import REACHES, Subject
 from rope_jax.diagnosis.verdict import attribution
 from rope_jax.diagnosis.verdict.attribution import Used
@@ -36,7 +36,7 @@ PENALTY = 100.0
 """Nats for each unit of short accuracy lost beyond the margin: one point more costs one nat."""
 
 FRESH = 4
-"""Fresh haystacks for each one that is searched on."""
+"""Fresh contexts for each one that is searched on."""
 
 Factors = Float64[np.ndarray, " pairs"]
 
@@ -46,14 +46,14 @@ _REDRAWS = 100
 
 
 class Asked(NamedTuple):
-    """Haystacks of the trained and of the target length."""
+    """Contexts of the trained and of the target length."""
 
-    short: Haystacks
-    long: Haystacks
+    short: Contexts
+    long: Contexts
 
 
 def items_of(subject: Subject, *, rows: int, seed: int) -> tuple[Asked, Asked]:
-    """Returns what is searched on and what the result is judged on, `rows` and `FRESH * rows` haystacks a length.
+    """Returns what is searched on and what the result is judged on, `rows` and `FRESH * rows` contexts a length.
 
     Raises:
       InputError: if they are too many to fit into memory.
@@ -63,7 +63,7 @@ def items_of(subject: Subject, *, rows: int, seed: int) -> tuple[Asked, Asked]:
 
     def drawn(stream: int, count: int) -> Asked:
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
-        return Asked(*(subject.more_haystacks(rng, rows=count, length=n) for n in (length, target)))
+        return Asked(*(subject.more_contexts(rng, rows=count, length=n) for n in (length, target)))
 
     return drawn(_SEARCHED, rows), drawn(_FRESH, FRESH * rows)
 
@@ -73,7 +73,7 @@ class FactorRuns:
 
     Args:
       subject: the model and its lengths.
-      rows: haystacks a call of the program takes.
+      rows: contexts a call of the program takes.
 
     Attributes:
       named: the factors of every rule of `NAMED` that composes with the config's own.
@@ -110,7 +110,7 @@ class FactorRuns:
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far: one a length, whatever the factors, the bias and the haystacks."""
+        """Programs compiled so far: one a length, whatever the factors, the bias and the contexts."""
         return self._program.compilations
 
     def unchanged(self, items: Asked) -> Scores:
@@ -131,7 +131,7 @@ class FactorRuns:
         logits: dict[str, np.ndarray] = {}
         for reach, asked in zip(REACHES, items, strict=True):
             starts = range(0, len(asked.tokens), self._rows)
-            parts = [Haystacks(*(column[at : at + self._rows] for column in asked)) for at in starts]
+            parts = [Contexts(*(column[at : at + self._rows] for column in asked)) for at in starts]
             logits[reach] = np.concatenate([self._program(schemes, part) for part in parts])
             if not np.isfinite(logits[reach]).all():
                 raise CheckpointError(f"{self._origin}: a scheme gives values beyond float32")
@@ -139,17 +139,17 @@ class FactorRuns:
 
 
 def objective(scores: Scores, unchanged: Scores, used: Used, *, margin: float) -> Float64[np.ndarray, " rows"]:
-    r"""Returns what the search makes large, nats, as one number a haystack whose mean is the objective.
+    r"""Returns what the search makes large, nats, as one number a context whose mean is the objective.
 
     .. math:: J(f) = \frac{1}{N} \sum_{n=1}^N \bar o_n(f) - \lambda \max\big(0,\; A_0 - A(f) - m\big)
 
-    with `o_n` the clipped log-odds of long haystack `n`, mean over the probes used, each probe weighing alike; `A` the
+    with `o_n` the clipped log-odds of long context `n`, mean over the probes used, each probe weighing alike; `A` the
     accuracy of the same probes at the trained length, `A_0` that of the unchanged model; `lambda = PENALTY`. Where the
-    penalty is at work, short haystack `n` carries its share of it; the two are independent draws.
+    penalty is at work, short context `n` carries its share of it; the two are independent draws.
 
     Args:
       scores: of a candidate.
-      unchanged: of the model as trained, on the same haystacks.
+      unchanged: of the model as trained, on the same contexts.
       used: probes that passed their gate on the unchanged model.
       margin: `m`, accuracy at the trained length that may be lost.
     """
@@ -159,17 +159,17 @@ def objective(scores: Scores, unchanged: Scores, used: Used, *, margin: float) -
 
 
 def short_loss(scores: Scores, unchanged: Scores, used: Used) -> Float64[np.ndarray, " rows"]:
-    """Returns the fall of accuracy at the trained length against the unchanged model, a number a haystack."""
+    """Returns the fall of accuracy at the trained length against the unchanged model, a number a context."""
     before, after = (attribution.outcome([one], "short", used.names, accuracy=True)[0] for one in (unchanged, scores))
     return before - after
 
 
 class Judge:
-    """Scores factors on one set of haystacks, remembering what it was asked before.
+    """Scores factors on one set of contexts, remembering what it was asked before.
 
     Args:
       runs: the model.
-      items: the haystacks.
+      items: the contexts.
       unchanged: scores of the model as trained on them.
       used: probes that passed their gate.
       margin: accuracy at the trained length that may be lost.

@@ -1,4 +1,4 @@
-"""The words of the language probes: how facts and questions are put, and clauses of a contract to hide them in.
+"""The words of the tasks in English: how facts and questions are put, and clauses of a contract to hide them in.
 
 No clause of the filler contains a name, an answer, or a word by which a fact could be found.
 """
@@ -8,22 +8,20 @@ import re
 import numpy as np
 
 OPENING = "This is part of a long agreement."
-"""Precedes a sentence while it is tokenized, so that it is written as inside a text; it is in no haystack."""
+"""Precedes a sentence while it is tokenized, so that it is written as inside a text; it is in no context."""
 
 QUESTIONS_FOLLOW = "Questions about the text above follow."
 
-RET_FACT = "The code word of the {name} account is {word}."
-RET_PROMPT = "The code word of the {name} account is"
-BIND_FACT = "Schedule {name} lists, in this order: {items}."
-BIND_PROMPT = "The {ordinal} item of Schedule {name} is"
-ORD_PROMPT = "Which came first, the {one} or the {other}? The"
-ITH_FACT = "An amendment of the {name} agreement set the rate to {word}."
-ITH_PROMPT = "The {ordinal} amendment of the {name} agreement set the rate to"
-COUNT_FACT = "The auditor visited the {name} office."
-COUNT_PROMPT = "The number of times the auditor visited the {name} office is"
+RETRIEVAL_FACT = "The code word of the {name} account is {word}."
+RETRIEVAL_PROMPT = "The code word of the {name} account is"
+BINDING_FACT = "Schedule {name} lists, in this order: {items}."
+BINDING_PROMPT = "The {ordinal} item of Schedule {name} is"
+ORDER_PROMPTS = {
+    "first": "Which came first, the {one} or the {other}? The",
+    "last": "Which came last, the {one} or the {other}? The",
+}
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
-NUMBERS = ("one", "two", "three", "four", "five")
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -46,11 +44,6 @@ ITEMS = _words(
     "paper glass steel wood salt sugar coffee tea milk wine oil gold silver copper iron cotton wool silk leather "
     "rubber cement sand coal rice corn wheat fish bread cheese honey butter pepper eggs meat beer juice paint rope "
     "wire brick stone marble soap candles ink yarn linen velvet gravel nails hay jam"
-)
-
-RATES = _words(
-    "six seven eight nine eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen forty fifty "
-    "seventy eighty"
 )
 
 EVENTS = {
@@ -108,7 +101,7 @@ _SLOTS = {
         "of the request, explain the cause of the delay, resume the suspended work, name a successor, clear the site"
     ),
     "trigger": (
-        "written notice, the end of the term, a request by either side, discovery of the fault, the last delivery, "
+        "written notice, the end of the term, a request by either side, discovery of the fault, the final delivery, "
         "completion of the works, a change of control, the closing date, the failure of a test, the return of the "
         "goods, a breach of this clause, the death of a guarantor"
     ),
@@ -194,7 +187,7 @@ _CHOICES = {slot: tuple(part.strip() for part in parts.split(", ")) for slot, pa
 
 
 def clause(rng: np.random.Generator) -> str:
-    """Returns a random sentence of a contract, without a name or an answer of any probe in it.
+    """Returns a random sentence of a contract, without a name or an answer of any task in it.
 
     Args:
       rng: the only source of randomness.

@@ -1,17 +1,14 @@
-"""The probes in English, for a checkpoint that reads it: facts between clauses of a contract, questions at the end.
+"""The tasks in English, for a checkpoint that reads it: facts between clauses of a contract, questions at the end.
 
-| probe | in the haystack | question | answer |
+| task | in the context | question | answer |
 |---|---|---|---|
-| ret | The code word of the Alder account is tiger. | The code word of the Alder account is | the word |
-| bind | Schedule Maple lists, in this order: rice, steel, … | The third item of Schedule Maple is | the item |
-| ord | The parties then signed the lease. | Which came first, the sale or the lease? The | the earlier |
-| ith | An amendment of the Fig agreement set the rate to six. | The second amendment … set the rate to | its rate |
-| count | The auditor visited the Elm office. | The number of times the auditor visited … is | one to five |
-
-`dist` is left out: no short question about a distance in tokens has an answer that a reader of English would know.
+| retrieval | The code word of the Alder account is tiger. | The code word of the Alder account is | the word |
+| binding | Schedule Maple lists, in this order: rice, steel, … | The third item of Schedule Maple is | the item |
+| order | The parties then signed the lease. | Which came first, the sale or the lease? The | the earlier |
+| order | The heirs then agreed to the sale. | Which came last, the sale or the lease? The | the later |
 
 Every sentence is tokenized on its own, as it stands after another sentence, and rows are put together from whole
-sentences. One is cut: a haystack begins somewhere inside its first clause, like an excerpt, so that the row has exactly
+sentences. One is cut: a context begins somewhere inside its first clause, like an excerpt, so that the row has exactly
 the length asked for.
 """
 
@@ -25,21 +22,20 @@ import tokenizers
 
 from rope_jax.diagnosis.tasks import contract_text
 from rope_jax.diagnosis.tasks.context_sizes import check_size
-from rope_jax.diagnosis.tasks.haystacks import GROUP, PROBES, Counts, Haystacks
+from rope_jax.diagnosis.tasks.contexts import FIRST, GROUP, LAST, Contexts, Counts
+from rope_jax.diagnosis.tasks.registry import index_of
 from rope_jax.errors import InputError
 
 STATUS = "plumbing tested, not validated"
-"""What every report on these probes prints: no model has yet been seen to answer them as it should."""
+"""What every report on these questions prints: no model has yet been seen to answer them as it should."""
 
-LANGUAGE_COUNTS = Counts(
-    pairs=4, markers=2, bind_questions=3, order_pairs=3, distances=0, repeats=3, ith_questions=1, counted=1
-)
+LANGUAGE_COUNTS = Counts(pairs=4, markers=2, bind_questions=4, first_pairs=2, last_pairs=2)
 """Facts and questions that fit 512 tokens with a tokenizer that has common English words whole."""
 
 _CHOICES = 8
 
 
-def language_haystacks(
+def language_contexts(
     rng: np.random.Generator,
     tokenizer: tokenizers.Tokenizer,
     *,
@@ -47,10 +43,10 @@ def language_haystacks(
     length: int,
     largest_gap: int = 128,
     counts: Counts | None = None,
-) -> Haystacks:
-    """Returns English haystacks of `length` tokens, the questions at the end of each in random order.
+) -> Contexts:
+    """Returns English contexts of `length` tokens, the questions at the end of each in random order.
 
-    As `haystacks.haystacks`; distance and gap are between the first tokens of sentences, and the prompt of a question.
+    As `contexts.contexts`; distance and gap are between the first tokens of sentences, and the prompt of a question.
     Only the first token of an answer is scored, and words are chosen so that it tells the choices apart. Generators in
     the same state ask the same at every length: only places and filler differ.
 
@@ -59,22 +55,23 @@ def language_haystacks(
       tokenizer: of the checkpoint; where it puts special tokens before a text, they stand before each row.
       rows: how many.
       length: tokens of each, questions and answers included.
-      largest_gap: most tokens between two events of `ord`; the same short and long, so that only distance grows.
-      counts: facts and questions; `LANGUAGE_COUNTS` where None. It must hold no `distances`.
+      largest_gap: most tokens between two events of `order`; the same short and long, so that only distance grows.
+      counts: facts and questions; `LANGUAGE_COUNTS` where None. `smallest_gap` is passed over: no two events share a
+        sentence.
 
     Raises:
       InputError: if so many facts or rows do not fit, or the tokenizer cannot tell enough words apart.
     """
     counts = counts or LANGUAGE_COUNTS
-    if counts.distances:
-        raise InputError(f"dist: not asked in language; counts.distances must be 0, got {counts.distances}")
-    if counts.repeats > len(contract_text.ORDINALS):
-        raise InputError(f"ith: at most {len(contract_text.ORDINALS)} repeats in language, got {counts.repeats}")
+    if counts.pairs == 1:
+        raise InputError(f"retrieval: pairs must be 0 or at least 2, so that there are others to choose from: {counts}")
+    if counts.bind_questions > counts.markers * GROUP:
+        raise InputError(f"binding: more questions than there is to ask about: {counts}")
     check_size(rows=rows, lengths=[length])
     writer = _Writer(tokenizer)
     words = _words(writer, counts)
     made = [_row(row, writer, words, length, largest_gap, counts) for row in rng.spawn(rows)]
-    return Haystacks(*(np.stack(column) for column in zip(*made, strict=True)))
+    return Contexts(*(np.stack(column) for column in zip(*made, strict=True)))
 
 
 class _Writer:
@@ -132,45 +129,50 @@ class _Words:
     codes: tuple[str, ...]
     items: tuple[str, ...]
     events: tuple[str, ...]
-    rates: tuple[str, ...]
 
 
 def _words(writer: _Writer, counts: Counts) -> _Words:
     text = contract_text
-    names = _names(writer, counts.pairs + counts.markers + bool(counts.repeats) + counts.counted)
+    names = _names(writer, counts.pairs + counts.markers)
 
-    def apart(probe: str, prompt: str, words: Sequence[str], needed: int) -> tuple[str, ...]:
-        return _apart(writer, probe, prompt, names[0], words, needed) if needed else ()
+    def apart(task: str, prompts: Sequence[str], words: Sequence[str], needed: int) -> tuple[str, ...]:
+        return _apart(writer, task, prompts, names[0], words, needed) if needed else ()
 
-    apart("count", text.COUNT_PROMPT, text.NUMBERS, len(text.NUMBERS) if counts.counted else 0)
+    pairs = {"first": counts.first_pairs, "last": counts.last_pairs}
+    order_prompts = [prompt for way, prompt in text.ORDER_PROMPTS.items() if pairs[way]]
     return _Words(
         names=names,
-        codes=apart("ret", text.RET_PROMPT, text.CODES, counts.pairs),
-        items=apart("bind", text.BIND_PROMPT, text.ITEMS, GROUP if counts.markers else 0),
-        events=apart("ord", text.ORD_PROMPT, tuple(text.EVENTS), 2 * counts.order_pairs),
-        rates=apart("ith", text.ITH_PROMPT, text.RATES, counts.repeats),
+        codes=apart("retrieval", [text.RETRIEVAL_PROMPT], text.CODES, counts.pairs),
+        items=apart("binding", [text.BINDING_PROMPT], text.ITEMS, GROUP if counts.markers else 0),
+        events=apart("order", order_prompts, tuple(text.EVENTS), 2 * counts.order_pairs),
     )
 
 
-def _apart(writer: _Writer, probe: str, prompt: str, name: str, words: Sequence[str], needed: int) -> tuple[str, ...]:
-    """Words that differ in the first token after the prompt; only those of one token where they suffice."""
+def _apart(
+    writer: _Writer, task: str, prompts: Sequence[str], name: str, words: Sequence[str], needed: int
+) -> tuple[str, ...]:
+    """Words that differ in the first token, the same after each prompt; only those of one token where they suffice."""
     usable: dict[int, tuple[bool, str]] = {}
     reason = ""
     for word in words:
-        before = prompt.format(name=name, ordinal=contract_text.ORDINALS[0], one=word, other=word)
+        named = {"name": name, "ordinal": contract_text.ORDINALS[0], "one": word, "other": word}
+        befores = [prompt.format(**named) for prompt in prompts]
         try:
-            first = writer.complete(before, word)[0]
+            first, *others = (writer.complete(before, word)[0] for before in befores)
         except InputError as error:
             reason = f"; {error}"
             continue
-        whole = len(writer.write(f"{before} {word}")) == len(writer.write(before)) + 1
+        if any(other != first for other in others):
+            reason = f"; {word!r} begins otherwise after {befores[-1]!r}"
+            continue
+        whole = len(writer.write(f"{befores[0]} {word}")) == len(writer.write(befores[0])) + 1
         if first not in usable or (whole and not usable[first][0]):
             usable[first] = (whole, word)
     whole_words = tuple(word for whole, word in usable.values() if whole)
     found = whole_words if len(whole_words) >= needed else tuple(word for _, word in usable.values())
     if len(found) < needed:
         raise InputError(
-            f"{probe}: by their first token {writer.name} tells {len(found)} of {len(words)} answers apart, "
+            f"{task}: by their first token {writer.name} tells {len(found)} of {len(words)} answers apart, "
             f"{needed} are needed{reason}"
         )
     return found
@@ -186,7 +188,7 @@ def _names(writer: _Writer, needed: int) -> tuple[str, ...]:
             reason = f"; {error}"
     if len(usable) < max(needed, 1):
         raise InputError(
-            f"ret, bind, ith, count: {writer.name} tells {len(usable)} of {len(contract_text.NAMES)} names apart, "
+            f"retrieval, binding: {writer.name} tells {len(usable)} of {len(contract_text.NAMES)} names apart, "
             f"{max(needed, 1)} are needed{reason}"
         )
     return tuple(usable.values())
@@ -200,7 +202,7 @@ class _Sentence:
 
 @dataclasses.dataclass
 class _Question:
-    probe: str
+    task: str
     prompt: list[int]
     answer: list[int]
     choices: list[int]
@@ -231,7 +233,7 @@ def _row(
     heading = writer.write(contract_text.QUESTIONS_FOLLOW)
     room = length - len(writer.prefix) - contents.tokens() - len(heading)
     if room < 1:
-        raise InputError(f"a haystack of {length} tokens is too short: {counts} takes {length - room + 1} tokens here")
+        raise InputError(f"a context of {length} tokens is too short: {counts} takes {length - room + 1} tokens here")
     filler = _filler(for_filler, writer, room)
     for _ in range(100):
         line = _placed(for_places, filler, contents, largest_gap)
@@ -242,7 +244,7 @@ def _row(
         if all(second.start - first.start <= largest_gap for first, second in contents.pairs):
             break
     else:
-        raise InputError(f"ord: no place for {counts} in {length} tokens with gaps of at most {largest_gap}")
+        raise InputError(f"order: no place for {counts} in {length} tokens with gaps of at most {largest_gap}")
     tokens = [*writer.prefix, *(token for sentence in line for token in sentence.tokens), *heading]
     return _asked(tokens, contents.questions)
 
@@ -286,11 +288,11 @@ def _asked(tokens: list[int], questions: list[_Question]) -> tuple[np.ndarray, .
         tokens += question.prompt
         starts = [sentence.start for sentence in question.about]
         values = (
-            PROBES.index(question.probe),
+            index_of(question.task),
             len(tokens) - 1,
             [*question.choices, *[-1] * (_CHOICES - len(question.choices))],
             len(tokens) - 1 - max(starts),
-            max(starts) - min(starts) if question.probe == "ord" else 0,
+            max(starts) - min(starts) if question.task == "order" else 0,
             question.asked,
             [*question.choice_offsets, *[0] * (_CHOICES - len(question.choice_offsets))],
         )
@@ -303,21 +305,19 @@ def _asked(tokens: list[int], questions: list[_Question]) -> tuple[np.ndarray, .
 def _contents(rng: np.random.Generator, writer: _Writer, words: _Words, counts: Counts) -> _Contents:
     names = iter(rng.permutation(words.names).tolist())
     contents = _Contents()
-    _bind(rng, writer, words, names, counts, contents)
-    _ord(rng, writer, words, counts, contents)
-    _ret(rng, writer, words, names, counts, contents)
-    _ith(rng, writer, words, names, counts, contents)
-    _count(rng, writer, names, counts, contents)
+    _binding(rng, writer, words, names, counts, contents)
+    _order(rng, writer, words, counts, contents)
+    _retrieval(rng, writer, words, names, counts, contents)
     contents.questions = [contents.questions[i] for i in rng.permutation(len(contents.questions))]
     return contents
 
 
-def _question(writer: _Writer, probe: str, prompt: str, choices: Sequence[str], about, **more) -> _Question:
+def _question(writer: _Writer, task: str, prompt: str, choices: Sequence[str], about, **more) -> _Question:
     ends = [writer.complete(prompt, choice) for choice in choices[:_CHOICES]]
     firsts = [end[0] for end in ends]
     if len(set(firsts)) < len(firsts):
-        raise InputError(f"{probe}: {writer.name} does not tell {', '.join(choices)} apart after {prompt!r}")
-    return _Question(probe, writer.write(prompt), ends[0], firsts, about, **more)
+        raise InputError(f"{task}: {writer.name} does not tell {', '.join(choices)} apart after {prompt!r}")
+    return _Question(task, writer.write(prompt), ends[0], firsts, about, **more)
 
 
 def _answer_first(values: Sequence, index: int) -> list:
@@ -328,22 +328,22 @@ def _drawn(rng: np.random.Generator, words: tuple[str, ...], count: int) -> list
     return rng.choice(words, count, replace=False).tolist() if count else []
 
 
-def _bind(rng, writer: _Writer, words: _Words, names, counts: Counts, contents: _Contents) -> None:
+def _binding(rng, writer: _Writer, words: _Words, names, counts: Counts, contents: _Contents) -> None:
     markers = list(itertools.islice(names, counts.markers))
     items = _drawn(rng, words.items, GROUP if markers else 0)
     orders = [rng.permutation(items).tolist() for _ in markers]
     lists = [
-        _Sentence(writer.write(contract_text.BIND_FACT.format(name=name, items=_listed(order))))
+        _Sentence(writer.write(contract_text.BINDING_FACT.format(name=name, items=_listed(order))))
         for name, order in zip(markers, orders, strict=True)
     ]
     contents.groups += [[sentence] for sentence in lists]
     for pick in rng.permutation(len(markers) * GROUP)[: counts.bind_questions]:
         group, offset = divmod(int(pick), GROUP)
-        prompt = contract_text.BIND_PROMPT.format(ordinal=contract_text.ORDINALS[offset], name=markers[group])
+        prompt = contract_text.BINDING_PROMPT.format(ordinal=contract_text.ORDINALS[offset], name=markers[group])
         contents.questions.append(
             _question(
                 writer,
-                "bind",
+                "binding",
                 prompt,
                 _answer_first(orders[group], offset),
                 [lists[group]],
@@ -357,42 +357,21 @@ def _listed(items: list[str]) -> str:
     return f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def _ord(rng, writer: _Writer, words: _Words, counts: Counts, contents: _Contents) -> None:
+def _order(rng, writer: _Writer, words: _Words, counts: Counts, contents: _Contents) -> None:
     events = _drawn(rng, words.events, 2 * counts.order_pairs)
-    for pair in zip(events[::2], events[1::2], strict=True):
+    for index, pair in enumerate(zip(events[::2], events[1::2], strict=True)):
         first, second = (_Sentence(writer.write(contract_text.EVENTS[event])) for event in pair)
         contents.pairs.append((first, second))
         one, other = pair if rng.random() < 0.5 else pair[::-1]
-        prompt = contract_text.ORD_PROMPT.format(one=one, other=other)
-        contents.questions.append(_question(writer, "ord", prompt, pair, [first, second]))
+        way, asked, choices = ("first", FIRST, pair) if index < counts.first_pairs else ("last", LAST, pair[::-1])
+        prompt = contract_text.ORDER_PROMPTS[way].format(one=one, other=other)
+        contents.questions.append(_question(writer, "order", prompt, choices, [first, second], asked=asked))
 
 
-def _ret(rng, writer: _Writer, words: _Words, names, counts: Counts, contents: _Contents) -> None:
+def _retrieval(rng, writer: _Writer, words: _Words, names, counts: Counts, contents: _Contents) -> None:
     values = _drawn(rng, words.codes, counts.pairs)
     for index, name in enumerate(itertools.islice(names, counts.pairs)):
-        fact = _Sentence(writer.write(contract_text.RET_FACT.format(name=name, word=values[index])))
+        fact = _Sentence(writer.write(contract_text.RETRIEVAL_FACT.format(name=name, word=values[index])))
         contents.groups.append([fact])
-        prompt = contract_text.RET_PROMPT.format(name=name)
-        contents.questions.append(_question(writer, "ret", prompt, _answer_first(values, index), [fact]))
-
-
-def _ith(rng, writer: _Writer, words: _Words, names, counts: Counts, contents: _Contents) -> None:
-    if not counts.repeats:
-        return
-    name, values = next(names), _drawn(rng, words.rates, counts.repeats)
-    facts = [_Sentence(writer.write(contract_text.ITH_FACT.format(name=name, word=value))) for value in values]
-    contents.groups.append(facts)
-    for i in rng.permutation(counts.repeats)[: counts.ith_questions].tolist():
-        prompt = contract_text.ITH_PROMPT.format(ordinal=contract_text.ORDINALS[i], name=name)
-        contents.questions.append(_question(writer, "ith", prompt, _answer_first(values, i), [facts[i]], asked=i + 1))
-
-
-def _count(rng, writer: _Writer, names, counts: Counts, contents: _Contents) -> None:
-    for name in itertools.islice(names, counts.counted):
-        times = int(rng.integers(1, len(contract_text.NUMBERS) + 1))
-        fact = writer.write(contract_text.COUNT_FACT.format(name=name))
-        visits = [_Sentence(fact) for _ in range(times)]
-        contents.groups.append(visits)
-        prompt = contract_text.COUNT_PROMPT.format(name=name)
-        choices = _answer_first(contract_text.NUMBERS, times - 1)
-        contents.questions.append(_question(writer, "count", prompt, choices, visits, asked=times))
+        prompt = contract_text.RETRIEVAL_PROMPT.format(name=name)
+        contents.questions.append(_question(writer, "retrieval", prompt, _answer_first(values, index), [fact]))

@@ -1,4 +1,4 @@
-"""What is diagnosed: a model, and the items it is asked, all made from one seed and the same in every cell."""
+"""What is diagnosed: a model, and the items it is asked, all made from one seed and the same in every configuration."""
 
 import dataclasses
 import functools
@@ -12,14 +12,15 @@ from jaxtyping import Float64
 from rope_jax.checkpoints import strict_json
 from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.checkpoints.loading import load_checkpoint
-from rope_jax.diagnosis.tasks import haystacks
+from rope_jax.diagnosis.tasks import contexts
 from rope_jax.diagnosis.tasks.context_sizes import check_size
-from rope_jax.diagnosis.tasks.haystacks import TRAINING, Counts, Haystacks
+from rope_jax.diagnosis.tasks.contexts import TRAINING, Contexts, Counts
 from rope_jax.diagnosis.tasks.text import Rows
 from rope_jax.errors import InputError
 
 Reach = Literal["short", "long"]
 REACHES: tuple[Reach, ...] = ("short", "long")
+"""Short is what a model was trained on, long is what comes beyond."""
 
 _FIT_ROWS = 32
 _UNSEEN_ROWS = 24
@@ -30,26 +31,42 @@ _UNSEEN = 5
 _FURTHER = 6
 
 
+def short_and_long(trained_length: int) -> dict[Reach, slice]:
+    """Returns which columns of next-token losses are short, and which long.
+
+    Column `t` is the loss of token `t + 1`. A token is short where its index lies below `L`, as in training; that of
+    index `L` is the first long one. So columns `0 ... L - 2` are short, and all later ones long.
+
+    Args:
+      trained_length: `L`, tokens.
+
+    >>> losses = np.arange(7)  # of tokens 1 to 7, trained at 4
+    >>> [losses[columns].tolist() for columns in short_and_long(4).values()]
+    [[0, 1, 2], [3, 4, 5, 6]]
+    """
+    return {"short": slice(0, trained_length - 1), "long": slice(trained_length - 1, None)}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Items:
-    """What every cell is asked.
+    """What every configuration is asked.
 
     Attributes:
-      short: haystacks of the trained length, or None for a model that answers no probes.
+      short: contexts of the trained length, or None for a model that answers no questions.
       long: as many of the target length, with as many facts.
       text: rows of the target length for the loss by position.
       counted: weight of each next token of `text` in that loss, `[rows, length - 1]`.
     """
 
-    short: Haystacks | None
-    long: Haystacks | None
+    short: Contexts | None
+    long: Contexts | None
     text: Rows
     counted: Float64[np.ndarray, "rows next"]
 
     @property
-    def asked(self) -> dict[Reach, Haystacks]:
-        """The haystacks by reach; empty for a model that answers no probes."""
-        of_reach: dict[Reach, Haystacks | None] = {"short": self.short, "long": self.long}
+    def asked(self) -> dict[Reach, Contexts]:
+        """The contexts by reach; empty for a model that answers no questions."""
+        of_reach: dict[Reach, Contexts | None] = {"short": self.short, "long": self.long}
         return {reach: items for reach, items in of_reach.items() if items is not None}
 
 
@@ -64,9 +81,9 @@ class Subject:
       items: what is evaluated.
       fit_text: rows of at most `L` tokens for fitting a bias, disjoint from the items.
       fit_counted: weights of their next tokens.
-      unseen_items: haystacks of the trained length that nothing is fitted to nor judged by, or None.
-      language: where the probes come from, in words.
-      counts: facts and questions of its haystacks, for whoever makes more of them.
+      unseen_items: contexts of the trained length that nothing is fitted to nor judged by, or None.
+      language: where the questions come from, in words.
+      counts: facts and questions of its contexts, for whoever makes more of them.
     """
 
     checkpoint: Checkpoint
@@ -75,7 +92,7 @@ class Subject:
     items: Items
     fit_text: Rows
     fit_counted: Float64[np.ndarray, "rows next"]
-    unseen_items: Haystacks | None
+    unseen_items: Contexts | None
     language: str
     counts: Counts = dataclasses.field(default_factory=Counts)
 
@@ -85,27 +102,32 @@ class Subject:
         return self.target_length / self.trained_length
 
     @property
-    def num_haystacks(self) -> int:
-        """Haystacks at each length; 0 for a model that answers no probes."""
+    def num_contexts(self) -> int:
+        """Contexts at each length; 0 for a model that answers no questions."""
         return 0 if self.items.long is None else len(self.items.long.tokens)
 
-    def more_haystacks(self, rng: np.random.Generator, *, rows: int, length: int) -> Haystacks:
-        """Returns other haystacks like its own: as many facts, and events no farther apart than in training."""
+    @property
+    def synthetic(self) -> bool:
+        """Whether its contexts are in the bundled test models' own vocabulary, so that more can be made."""
+        return self.unseen_items is not None
+
+    def more_contexts(self, rng: np.random.Generator, *, rows: int, length: int) -> Contexts:
+        """Returns other contexts like its own: as many facts, and events no farther apart than in training."""
         return _made(rng, rows=rows, length=length, trained_length=self.trained_length, counts=self.counts)
 
 
-def standins() -> tuple[Path, ...]:
-    """Returns the directories of the stand-ins that ship with the package, by seed."""
-    return tuple(sorted(Path(str(resources.files("rope_jax") / "standins")).glob("seed-*")))
+def bundled_models() -> tuple[Path, ...]:
+    """Returns the directories of the test models that are bundled with the package, by seed."""
+    return tuple(sorted(Path(str(resources.files("rope_jax") / "models")).glob("seed-*")))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Standin:
-    """A model that reads the haystacks' vocabulary.
+class BundledModel:
+    """A model that reads the contexts' vocabulary.
 
     Attributes:
       checkpoint: the model.
-      counts: facts and questions of the haystacks that it was trained on.
+      counts: facts and questions of the contexts that it was trained on.
     """
 
     checkpoint: Checkpoint
@@ -114,10 +136,10 @@ class Standin:
     def asked(
         self, *, rows: int, target_length: int | None = None, text_rows: int = 8, seed: int = 0, part: int = 0
     ) -> Subject:
-        """Returns the model with haystacks in its own language.
+        """Returns the model with contexts in its own language.
 
         Args:
-          rows: haystacks at each length.
+          rows: contexts at each length.
           target_length: `L'`, tokens; eight times the trained length where None.
           text_rows: rows of repeated text.
           seed: of all items; those to fit on come from another stream of it.
@@ -133,12 +155,12 @@ class Standin:
         fitted, unseen = (np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(s,))) for s in (_FIT, _UNSEEN))
         made = functools.partial(_made, trained_length=length, counts=self.counts)
         answers = made(fitted, rows=_FIT_ROWS, length=length)
-        copies = haystacks.repeated_text(fitted, rows=_FIT_ROWS // 4, length=length, farthest=length // 2)
+        copies = contexts.repeated_text(fitted, rows=_FIT_ROWS // 4, length=length, farthest=length // 2)
         return Subject(
             checkpoint=self.checkpoint,
             trained_length=length,
             target_length=target,
-            items=standin_items(
+            items=synthetic_items(
                 self.counts,
                 trained_length=length,
                 target_length=target,
@@ -150,21 +172,21 @@ class Standin:
             fit_text=np.concatenate([answers.tokens, copies.tokens]),
             fit_counted=np.concatenate([answer_weights(answers), copies.predictable]),
             unseen_items=made(unseen, rows=_UNSEEN_ROWS, length=length),
-            language="haystacks in the stand-in's own vocabulary; text of repeated segments, copied tokens counted",
+            language="contexts in the model's own vocabulary; text of repeated segments, copied tokens counted",
             counts=self.counts,
         )
 
 
-def standin_items(
+def synthetic_items(
     counts: Counts, *, trained_length: int, target_length: int, rows: int, text_rows: int, seed: int = 0, part: int = 0
 ) -> Items:
-    """Returns what a stand-in is asked, which does not depend on its weights.
+    """Returns what a bundled test model is asked, in synthetic contexts; it does not depend on its weights.
 
     Args:
-      counts: facts and questions of a haystack.
+      counts: facts and questions of a context.
       trained_length: `L`, tokens.
       target_length: `L'`, tokens.
-      rows: haystacks at each length.
+      rows: contexts at each length.
       text_rows: rows of repeated text.
       seed: of all items.
       part: further parts, 1 or more, are other draws of as many.
@@ -178,32 +200,32 @@ def standin_items(
         _made(rng, rows=rows, length=length, trained_length=trained_length, counts=counts)
         for length in (trained_length, target_length)
     )
-    text = haystacks.repeated_text(rng, rows=text_rows, length=target_length, farthest=trained_length // 2)
+    text = contexts.repeated_text(rng, rows=text_rows, length=target_length, farthest=trained_length // 2)
     return Items(short, long, text.tokens, text.predictable)
 
 
-def read_standin(directory: Path) -> Standin:
-    """Returns the stand-in that `experiments/train.py` has written to a directory.
+def read_bundled_model(directory: Path) -> BundledModel:
+    """Returns the bundled test model that `experiments/train.py` has written to a directory.
 
     Raises:
-      InputError: if the checkpoint does not know the haystacks' vocabulary, or its record names no such counts.
+      InputError: if the checkpoint does not know the contexts' vocabulary, or its record names no such counts.
     """
     checkpoint = load_checkpoint(directory)
-    if checkpoint.config.vocab_size != haystacks.VOCAB_SIZE:
+    if checkpoint.config.vocab_size != contexts.VOCAB_SIZE:
         raise InputError(
-            f"{directory}: a vocabulary of {checkpoint.config.vocab_size} tokens is not that of the haystacks, "
-            f"{haystacks.VOCAB_SIZE}"
+            f"{directory}: a vocabulary of {checkpoint.config.vocab_size} tokens is not that of the contexts, "
+            f"{contexts.VOCAB_SIZE}"
         )
-    return Standin(checkpoint, _known(directory / TRAINING))
+    return BundledModel(checkpoint, _known(directory / TRAINING))
 
 
-def _made(rng: np.random.Generator, *, rows: int, length: int, trained_length: int, counts: Counts) -> Haystacks:
-    gap = min(trained_length // 2, haystacks.widest_gap(trained_length, counts))
-    return haystacks.haystacks(rng, rows=rows, length=length, largest_gap=gap, counts=counts)
+def _made(rng: np.random.Generator, *, rows: int, length: int, trained_length: int, counts: Counts) -> Contexts:
+    gap = min(trained_length // 2, contexts.widest_gap(trained_length, counts))
+    return contexts.contexts(rng, rows=rows, length=length, largest_gap=gap, counts=counts)
 
 
 def _known(record: Path) -> Counts:
-    """Returns the facts and questions that a stand-in was trained on, as `experiments/train.py` wrote them down."""
+    """Returns the facts and questions that a model was trained on, as `experiments/train.py` wrote them down."""
     if not record.is_file():
         return Counts()
     written = strict_json.read(record).get("counts", {})
@@ -213,7 +235,7 @@ def _known(record: Path) -> Counts:
     return Counts(**written)
 
 
-def answer_weights(items: Haystacks) -> Float64[np.ndarray, "rows next"]:
+def answer_weights(items: Contexts) -> Float64[np.ndarray, "rows next"]:
     """Returns 1 where the next token answers a question, else 0."""
     weights = np.zeros((items.tokens.shape[0], items.tokens.shape[1] - 1))
     np.put_along_axis(weights, items.position, 1.0, axis=1)

@@ -237,6 +237,7 @@ class Verdict:
       contexts: it was judged on, at each length.
       confidence: of every interval of this verdict.
       regression: answer 1.
+      price: of the configuration as it is deployed, against the original model.
       implementation: answer 2.
       first: what to try first: "repair", or the words of a change of the best place of `rankings["together"]`.
       probability_first: that it is the best of the three; of a repair, 1.0.
@@ -253,6 +254,7 @@ class Verdict:
     contexts: int
     confidence: float
     regression: Regression
+    price: Price
     implementation: Implementation
     first: str
     probability_first: float

@@ -1,4 +1,4 @@
-"""Gates for continuous integration: a retrofit passes only where the whole interval says so."""
+"""Gates for continuous integration: a configuration passes only where the whole interval says so."""
 
 import dataclasses
 import math
@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+from rope_jax.diagnosis.verdict.answers import Verdict
 from rope_jax.errors import InputError
 from rope_jax.statistics.intervals import Estimate
 
@@ -30,7 +31,7 @@ _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What must not be: `short_cost > 0.02`.
+    """What must not be: `short_loss_rise > 0.02`.
 
     Attributes:
       name: of the measure.
@@ -84,20 +85,20 @@ def parse(text: str) -> tuple[Condition, ...]:
     """Returns the conditions of `NAME OP NUMBER`, several separated by commas.
 
     Args:
-      text: such as `short_cost>0.02,long_gain<0`; spaces do not matter.
+      text: such as `short_loss_rise>0.02,long_loss_rise<0`; spaces do not matter.
 
     Raises:
       InputError: if a condition is malformed.
 
-    >>> [str(condition) for condition in parse("short_cost > 2e-2, long_gain<0")]
-    ['short_cost>0.02', 'long_gain<0']
+    >>> [str(condition) for condition in parse("short_loss_rise > 2e-2, long_loss_rise<0")]
+    ['short_loss_rise>0.02', 'long_loss_rise<0']
     """
     conditions = []
     for part in text.split(","):
         match = _CONDITION.fullmatch(part)
         if match is None or not math.isfinite(float(match[3])):
             raise InputError(
-                f"--fail_if: {part.strip()!r} is not NAME OP NUMBER, such as 'short_cost>0.02'; OP is one of "
+                f"--fail_if: {part.strip()!r} is not NAME OP NUMBER, such as 'short_loss_rise>0.02'; OP is one of "
                 f"{' '.join(_OPERATORS)}"
             )
         conditions.append(Condition(match[1], match[2], float(match[3])))
@@ -107,9 +108,9 @@ def parse(text: str) -> tuple[Condition, ...]:
 def check(text: str, measures: Mapping[str, Estimate]) -> Gate:
     """Returns whether every condition of `text` is known not to hold.
 
-    With `short_cost>0.02` the gate passes if the upper end of the interval is at most 0.02, fails if the lower end is
-    above it, and is undecided otherwise; a single row has no interval and decides nothing. Each condition is checked at
-    the confidence of its own interval: to pass, all must pass, which needs no correction; that any of several fails
+    With `short_loss_rise>0.02` the gate passes if the upper end of the interval is at most 0.02, fails if the lower end
+    is above it, and is undecided otherwise; a single row has no interval and decides nothing. Each condition is checked
+    at the confidence of its own interval: to pass, all must pass, which needs no correction; that any of several fails
     falsely is that much likelier.
 
     Args:
@@ -119,13 +120,14 @@ def check(text: str, measures: Mapping[str, Estimate]) -> Gate:
     Raises:
       InputError: if a condition is malformed or names no measure.
 
-    >>> print(*check("short_cost>0.02", {"short_cost": Estimate(0.013, 0.01, 0.016)}).lines)
-    pass: short_cost is 0.013 [0.01, 0.016], all of it outside of short_cost>0.02
+    >>> print(*check("short_loss_rise>0.02", {"short_loss_rise": Estimate(0.013, 0.01, 0.016)}).lines)
+    pass: short_loss_rise is 0.013 [0.01, 0.016], all of it outside of short_loss_rise>0.02
     """
     conditions = parse(text)
-    for condition in conditions:
-        if condition.name not in measures:
-            raise InputError(f"--fail_if: {condition.name!r} is no measure; there are {', '.join(sorted(measures))}")
+    missing = [condition.name for condition in conditions if condition.name not in measures]
+    if missing:
+        said = tuple(f"undecided: {name} was not measured: the model has not learned that task" for name in missing)
+        return Gate((), "undecided", UNDECIDED, said)
     checks = tuple(_check(condition, measures[condition.name]) for condition in conditions)
     outcomes = {one.outcome for one in checks}
     outcome: Outcome = "fail" if "fail" in outcomes else "undecided" if "undecided" in outcomes else "pass"
@@ -133,6 +135,33 @@ def check(text: str, measures: Mapping[str, Estimate]) -> Gate:
     if len(checks) > 1:
         lines.append(f"gate of {len(checks)} conditions: {outcome}")
     return Gate(checks, outcome, _STATUS[outcome], tuple(lines))
+
+
+MEASURES = {
+    "order_fall": "log-odds of event order, nats, from the original at L to the deployed at L'",
+    "binding_fall": "the same of the n-th item",
+    "retrieval_fall": "the same of retrieval",
+    "short_accuracy_fall": "accuracy of all tasks at the trained length, against the original",
+    "short_loss_rise": "loss of text below the trained length against the original, nats a token",
+    "long_loss_rise": "the same beyond it",
+}
+"""What a gate may ask of a deployed configuration; positive is worse."""
+
+
+def check_names(text: str) -> None:
+    """Raises `InputError` unless every condition of `text` is well formed and names one of `MEASURES`."""
+    for condition in parse(text):
+        if condition.name not in MEASURES:
+            raise InputError(f"--fail_if: {condition.name!r} is no measure; there are {', '.join(MEASURES)}")
+
+
+def measures(verdict: Verdict) -> dict[str, Estimate]:
+    """Returns the measures of a deployed configuration; those of tasks that were not learned are missing."""
+    found = {f"{task}_fall": fall.log_odds for task, fall in verdict.regression.falls.items()}
+    found = {name: value for name, value in found.items() if name in MEASURES}
+    if verdict.price.short_accuracy is not None:
+        found["short_accuracy_fall"] = verdict.price.short_accuracy
+    return found | {"short_loss_rise": verdict.price.short_loss, "long_loss_rise": verdict.price.long_loss}
 
 
 def _check(condition: Condition, estimate: Estimate) -> Check:

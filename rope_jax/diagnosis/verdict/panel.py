@@ -10,6 +10,8 @@ from jaxtyping import Float64
 Reach = Literal["short", "long"]
 Values = Float64[np.ndarray, "models units"]
 
+LIMIT = 4.6
+"""Log-odds count up to this many nats either way, odds of 100 to 1: more certainty changes no answer."""
 RETRIEVAL = "retrieval"
 PRECISION = ("order", "binding")
 """Tasks that ask where something stands; each counts half where both are learned."""

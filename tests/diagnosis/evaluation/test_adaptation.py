@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from cases import save_standin, tiny_subject, used
+from cases import save_bundled_model, tiny_subject, used
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -16,16 +16,16 @@ from rope_jax.diagnosis.evaluation.case_setup import Settings, fitted_schemes, n
 from rope_jax.diagnosis.evaluation.cell_runs import CellRuns
 from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell
 from rope_jax.diagnosis.evaluation.losses import LossProgram
-from rope_jax.diagnosis.tasks import haystacks
+from rope_jax.diagnosis.tasks import contexts
 
 QUO = Cell("ntk", "alibi")
 SETTINGS = Settings(status_quos=(QUO,), transforms=("llama3",), adapt_steps=2)
-KNOWN = haystacks.Counts(markers=1, distances=0, repeats=0, ith_questions=0, counted=0)
+KNOWN = contexts.Counts(first_pairs=3, last_pairs=1)
 
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    made = tiny_subject(save_standin(tmp_path_factory.mktemp("standin")))
+    made = tiny_subject(save_bundled_model(tmp_path_factory.mktemp("model")))
     return dataclasses.replace(made, counts=KNOWN)
 
 
@@ -42,14 +42,14 @@ def test_it_is_trained_on_the_questions_the_model_knows(subject, maker, monkeypa
     seen = []
 
     def watched(*arguments, **named):
-        items = haystacks_before(*arguments, **named)
-        seen.append({haystacks.PROBES[probe] for probe in np.unique(items.probe)})
+        items = contexts_before(*arguments, **named)
+        seen.append({contexts.PROBES[probe] for probe in np.unique(items.probe)})
         return items
 
-    haystacks_before = haystacks.haystacks
-    monkeypatch.setattr(adaptation.haystacks, "haystacks", watched)
+    contexts_before = contexts.contexts
+    monkeypatch.setattr(adaptation.contexts, "contexts", watched)
     adapted(subject, maker(QUO), name="x", steps=1)
-    assert seen == [{"ret", "bind", "ord"}]
+    assert seen == [{"retrieval", "binding", "order"}]
 
 
 def test_steps_lower_the_loss_and_leave_the_items_alone(subject, maker):
@@ -109,4 +109,4 @@ def test_every_arm_is_adapted_before_it_is_judged(subject, maker):
     judgement = judge_adapted(QUO, [subject], [maker], unchanged, used(), SETTINGS)
     assert [one.option.number for one in judgement.verdict.judged] == ["1", "2", "3"]
     exact = CellRuns(subject)(maker(QUO))
-    assert (judgement.scores[0].log_odds["long"]["bind"] != exact.log_odds["long"]["bind"]).any()
+    assert (judgement.scores[0].log_odds["long"]["binding"] != exact.log_odds["long"]["binding"]).any()

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from cases import TARGET, TRAINED, save_standin, tiny_subject
+from cases import TARGET, TRAINED, save_bundled_model, tiny_subject
 
 from rope_jax.diagnosis.evaluation import deployment, fitting, probes
 from rope_jax.diagnosis.evaluation.case import gate_measures, run_case
@@ -17,7 +17,7 @@ from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell, corners, option
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
 from rope_jax.diagnosis.report.case_record import distance_edges, json_record
 from rope_jax.diagnosis.report.case_table import table_text
-from rope_jax.diagnosis.tasks import haystacks, subject
+from rope_jax.diagnosis.tasks import contexts, subject
 from rope_jax.diagnosis.verdict.verdict import Margins, attribution
 from rope_jax.errors import InputError
 from rope_jax.scheme import build
@@ -31,7 +31,7 @@ SMALL = Settings(
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return save_standin(tmp_path_factory.mktemp("model"))
+    return save_bundled_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_subject_asks_the_same_short_and_long(small):
 
 
 def test_the_same_seed_asks_the_same_of_any_model(directory, small, tmp_path):
-    other = tiny_subject(save_standin(tmp_path / "other", seed=1))
+    other = tiny_subject(save_bundled_model(tmp_path / "other", seed=1))
     for one, two in zip(small.items.long, other.items.long, strict=True):
         np.testing.assert_array_equal(one, two)
     assert other.checkpoint.sha256 != small.checkpoint.sha256
@@ -108,7 +108,7 @@ def test_every_status_quo_gets_its_judgement(case):
         )
         assert parts["scaling"].mean + parts["bias"].mean == pytest.approx(whole.mean())
         assert [effect.name for effect in judgement.faults] == list(SMALL.faults)
-    assert case.used.precision == ("bind", "ord", "dist", "ith")
+    assert case.used.precision == ("binding", "order")
 
 
 def test_the_record_is_plain_and_finite(case):
@@ -135,10 +135,10 @@ def test_the_record_is_plain_and_finite(case):
     assert edges[0] == 0
     assert edges[-1] >= TARGET
     for cell in record["cells"]:
-        asked = case.subjects[0].items.long.probe == haystacks.PROBES.index("bind")
+        asked = case.subjects[0].items.long.probe == contexts.PROBES.index("binding")
         assert sum(cell["bind_errors"]["long"].values()) == asked.sum()
         for name, strata in cell["by_distance"].items():
-            asked = case.subjects[0].items.long.probe == haystacks.PROBES.index(name)
+            asked = case.subjects[0].items.long.probe == contexts.PROBES.index(name)
             assert sum(strata["count"]) == asked.sum()
             shares = zip(strata["count"], strata["accuracy"], strict=True)
             right = sum(count * share for count, share in shares if count)
@@ -178,26 +178,26 @@ def test_a_second_run_takes_what_the_first_has_finished(case, directory, small, 
 @pytest.mark.usefixtures("_fitted")
 def test_an_open_verdict_is_asked_on_with_other_items_and_goes_on_where_it_stopped(case, directory, small, tmp_path):
     first = case.judgements[0].verdict.judged[0]
-    # At a margin that is the very gain of an option, three haystacks leave it open; nothing else can refuse it.
+    # At a margin that is the very gain of an option, three contexts leave it open; nothing else can refuse it.
     margins = Margins(gate=0.0, gain=first.gain.mean, retrieval=20.0, short_accuracy=1.0, short_cost=20.0)
     settings = dataclasses.replace(SMALL, status_quos=(DEPLOYED,), faults=(), looks=3, margins=margins)
     parts = []
 
     def further(part):
         parts.append(part)
-        return [subject.read_standin(directory).asked(rows=3, target_length=TARGET, text_rows=2, part=part)]
+        return [subject.read_bundled_model(directory).asked(rows=3, target_length=TARGET, text_rows=2, part=part)]
 
     made = run_case([small], settings, further=further, store=tmp_path)
     (judgement,) = made.judgements
-    assert parts == list(range(1, judgement.haystacks // 3))
-    assert judgement.haystacks == 12  # at its very margin it is never settled
-    assert max(one.haystacks for one in judgement.verdict.judged) == judgement.haystacks
+    assert parts == list(range(1, judgement.contexts // 3))
+    assert judgement.contexts == 12  # at its very margin it is never settled
+    assert max(one.haystacks for one in judgement.verdict.judged) == judgement.contexts
     assert made.compilations == 3  # further parts run through the same programs
     record = json_record(made)
-    assert record["judgements"][0]["haystacks"] == judgement.haystacks
+    assert record["judgements"][0]["haystacks"] == judgement.contexts
     assert record["items"]["haystacks"] == 3
     assert record["judgements"][0]["confidence"] == pytest.approx(1 - 0.05 / 2)
-    assert f"decided on {judgement.haystacks} haystacks" in table_text(record)
+    assert f"decided on {judgement.contexts} haystacks" in table_text(record)
     for file in sorted(tmp_path.glob("*.npz"))[::3]:
         file.unlink()
     assert json.dumps(json_record(run_case([small], settings, further=further, store=tmp_path))) == json.dumps(record)
@@ -210,7 +210,7 @@ def test_an_open_verdict_is_asked_on_with_other_items_and_goes_on_where_it_stopp
 def test_further_parts_run_with_the_fault_and_the_spared_keys_of_the_first(directory, small, tmp_path):
     settings = dataclasses.replace(SMALL, status_quos=(DEPLOYED,), faults=(), deployed="bf16_positions", spared=4)
     _, maker = fitted_schemes(small, settings, needed_cells(settings))
-    other = subject.read_standin(directory).asked(rows=3, target_length=TARGET, text_rows=2, part=1)
+    other = subject.read_bundled_model(directory).asked(rows=3, target_length=TARGET, text_rows=2, part=1)
     runs = CaseRuns([small], [maker], settings)
     asked = runs.options(DEPLOYED, needed_cells(settings))
     first, further = (one.answered(DEPLOYED, asked) for one in (runs, runs.on([other])))
@@ -221,18 +221,18 @@ def test_further_parts_run_with_the_fault_and_the_spared_keys_of_the_first(direc
         (further.status_quo, alone.status_quo, first.status_quo),
         *((further.changed[option], alone.changed[option], first.changed[option]) for option in asked),
     ):
-        np.testing.assert_array_equal(one[0].log_odds["long"]["bind"], same[0].log_odds["long"]["bind"])
+        np.testing.assert_array_equal(one[0].log_odds["long"]["binding"], same[0].log_odds["long"]["binding"])
         np.testing.assert_array_equal(one[0].losses, same[0].losses)
         assert (one[0].losses != before[0].losses).any()
     exact = CaseRuns([other], [maker], dataclasses.replace(settings, deployed="exact")).deployed(DEPLOYED)
-    assert (exact[0].log_odds["long"]["bind"] != further.status_quo[0].log_odds["long"]["bind"]).any()
+    assert (exact[0].log_odds["long"]["binding"] != further.status_quo[0].log_odds["long"]["binding"]).any()
     with pytest.raises(ValueError, match="is not the model of these runs"):
-        runs.on([tiny_subject(save_standin(tmp_path / "other", seed=1))])
+        runs.on([tiny_subject(save_bundled_model(tmp_path / "other", seed=1))])
 
 
 def test_further_parts_are_other_items_of_the_same_kind_and_fit_to_the_same(directory, small):
-    other = subject.read_standin(directory).asked(rows=3, target_length=TARGET, text_rows=2, part=1)
-    again = subject.read_standin(directory).asked(rows=3, target_length=TARGET, text_rows=2, part=2)
+    other = subject.read_bundled_model(directory).asked(rows=3, target_length=TARGET, text_rows=2, part=1)
+    again = subject.read_bundled_model(directory).asked(rows=3, target_length=TARGET, text_rows=2, part=2)
     for one, two in ((small, other), (other, again)):
         assert (one.items.long.tokens != two.items.long.tokens).any(axis=1).all()
         assert (one.items.text != two.items.text).any(axis=1).all()
@@ -287,7 +287,7 @@ def test_observed_answers_are_recognised(case, small, store, tmp_path):
 
 
 def test_several_models_of_one_kind(directory, small, tmp_path):
-    models = [small, tiny_subject(save_standin(tmp_path / "other", seed=1))]
+    models = [small, tiny_subject(save_bundled_model(tmp_path / "other", seed=1))]
     settings = dataclasses.replace(SMALL, status_quos=(Cell("ntk", "none"),), transforms=("llama3",), faults=())
     record = json_record(run_case(models, settings))
     assert len(record["models"]) == 2
@@ -305,14 +305,14 @@ def test_what_contradicts_itself_is_refused(small):
         run_case([small], dataclasses.replace(SMALL, status_quos=(Cell("magic", "none"),)))
 
 
-@pytest.mark.parametrize("directory", subject.standins(), ids=lambda directory: directory.name)
-def test_stand_ins_that_ship_know_what_they_are_asked(directory):
-    made = subject.read_standin(directory).asked(rows=80, target_length=320, text_rows=1)
+@pytest.mark.parametrize("directory", subject.bundled_models(), ids=lambda directory: directory.name)
+def test_bundled_models_that_ship_know_what_they_are_asked(directory):
+    made = subject.read_bundled_model(directory).asked(rows=80, target_length=320, text_rows=1)
     assert (made.trained_length, made.checkpoint.config.num_layers) == (256, 4)
     positions = made.checkpoint.positions.main_group
     scheme = build(positions.rotary, num_heads=4, head_dim=32, layout=made.checkpoint.layout)
     items = made.items.short
     given = probes.answers(ProbeProgram(made.checkpoint.model)(scheme, items), items)
     right = {name: probes.by_row(given.right, items, name).mean() for name in probes.asked_probes(items)}
-    assert set(right) == {"ret", "bind", "ord"}
+    assert set(right) == {"retrieval", "binding", "order"}
     assert min(right.values()) >= 0.95

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import TARGET, TRAINED, save_standin, tiny_decoder, tiny_subject
+from cases import TARGET, TRAINED, save_bundled_model, tiny_decoder, tiny_subject
 
 from rope_jax.biases import alibi_paper
 from rope_jax.diagnosis.evaluation import probes
@@ -14,7 +14,7 @@ from rope_jax.diagnosis.evaluation.cell_runs import CellRuns
 from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell, CellSchemes
 from rope_jax.diagnosis.evaluation.losses import LossProgram
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
-from rope_jax.diagnosis.tasks import haystacks
+from rope_jax.diagnosis.tasks import contexts
 from rope_jax.errors import CheckpointError, InputError
 
 BIASED = Cell("ntk", "alibi")
@@ -22,7 +22,7 @@ BIASED = Cell("ntk", "alibi")
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    return tiny_subject(save_standin(tmp_path_factory.mktemp("model")))
+    return tiny_subject(save_bundled_model(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")
@@ -209,12 +209,12 @@ def test_scores_are_those_of_the_raw_results(runs, subject, schemes):
     for reach, asked in (("short", items.short), ("long", items.long)):
         odds = probes.log_odds(raw[reach], asked.choices)
         np.testing.assert_array_equal(scores.answers[reach].log_odds, odds)
-        for name in haystacks.PROBES:
-            chosen = asked.probe == haystacks.PROBES.index(name)
+        for name in contexts.PROBES:
+            chosen = asked.probe == contexts.PROBES.index(name)
             expected = [row[here].mean() for row, here in zip(odds, chosen, strict=True)]
             np.testing.assert_allclose(scores.log_odds[reach][name], expected)
     assert raw["losses"].shape == (2, TARGET - 1)
-    cut = TRAINED - 1  # the last token up to the trained length is predicted from the one before it
+    cut = TRAINED - 1  # the first long token, of index L, is predicted from the one before it
     for reach, part in (("short", slice(None, cut)), ("long", slice(cut, None))):
         expected = [
             np.average(loss[part].astype(float), weights=weight[part])

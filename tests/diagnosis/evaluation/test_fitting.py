@@ -62,7 +62,7 @@ def slopes_with(multiplier):
 
 
 def test_the_largest_harmless_multiplier_is_where_the_cost_meets_the_margin():
-    """A stand-in for the losses: cost grows as the square of the slope, so the answer is known."""
+    """In place of the losses: cost grows as the square of the slope, so the answer is known."""
     unit = float(slopes_with(1.0).slopes[0])
 
     def program(scheme, part):

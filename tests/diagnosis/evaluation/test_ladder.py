@@ -3,13 +3,13 @@
 import dataclasses
 
 import pytest
-from cases import TRAINED, save_standin, scores, tiny_subject, used
+from cases import TRAINED, save_bundled_model, scores, tiny_subject, used
 
 from rope_jax.diagnosis.evaluation.case import run_case
 from rope_jax.diagnosis.evaluation.case_setup import Settings
 from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell
 from rope_jax.diagnosis.evaluation.ladder import Rung, farthest, ladder, target_lengths
-from rope_jax.diagnosis.tasks.subject import read_standin
+from rope_jax.diagnosis.tasks.subject import read_bundled_model
 from rope_jax.diagnosis.verdict.verdict import Margins, attribution
 from rope_jax.errors import InputError
 
@@ -18,11 +18,11 @@ SETTINGS = Settings(status_quos=(DEPLOYED,), transforms=("llama3",), margins=Mar
 
 
 def test_a_rung_is_what_the_case_says_at_its_length(tmp_path):
-    directory = save_standin(tmp_path / "model")
+    directory = save_bundled_model(tmp_path / "model")
     case = run_case([tiny_subject(directory)], SETTINGS)
     lengths = target_lengths([1.5, 2], TRAINED)
     rungs = ladder(
-        lambda length: [read_standin(directory).asked(rows=3, target_length=length, text_rows=2, seed=0)],
+        lambda length: [read_bundled_model(directory).asked(rows=3, target_length=length, text_rows=2, seed=0)],
         lengths,
         SETTINGS,
         case.used,

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from cases import save_standin, tiny_subject
+from cases import save_bundled_model, tiny_subject
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return save_standin(tmp_path_factory.mktemp("standin"))
+    return save_bundled_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_the_command_refuses_a_pipe_and_a_plain_array_in_one_line(directory, log
         ("plain.npy", "not a readable .npz archive: it is a .npy array"),
     ):
         argv = ["diagnose", str(directory), f"--observed={tmp_path / name}", f"--out={tmp_path / 'out'}"]
-        assert main([*argv, "--haystacks=3", "--target_length=384", "--rows=2"]) == 2
+        assert main([*argv, "--contexts=3", "--target_length=384", "--rows=2"]) == 2
         err = capsys.readouterr().err
         assert f"{tmp_path / name}: {what}" in err
         assert err.count("\n") == 1

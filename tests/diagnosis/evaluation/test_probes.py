@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 from rope_jax import biases, frequencies, scaling
 from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.evaluation.probes import LIMIT, ProbeProgram
-from rope_jax.diagnosis.tasks import haystacks as hay
-from rope_jax.diagnosis.tasks.haystacks import PROBES, Haystacks
+from rope_jax.diagnosis.tasks import contexts
+from rope_jax.diagnosis.tasks.contexts import PROBES, Contexts
 from rope_jax.scheme import build
 
 ROTARY = frequencies.rotary(DIM, base=BASE, original_length=TRAINED)
@@ -31,14 +31,14 @@ def choices(rows, questions, count):
 
 
 def items(**arrays):
-    """Haystacks of which only what is given matters."""
+    """Contexts of which only what is given matters."""
     rows, questions = arrays["probe"].shape
     given = {
         name: np.zeros((rows, questions, 8) if name in ("choices", "choice_offsets") else (rows, questions), np.int32)
-        for name in Haystacks._fields
+        for name in Contexts._fields
         if name != "tokens"
     }
-    return Haystacks(tokens=np.zeros((rows, 4), np.int32), **(given | arrays))
+    return Contexts(tokens=np.zeros((rows, 4), np.int32), **(given | arrays))
 
 
 def kinds(*names):
@@ -102,26 +102,26 @@ def test_a_tie_is_a_wrong_answer(other):
 
 def test_what_is_no_choice_is_never_picked():
     logits = np.array([[[1, 0, 9, 9, 9, 9, 9, 9]]], np.float32)
-    asked = items(probe=kinds("ord"), choices=choices(1, 1, 2))
+    asked = items(probe=kinds("order"), choices=choices(1, 1, 2))
     given = probes.answers(logits, asked)
     assert given.right.tolist() == [[True]]
     assert given.log_odds.tolist() == [[1.0]]
 
 
-def test_the_unit_is_the_haystack_not_the_question():
+def test_the_unit_is_the_context_not_the_question():
     asked = items(probe=np.array([[0, 0, 1], [0, 1, 1]], np.int32))
     values = np.array([[1.0, 3.0, 10.0], [5.0, 20.0, 40.0]])
-    np.testing.assert_array_equal(probes.by_row(values, asked, "ret"), [2.0, 5.0])
-    np.testing.assert_array_equal(probes.by_row(values, asked, "bind"), [10.0, 30.0])
-    np.testing.assert_array_equal(probes.by_row(values > 4, asked, "bind"), [1.0, 1.0])
-    assert probes.asked_probes(asked) == ("ret", "bind")
-    assert probes.asked_probes(items(probe=np.array([[0, 1], [0, 2]], np.int32))) == ("ret",)
+    np.testing.assert_array_equal(probes.by_row(values, asked, "retrieval"), [2.0, 5.0])
+    np.testing.assert_array_equal(probes.by_row(values, asked, "binding"), [10.0, 30.0])
+    np.testing.assert_array_equal(probes.by_row(values > 4, asked, "binding"), [1.0, 1.0])
+    assert probes.asked_probes(asked) == ("retrieval", "binding")
+    assert probes.asked_probes(items(probe=np.array([[0, 1], [0, 2]], np.int32))) == ("retrieval",)
 
 
 def test_errors_of_bind_are_places_after_the_item_asked_for():
     offsets = np.array([[[3, 1, 2, 4, 5, 6, 7, 8], [8, 1, 2, 3, 4, 5, 6, 7], [0] * 8]], np.int32)
     asked = items(
-        probe=kinds("bind", "bind", "ret"), asked=np.array([[3, 8, 0]], np.int32), choice_offsets=offsets,
+        probe=kinds("binding", "binding", "retrieval"), asked=np.array([[3, 8, 0]], np.int32), choice_offsets=offsets,
         choices=choices(1, 3, 8),
     )  # fmt: skip
     for picks, errors in (((0, 0, 5), {0: 2}), ((3, 7, 5), {1: 1, -1: 1}), ((1, 0, 0), {-2: 1, 0: 1})):
@@ -151,17 +151,17 @@ def test_strata_part_the_questions():
         gap=np.array([[0, 0, 0, 7]], np.int32),
     )  # fmt: skip
     values = np.array([[1.0, 3.0, 5.0, 7.0]])
-    assert probes.strata(values, asked, "ret", "distance", [0, 10, 20]) == [(2.0, 2), (5.0, 1)]
-    assert probes.strata(values, asked, "ord", "gap", [0, 8]) == [(7.0, 1)]
-    ((mean, count),) = probes.strata(values, asked, "ret", "distance", [11, 20])
+    assert probes.strata(values, asked, "retrieval", "distance", [0, 10, 20]) == [(2.0, 2), (5.0, 1)]
+    assert probes.strata(values, asked, "order", "gap", [0, 8]) == [(7.0, 1)]
+    ((mean, count),) = probes.strata(values, asked, "retrieval", "distance", [11, 20])
     assert np.isnan(mean)
     assert count == 0
 
 
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 1000))
-def test_strata_of_real_haystacks_leave_no_question_out(seed):
-    asked = hay.haystacks(np.random.default_rng(seed), rows=2, length=192)
+def test_strata_of_real_contexts_leave_no_question_out(seed):
+    asked = contexts.contexts(np.random.default_rng(seed), rows=2, length=192)
     values = np.random.default_rng(seed).standard_normal(asked.probe.shape)
     for name in PROBES:
         parts = probes.strata(values, asked, name, "distance", [0, 20, 60, 192])
@@ -172,7 +172,7 @@ def test_strata_of_real_haystacks_leave_no_question_out(seed):
 
 @pytest.fixture(scope="module")
 def asked():
-    return hay.haystacks(np.random.default_rng(0), rows=3, length=TRAINED)
+    return contexts.contexts(np.random.default_rng(0), rows=3, length=TRAINED)
 
 
 @pytest.fixture(scope="module")

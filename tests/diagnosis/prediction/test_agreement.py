@@ -1,10 +1,10 @@
-"""Predictions from short haystacks, beside what the long ones gave."""
+"""Predictions from short contexts, beside what the long ones gave."""
 
 import dataclasses
 
 import numpy as np
 import pytest
-from cases import TARGET, save_standin, tiny_subject, used
+from cases import TARGET, save_bundled_model, tiny_subject, used
 
 from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.evaluation.case_setup import Settings, fitted_schemes, needed_cells
@@ -14,8 +14,8 @@ from rope_jax.diagnosis.prediction import agreement as agreement_module
 from rope_jax.diagnosis.prediction import own_heads
 from rope_jax.diagnosis.prediction.agreement import agreement
 from rope_jax.diagnosis.prediction.foreshortened import PARTS, ForeshortenedProgram, foreshortened
-from rope_jax.diagnosis.tasks.haystacks import PROBES, SYMBOLS
-from rope_jax.diagnosis.tasks.subject import read_standin, standins
+from rope_jax.diagnosis.tasks.contexts import PROBES, SYMBOLS
+from rope_jax.diagnosis.tasks.subject import bundled_models, read_bundled_model
 from rope_jax.statistics.intervals import Estimate
 from rope_jax.statistics.ranks import RankAgreement, within_group_spearman
 
@@ -25,7 +25,7 @@ SETTINGS = Settings(status_quos=(QUO,), transforms=("llama3",))
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    return tiny_subject(save_standin(tmp_path_factory.mktemp("standin")), rows=4)
+    return tiny_subject(save_bundled_model(tmp_path_factory.mktemp("model")), rows=4)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_every_cell_is_predicted_and_measured(found):
     for errors in (*found.predicted.values(), *found.measured.values()):
         assert errors.shape == (8,)
         assert ((errors >= 0) & (errors <= 1)).all()
-    assert set(found.by_probe) == {"ret", "bind", "ord"}
+    assert set(found.by_probe) == {"retrieval", "binding", "order"}
 
 
 def test_blame_adds_up_to_the_whole_predicted_loss(found, subject, maker):
@@ -56,7 +56,7 @@ def test_blame_adds_up_to_the_whole_predicted_loss(found, subject, maker):
     def precision(cell, upto):
         seen = foreshortened(items, TARGET, upto=upto)
         given = probes.answers(program(maker(cell), items, seen), items)
-        return np.mean([probes.by_row(given.log_odds, items, name).mean() for name in ("bind", "ord")])
+        return np.mean([probes.by_row(given.log_odds, items, name).mean() for name in ("binding", "order")])
 
     for cell, parts in found.blame.items():
         assert list(parts) == list(PARTS)
@@ -82,7 +82,7 @@ def test_twice_the_slope_halves_the_horizon(subject, maker):
     np.testing.assert_allclose(two.horizon, one.horizon / 2, rtol=1e-5)
 
 
-def test_models_without_haystacks_are_not_predicted(subject, maker):
+def test_models_without_contexts_are_not_predicted(subject, maker):
     full = subject.unseen_items._replace(tokens=np.full_like(subject.unseen_items.tokens, SYMBOLS[0]))
     for items in (None, full):
         bare = dataclasses.replace(subject, unseen_items=items)
@@ -90,8 +90,8 @@ def test_models_without_haystacks_are_not_predicted(subject, maker):
 
 
 @pytest.mark.slow
-def test_short_haystacks_foretell_what_the_shipped_model_does_at_twice_its_length():
-    subject = read_standin(standins()[0]).asked(rows=12, target_length=512, text_rows=1)
+def test_short_contexts_foretell_what_the_shipped_model_does_at_twice_its_length():
+    subject = read_bundled_model(bundled_models()[0]).asked(rows=12, target_length=512, text_rows=1)
     settings = Settings(status_quos=(Cell("ntk", "alibi"),), slopes=0.3)
     maker = fitted_schemes(subject, settings, needed_cells(settings))[1]
     run = CellRuns(subject)
@@ -124,9 +124,9 @@ def test_the_ceiling_is_that_of_the_noise():
     assert agreement_module._ceiling(noisy[:3]) is None
 
 
-def test_an_offset_that_few_haystacks_ask_counts_as_often_as_it_is_asked(subject):
+def test_an_offset_that_few_contexts_ask_counts_as_often_as_it_is_asked(subject):
     items = subject.items.long
-    asked = (items.probe == PROBES.index("bind")) & (items.asked == 1)
+    asked = (items.probe == PROBES.index("binding")) & (items.asked == 1)
     fewer = items._replace(asked=np.where(asked & (np.arange(len(asked)) > 1)[:, None], 2, items.asked))
     wrong = probes.Answers(*(np.zeros(items.probe.shape, kind) for kind in (float, bool, np.int32)))
     np.testing.assert_allclose(agreement_module._errors([wrong], fewer).mean(axis=0), 1)

@@ -10,7 +10,7 @@ from rope_jax.biases import paper_slopes
 from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.diagnosis.evaluation.probes import Answers
 from rope_jax.diagnosis.result import Condition, Diagnosis, Judgement, Tasks
-from rope_jax.diagnosis.tasks import haystacks
+from rope_jax.diagnosis.tasks import contexts
 from rope_jax.diagnosis.tasks.subject import Items, Subject
 from rope_jax.diagnosis.verdict.answers import (
     Cause,
@@ -169,11 +169,11 @@ def verdict(
 def subject(contexts: int = 4, rows: int = 4, name: str = "seed-0") -> Subject:
     rng = np.random.default_rng(0)
     checkpoint = object.__new__(Checkpoint)
-    config = types.SimpleNamespace(num_parameters=666_000, vocab_size=haystacks.VOCAB_SIZE)
+    config = types.SimpleNamespace(num_parameters=666_000, vocab_size=contexts.VOCAB_SIZE)
     for field, value in {"origin": f"somewhere/{name}", "sha256": "0" * 64, "config": config}.items():
         object.__setattr__(checkpoint, field, value)
-    short, long = (haystacks.haystacks(rng, rows=contexts or 1, length=n, largest_gap=64) for n in (TRAINED, TARGET))
-    text = haystacks.repeated_text(rng, rows=rows, length=TARGET, farthest=TRAINED // 2)
+    short, long = (contexts.contexts(rng, rows=contexts or 1, length=n, largest_gap=64) for n in (TRAINED, TARGET))
+    text = contexts.repeated_text(rng, rows=rows, length=TARGET, farthest=TRAINED // 2)
     items = Items(short if contexts else None, long if contexts else None, text.tokens, text.predictable)
     return Subject(
         checkpoint, TRAINED, TARGET, items, text.tokens[:, :TRAINED], text.predictable, None, "made-up facts"

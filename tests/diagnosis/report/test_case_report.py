@@ -83,7 +83,7 @@ def judgement(kind: str) -> dict:
     chosen = judged[int(kind[-1]) - 1]["option"] if kind.startswith("option") else None
     return {
         "status_quo": {"scaling": "ntk", "bias": "alibi", "temperature": False},
-        "haystacks": 8,
+        "contexts": 8,
         "confidence": 0.95,
         "symptom": {
             "precision_drop": estimate(2.5),
@@ -99,7 +99,7 @@ def judgement(kind: str) -> dict:
             "cause": "scaling" if chosen else None,
             "cause_gain": estimate(1.2) if chosen else None,
             "ties": [],
-            "would_change": ["more haystacks"],
+            "would_change": ["more contexts"],
         },
         "options": judged,
         "shapley": {name: estimate(-0.5) for name in ("scaling", "bias", "interaction")},
@@ -117,7 +117,7 @@ def record() -> dict:
     return {
         "models": [{"origin": "standin", "sha256": "ab" * 32, "parameters": 1234}],
         "lengths": {"trained": 64, "target": 256, "factor": 4.0},
-        "items": {"haystacks": 8, "text_rows": 8, "language": "their own"},
+        "items": {"contexts": 8, "text_rows": 8, "language": "their own"},
         "settings": {
             "margins": {"gain": 0.3, "retrieval": 0.3, "short_accuracy": 0.02, "short_cost": 0.02, "gate": 0.9},
             "num_buckets": 8,
@@ -145,7 +145,7 @@ def record() -> dict:
             for temperature in (False, True)
         ],
         "judgements": [judgement("option 3")],
-        "interval_method": "t over haystacks",
+        "interval_method": "t over contexts",
         "omitted": {"yarn": "does not compose"},
         "versions": {"rope_jax": "0.1.0"},
     }
@@ -214,9 +214,9 @@ def test_every_verdict_is_on_the_page_above_all_else(record):
 def test_how_far_a_verdict_was_asked_on_is_said(record):
     assert "decided on" not in html_page(record, command="rope-jax diagnose")
     record["settings"]["looks"] = 4
-    record["judgements"][0] |= {"haystacks": 16, "confidence": 0.99375}
+    record["judgements"][0] |= {"contexts": 16, "confidence": 0.99375}
     page = html_page(record, command="rope-jax diagnose")
-    assert "ntk + alibi: decided on 16 haystacks, look 2 of 4 at most; its intervals are of 99.38%" in page
+    assert "ntk + alibi: decided on 16 contexts, look 2 of 4 at most; its intervals are of 99.38%" in page
 
 
 def test_hostile_names_are_escaped(record):
@@ -313,7 +313,7 @@ def test_optional_parts_are_shown_where_present(record):
 
 def test_a_model_without_probes_rotation_or_fitted_bias_still_gets_its_page(record):
     record["probes"] |= {"used": [], "accuracy": {}}
-    record["items"]["haystacks"] = 0
+    record["items"]["contexts"] = 0
     record["frequencies"] = {}
     record["biases"] = [{}]
     bare = ("scaling", "bias", "temperature", "loss", "loss_by_position")

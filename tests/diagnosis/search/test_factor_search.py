@@ -13,11 +13,11 @@ from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.diagnosis.evaluation.cell_runs import Scores
 from rope_jax.diagnosis.search import factor_search
 from rope_jax.diagnosis.search.factor_search import FactorRuns, Population, admissible, evolve, objective
-from rope_jax.diagnosis.tasks import haystacks
-from rope_jax.diagnosis.tasks.subject import read_standin
+from rope_jax.diagnosis.tasks import contexts
+from rope_jax.diagnosis.tasks.subject import read_bundled_model
 from rope_jax.diagnosis.verdict.attribution import Used
 
-USED = Used(("bind",), True, {}, {})
+USED = Used(("binding",), True, {}, {})
 LARGEST = 32.0
 NAMED = {"none": np.ones(6), "linear": np.full(6, 8.0)}
 WANTED = np.log([1.0, 1.0, 1.5, 4.0, 8.0, 12.0])
@@ -88,8 +88,8 @@ def test_a_search_that_goes_on_is_the_search_that_was_not_stopped(stopped):
 
 
 def scores(log_odds, accuracy):
-    rows = {name: np.array(log_odds) for name in ("ret", "bind", "ord")}
-    right = {name: np.array(accuracy) for name in ("ret", "bind")}
+    rows = {name: np.array(log_odds) for name in ("retrieval", "binding", "order")}
+    right = {name: np.array(accuracy) for name in ("retrieval", "binding")}
     return Scores({}, {"short": {}, "long": rows}, {"short": right, "long": {}}, {}, np.empty((0, 0)))
 
 
@@ -107,12 +107,12 @@ def test_the_objective_by_hand():
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
     config = DecoderConfig(
-        haystacks.VOCAB_SIZE, 16, 16, 1, num_heads=2, num_kv_heads=2, head_dim=8, rms_norm_eps=1e-5, tie_embeddings=True
+        contexts.VOCAB_SIZE, 16, 16, 1, num_heads=2, num_kv_heads=2, head_dim=8, rms_norm_eps=1e-5, tie_embeddings=True
     )
     model = Decoder(config, rngs=nnx.Rngs(0))
     directory = tmp_path_factory.mktemp("tiny")
     save_llama(directory, model, llama_config(model, base=200.0, trained_length=192))
-    return read_standin(directory).asked(rows=1, target_length=384, text_rows=1)
+    return read_bundled_model(directory).asked(rows=1, target_length=384, text_rows=1)
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +130,10 @@ def test_named_factors(runs):
 
 
 def test_it_searches_on_what_the_model_was_trained_to_answer(subject):
-    known = haystacks.Counts(markers=1, distances=0, repeats=0, ith_questions=0, counted=0)
+    known = contexts.Counts(first_pairs=3, last_pairs=1)
     searched, fresh = factor_search.items_of(dataclasses.replace(subject, counts=known), rows=2, seed=0)
     for items in (*searched, *fresh):
-        assert {haystacks.PROBES[probe] for probe in np.unique(items.probe)} == {"ret", "bind", "ord"}
+        assert {contexts.PROBES[probe] for probe in np.unique(items.probe)} == {"retrieval", "binding", "order"}
 
 
 def test_factors_answer_as_their_rule_and_compile_once_a_length(subject, runs):
@@ -146,7 +146,7 @@ def test_factors_answer_as_their_rule_and_compile_once_a_length(subject, runs):
     by_factors = runs(runs.named["ntk"], searched, bias=None)
     biased = runs(runs.named["ntk"], fresh, bias=alibi_paper(2))
     for got, want in ((same, unchanged), (by_factors, by_rule)):
-        for name in haystacks.PROBES:
+        for name in contexts.PROBES:
             np.testing.assert_allclose(got.log_odds["long"][name], want.log_odds["long"][name], atol=1e-5)
-    assert np.abs(biased.log_odds["long"]["ret"][:2] - by_factors.log_odds["long"]["ret"]).max() > 0
+    assert np.abs(biased.log_odds["long"]["retrieval"][:2] - by_factors.log_odds["long"]["retrieval"]).max() > 0
     assert runs.compilations == 2

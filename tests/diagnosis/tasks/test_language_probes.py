@@ -8,8 +8,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from rope_jax.diagnosis.tasks import contract_text
-from rope_jax.diagnosis.tasks.haystacks import PROBES, Counts
-from rope_jax.diagnosis.tasks.language_probes import LANGUAGE_COUNTS, STATUS, language_haystacks
+from rope_jax.diagnosis.tasks.contexts import PROBES, Counts
+from rope_jax.diagnosis.tasks.language_probes import LANGUAGE_COUNTS, STATUS, language_contexts
 from rope_jax.errors import InputError
 
 FACTS = {
@@ -95,7 +95,7 @@ def stories(real):
 
 def made(tokenizer, seed=0, **changes):
     arguments = {"rows": 3, "length": 768} | changes
-    return language_haystacks(np.random.default_rng(seed), tokenizer, **arguments)
+    return language_contexts(np.random.default_rng(seed), tokenizer, **arguments)
 
 
 def read(tokenizer, ids) -> str:
@@ -107,13 +107,13 @@ def listed(items: str) -> list[str]:
     return re.split(r", | and ", items)
 
 
-def expected(haystack: str, probe: str, asked: dict[str, str]) -> tuple[str, str]:
-    """The answer to a question and the last sentence it rests on, found by reading the haystack."""
+def expected(context: str, probe: str, asked: dict[str, str]) -> tuple[str, str]:
+    """The answer to a question and the last sentence it rests on, found by reading the context."""
     if probe == "ord":
         sentences = [contract_text.EVENTS[asked[which]] for which in ("one", "other")]
-        first, second = sorted(sentences, key=haystack.index)
+        first, second = sorted(sentences, key=context.index)
         return (asked["one"] if first == sentences[0] else asked["other"]), second
-    facts = [fact for fact in re.finditer(FACTS[probe], haystack) if fact[1] == asked["name"]]
+    facts = [fact for fact in re.finditer(FACTS[probe], context) if fact[1] == asked["name"]]
     if probe == "bind":
         return listed(facts[0][2])[NTH.index(asked["nth"])], facts[0][0]
     if probe == "ith":
@@ -124,20 +124,20 @@ def expected(haystack: str, probe: str, asked: dict[str, str]) -> tuple[str, str
     return facts[0][2], facts[0][0]
 
 
-def check(tokenizer, haystacks):
+def check(tokenizer, contexts):
     """Reads every row and compares what it says with what is recorded of it."""
     seen = set()
-    for row, tokens in enumerate(haystacks.tokens):
-        haystack = read(tokenizer, tokens).split(contract_text.QUESTIONS_FOLLOW)[0]
-        for q in range(haystacks.probe.shape[1]):
-            position, distance, gap = (int(haystacks[field][row, q]) for field in (2, 4, 5))
-            probe = PROBES[haystacks.probe[row, q]]
+    for row, tokens in enumerate(contexts.tokens):
+        context = read(tokenizer, tokens).split(contract_text.QUESTIONS_FOLLOW)[0]
+        for q in range(contexts.probe.shape[1]):
+            position, distance, gap = (int(contexts[field][row, q]) for field in (2, 4, 5))
+            probe = PROBES[contexts.probe[row, q]]
             prompt = re.search(PROMPTS[probe], read(tokenizer, tokens[: position + 1]))
             assert prompt is not None
-            answer, fact = expected(haystack, probe, prompt.groupdict())
+            answer, fact = expected(context, probe, prompt.groupdict())
             after = read(tokenizer, tokens[position + 1 :])
             assert after.startswith(f"{answer}.")
-            choices = haystacks.choices[row, q]
+            choices = contexts.choices[row, q]
             choices = choices[choices >= 0]
             assert tokens[position + 1] == choices[0]
             assert len(set(choices)) == len(choices)
@@ -150,42 +150,42 @@ def check(tokenizer, haystacks):
             else:
                 assert gap == 0
             if probe == "count":
-                assert contract_text.NUMBERS[haystacks.asked[row, q] - 1] == answer
+                assert contract_text.NUMBERS[contexts.asked[row, q] - 1] == answer
                 since = read(tokenizer, tokens[position - distance :]).split(contract_text.QUESTIONS_FOLLOW)[0]
                 assert since.count(fact) == 1
                 assert len(choices) == 5
             elif "nth" in prompt.groupdict():
-                assert haystacks.asked[row, q] == NTH.index(prompt["nth"]) + 1
+                assert contexts.asked[row, q] == NTH.index(prompt["nth"]) + 1
             else:
-                assert haystacks.asked[row, q] == 0
+                assert contexts.asked[row, q] == 0
             if probe == "bind":
                 items = listed(re.search(FACTS["bind"], fact)[2])
-                tokens_by_offset = dict(zip(haystacks.choice_offsets[row, q], choices, strict=True))
+                tokens_by_offset = dict(zip(contexts.choice_offsets[row, q], choices, strict=True))
                 assert sorted(tokens_by_offset) == list(range(1, 9))
-                assert haystacks.choice_offsets[row, q, 0] == haystacks.asked[row, q]
+                assert contexts.choice_offsets[row, q, 0] == contexts.asked[row, q]
                 for offset, token in tokens_by_offset.items():
                     assert items[offset - 1].startswith(read(tokenizer, [token]))
             else:
-                assert not haystacks.choice_offsets[row, q].any()
+                assert not contexts.choice_offsets[row, q].any()
             seen.add(probe)
     return seen
 
 
 @pytest.mark.parametrize("length", [512, 2000])
 def test_every_row_says_what_is_recorded_of_it(tokenizer, length):
-    haystacks = made(tokenizer, length=length, rows=4)
-    assert haystacks.tokens.shape == (4, length)
-    assert {part.dtype for part in haystacks} == {np.dtype(np.int32)}
-    assert check(tokenizer, haystacks) == {"ret", "bind", "ord", "ith", "count"}
+    contexts = made(tokenizer, length=length, rows=4)
+    assert contexts.tokens.shape == (4, length)
+    assert {part.dtype for part in contexts} == {np.dtype(np.int32)}
+    assert check(tokenizer, contexts) == {"ret", "bind", "ord", "ith", "count"}
 
 
 def test_other_counts(words):
     counts = Counts(
         pairs=12, markers=3, bind_questions=9, order_pairs=6, distances=0, repeats=8, ith_questions=8, counted=3
     )
-    haystacks = made(words, length=1500, counts=counts)
-    assert check(words, haystacks) == {"ret", "bind", "ord", "ith", "count"}
-    assert (np.bincount(haystacks.probe[0], minlength=6) == [12, 9, 6, 0, 8, 3]).all()
+    contexts = made(words, length=1500, counts=counts)
+    assert check(words, contexts) == {"ret", "bind", "ord", "ith", "count"}
+    assert (np.bincount(contexts.probe[0], minlength=6) == [12, 9, 6, 0, 8, 3]).all()
     only = Counts(
         pairs=2, markers=0, bind_questions=0, order_pairs=0, distances=0, repeats=0, ith_questions=0, counted=0
     )
@@ -197,8 +197,8 @@ def test_only_filler_grows_with_the_length(tokenizer):
     for field in ("probe", "choices", "asked", "choice_offsets"):
         np.testing.assert_array_equal(getattr(short, field), getattr(long, field))
     said = [
-        [sorted(found[0] for found in re.finditer("|".join(facts()), read(tokenizer, row))) for row in haystacks.tokens]
-        for haystacks in (short, long)
+        [sorted(found[0] for found in re.finditer("|".join(facts()), read(tokenizer, row))) for row in contexts.tokens]
+        for contexts in (short, long)
     ]
     assert said[0] == said[1]
     assert long.distance.mean() > 5 * short.distance.mean()
@@ -211,8 +211,8 @@ def facts() -> list[str]:
 
 def test_gaps_stay_below_the_largest(words):
     for largest in (16, 60):
-        haystacks = made(words, length=2048, largest_gap=largest, rows=8)
-        gaps = haystacks.gap[haystacks.probe == PROBES.index("ord")]
+        contexts = made(words, length=2048, largest_gap=largest, rows=8)
+        gaps = contexts.gap[contexts.probe == PROBES.index("ord")]
         assert gaps.max() <= largest
         assert gaps.min() >= 6
 
@@ -253,8 +253,8 @@ def test_saved_truncation_and_padding_are_passed_over(words):
 
 def test_whole_words_are_preferred_as_answers():
     tokenizer = by_bytes()
-    haystacks = made(tokenizer, rows=8)
-    asked = haystacks.choices[haystacks.choices >= 0]
+    contexts = made(tokenizer, rows=8)
+    asked = contexts.choices[contexts.choices >= 0]
     known = {*ANSWERS, *contract_text.EVENTS}
     assert {read(tokenizer, [token]) for token in asked} <= known
 
@@ -343,6 +343,6 @@ def test_a_small_real_tokenizer(stories):
     with pytest.raises(InputError, match=r"count: .* BPE tokenizer of 512 tokens tells 4 of 5 answers apart"):
         made(stories, length=2048)
     counts = dataclasses.replace(LANGUAGE_COUNTS, counted=0)
-    haystacks = made(stories, length=2048, counts=counts)
-    assert check(stories, haystacks) == {"ret", "bind", "ord", "ith"}
-    assert (haystacks.tokens[:, 0] == 1).all()
+    contexts = made(stories, length=2048, counts=counts)
+    assert check(stories, contexts) == {"ret", "bind", "ord", "ith"}
+    assert (contexts.tokens[:, 0] == 1).all()

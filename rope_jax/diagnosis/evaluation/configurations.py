@@ -1,0 +1,132 @@
+"""What is deployed and what may be changed in it, as configurations by name.
+
+A configuration is a `Retrofit`: the trained rotary embedding, a rule, a bias, a temperature. Its name, such as
+"ntk + alibi", is the same on every model, though what is fitted may differ.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+from rope_jax.biases import Bias
+from rope_jax.biases.registry import BIASES, parse_bias
+from rope_jax.diagnosis.verdict.panel import Option
+from rope_jax.errors import InputError
+from rope_jax.length_rules import LengthRule, at_length
+from rope_jax.rules import Rule
+from rope_jax.scaling import yarn_mscale
+from rope_jax.scaling.registry import SCALINGS, scaling_rule
+from rope_jax.scheme import (
+    Retrofit,
+    drop_bias,
+    drop_rotation,
+    keeping_temperature,
+    rescale,
+    sharpen,
+    undo_both,
+    undo_scaling,
+)
+
+ScalingLike = str | Rule | LengthRule
+BiasLike = str | Bias | None
+Wanted = tuple[ScalingLike, BiasLike, bool]
+"""A scaling, a bias, and whether the logits are sharpened beside what the rule itself brings along."""
+
+ORIGINAL = "none + none"
+"""Name of the model as it was trained."""
+
+TRANSFORMS = ("llama3", "yarn_map", "by_parts")
+"""Scalings that option 3 tries by default; any map of the registry may be one."""
+
+
+def wanted(given: str | Retrofit | Sequence[ScalingLike | BiasLike]) -> Wanted:
+    """Returns what "SCALING+BIAS" (or with "+temperature"), a pair of names or objects, or a `Retrofit` asks for.
+
+    Raises:
+      InputError: if a name is unknown.
+
+    >>> wanted("ntk+alibi*16")
+    ('ntk', 'alibi*16', False)
+    """
+    if isinstance(given, Retrofit):
+        return given.rule, given.bias, False
+    if isinstance(given, str):
+        match = re.fullmatch(r"([\w:.]+)\+([\w.*]+?)(\+temperature)?", given)
+        if match is None:
+            raise InputError(
+                f"{given!r} is not SCALING+BIAS; scalings: {', '.join(SCALINGS)}, explicit_base:B; biases: "
+                f"{', '.join(BIASES)}, alibi*N"
+            )
+        parts: Sequence[ScalingLike | BiasLike] = match.group(1, 2)
+        sharpened = match[3] is not None
+    else:
+        parts, sharpened = given, False
+    scaling, bias = parts
+    if isinstance(scaling, str):
+        scaling_rule(scaling, factor=2.0, original_length=4096)  # that there is one
+    if isinstance(bias, str):
+        parse_bias(bias)
+    assert scaling is not None
+    return scaling, bias, sharpened  # type: ignore[return-value]
+
+
+def temperature_of(factor: float) -> float:
+    """Returns what sharpened logits are multiplied by for a context `factor` times as long: YaRN's, squared.
+
+    >>> round(temperature_of(8.0), 3)
+    1.459
+    """
+    return yarn_mscale(factor) ** 2
+
+
+def options_of(
+    deployed: Retrofit, *, transforms: Sequence[Rule], temperature: float, length: int
+) -> tuple[tuple[Option, Retrofit], ...]:
+    """Returns what may be changed in a deployed configuration, one thing each: 1, 2 and 3 first, others after.
+
+    Args:
+      deployed: the configuration.
+      transforms: rules that option 3 may scale by; those that scale as the deployed one does are left out. Option 3
+        changes the map alone: the temperature stays what it is.
+      temperature: that logits are multiplied by to sharpen them.
+      length: `L'`, tokens, for rules that depend on it.
+    """
+    found: list[tuple[Option, Retrofit]] = []
+
+    def add(number: str, words: str, change: Callable[[], Retrofit]) -> None:
+        retrofit = change()
+        found.append((Option(number, words, retrofit.name), retrofit))
+
+    scaled = at_length(deployed.rule, length)(deployed.rotary)
+    if deployed.bias is not None:
+        add("1", "drop the bias", lambda: drop_bias(deployed))
+    if deployed.scaling != "none":
+        add("2", "undo the scaling", lambda: undo_scaling(deployed))
+    for rule in transforms:
+        if not (rule(deployed.rotary).inverse_frequencies == scaled.inverse_frequencies).all():
+            after = keeping_temperature(deployed, rescale(deployed, rule), length=length)
+            add("3", f"scale by {rule.name} instead", lambda after=after: after)  # type: ignore[misc]
+    brought = scaled.cos_sin_factor**2 * scaled.logit_scale
+    if deployed.temperature * brought == 1:
+        add("", "sharpen the logits", lambda: sharpen(deployed, temperature))
+    else:
+        add("", "drop the temperature", lambda: sharpen(deployed, 1 / brought))
+    if deployed.bias is not None and deployed.scaling != "none":
+        add("", "undo both", lambda: undo_both(deployed))
+    if deployed.scaling != "no_rotation":
+        add("", "drop the rotation", lambda: drop_rotation(deployed))
+    return tuple(found)
+
+
+def corners_of(deployed: Retrofit) -> dict[frozenset[str], Retrofit]:
+    """Returns the 2 x 2 of a deployed configuration, by which of its two parts are in place; less where one is missing.
+
+    The temperature that a rule brings along goes with it; one of its own stays in none of the corners but the last.
+    """
+    if deployed.bias is None or deployed.scaling == "none":
+        return {}
+    return {
+        frozenset(): undo_both(deployed),
+        frozenset({"scaling"}): drop_bias(deployed),
+        frozenset({"bias"}): undo_scaling(deployed),
+        frozenset({"scaling", "bias"}): deployed,
+    }

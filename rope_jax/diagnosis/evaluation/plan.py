@@ -1,0 +1,245 @@
+"""The configurations of one model: what is deployed, its 2 x 2, its options, each bias made or fitted for it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rope_jax.biases import Bias
+from rope_jax.biases.registry import BiasRequest, bias_of, parse_bias
+from rope_jax.decoder import Schemes
+from rope_jax.diagnosis.evaluation.configurations import (
+    ORIGINAL,
+    BiasLike,
+    ScalingLike,
+    Wanted,
+    corners_of,
+    options_of,
+    temperature_of,
+)
+from rope_jax.diagnosis.evaluation.fitter import FitSettings, ModelFitter
+from rope_jax.diagnosis.evaluation.schemes import SchemeMaker
+from rope_jax.diagnosis.tasks.subject import Subject
+from rope_jax.diagnosis.verdict.panel import Option
+from rope_jax.errors import InputError, ScalingError
+from rope_jax.phases import Phase
+from rope_jax.rotation import Layout
+from rope_jax.rules import Rule
+from rope_jax.scheme import Retrofit
+
+Progress = Callable[[str, int, int], None]
+"""Told of a stage, of what is done of it, and of how much there is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanSettings:
+    """What the configurations are made of.
+
+    Attributes:
+      deployed: what is deployed, one a judgement.
+      transforms: scalings that option 3 may put in the place of the deployed one.
+      every: whether every pair of a scaling and a bias, with and without a temperature, is run too.
+      fit: how biases are fitted.
+      layout: of the rotary pairs; the checkpoint's own where None.
+      phase: "exact" or "float32".
+      compose: whether a scaling comes on top of a declared one, rather than in its place.
+    """
+
+    deployed: tuple[Wanted, ...]
+    transforms: tuple[ScalingLike, ...]
+    every: bool = False
+    fit: FitSettings = dataclasses.field(default_factory=FitSettings)
+    layout: Layout | None = None
+    phase: Phase = "exact"
+    compose: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelPlan:
+    """The configurations of one model, by name.
+
+    Attributes:
+      maker: of its schemes.
+      retrofits: each configuration, one a fold of the text where biases are fitted for each fold; the original first.
+      deployed: names of what is deployed, in the order asked for, without those that have no meaning.
+      options: what may be changed in each of them.
+      corners: the 2 x 2 of each, by which of "scaling" and "bias" are in place.
+      found: how each fitted bias was found, by the bias' name.
+      omitted: what could not be made, and why.
+    """
+
+    maker: SchemeMaker
+    retrofits: Mapping[str, tuple[Retrofit, ...]]
+    deployed: tuple[str, ...]
+    options: Mapping[str, tuple[Option, ...]]
+    corners: Mapping[str, Mapping[frozenset[str], str]]
+    found: Mapping[str, str]
+    omitted: Mapping[str, str]
+
+    def schemes(self, name: str) -> list[Schemes]:
+        """Returns the schemes of a configuration, one a fold."""
+        return [self.maker(retrofit) for retrofit in self.retrofits[name]]
+
+
+def plan_of(
+    folds: Sequence[Subject],
+    settings: PlanSettings,
+    *,
+    store: Path | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> ModelPlan:
+    """Returns the configurations of one model.
+
+    Args:
+      folds: the model, once for each fold of its text, with the text that its biases are fitted on.
+      settings: see `PlanSettings`.
+      store: directory of finished fits; None for none.
+      progress: called as work proceeds.
+
+    Raises:
+      InputError: if a name is unknown, or the model has nothing to scale.
+      ScalingError: if no deployed configuration has a meaning.
+    """
+    subject = folds[0]
+    maker = SchemeMaker(
+        positions=subject.checkpoint.positions,
+        layout=settings.layout or subject.checkpoint.layout,
+        phase=settings.phase,
+        trained_length=subject.trained_length,
+        target_length=subject.target_length,
+        compose=settings.compose,
+    )
+    made = [_Made(fold, maker, settings, store, progress) for fold in folds]
+    found: dict[str, tuple[Retrofit, ...]] = {ORIGINAL: tuple(one.original for one in made)}
+    transforms, omitted = _meaningful(maker, settings.transforms)
+    temperature = temperature_of(maker.factor)
+    deployed, options, corners = [], {}, {}
+    for asked in settings.deployed:
+        try:
+            of_folds = [one.retrofit(asked) for one in made]
+            maker(dataclasses.replace(of_folds[0], bias=None))
+        except ScalingError as error:
+            omitted[_shown(asked)] = str(error)
+            continue
+        name = of_folds[0].name
+        deployed.append(name)
+        changed = [
+            options_of(one, transforms=transforms, temperature=temperature, length=subject.target_length)
+            for one in of_folds
+        ]
+        found[name] = tuple(of_folds)
+        for several in zip(*changed, strict=True):
+            found[several[0][0].configuration] = tuple(retrofit for _, retrofit in several)
+        options[name] = tuple(option for option, _ in changed[0])
+        square = [corners_of(one) for one in of_folds]
+        for parts in square[0]:
+            found[square[0][parts].name] = tuple(one[parts] for one in square)
+        corners[name] = {parts: one.name for parts, one in square[0].items()}
+    if not deployed:
+        raise ScalingError("; ".join(f"{name}: {why}" for name, why in omitted.items()))
+    if settings.every:
+        found |= _every(made, transforms, temperature)
+    offset = max((_offset(one.bias, subject.target_length) for several in found.values() for one in several), default=0)
+    return ModelPlan(
+        dataclasses.replace(maker, max_offset=offset),
+        found,
+        tuple(dict.fromkeys(deployed)),
+        options,
+        corners,
+        {name: words for one in made for name, words in one.found.items()},
+        omitted,
+    )
+
+
+class _Made:
+    """What is made, and fitted once, for one fold."""
+
+    def __init__(
+        self, subject: Subject, maker: SchemeMaker, settings: PlanSettings, store: Path | None, progress: Progress
+    ) -> None:
+        self._subject, self._maker, self._settings = subject, maker, settings
+        self._store, self._progress = store, progress
+        self.original = maker.original()
+        self.found: dict[str, str] = {}
+        self._biases: dict[tuple[str, str], Bias | None] = {}
+        # The same name under several scalings is several biases.
+        tables = {_name(scaling) for scaling, bias, _ in settings.deployed if bias == "t5"}
+        self._several = len(tables) > 1
+
+    def retrofit(self, asked: Wanted) -> Retrofit:
+        """Returns a configuration as this model has it."""
+        scaling, wanted, sharpened = asked
+        rule = self._maker.rule(scaling)
+        scaled = dataclasses.replace(self.original, rule=rule)
+        bias, name = self._bias(wanted, scaled)
+        temperature = temperature_of(self._maker.factor) if sharpened else 1.0
+        return dataclasses.replace(scaled, bias=bias, bias_name=name, temperature=temperature)
+
+    def _bias(self, wanted: BiasLike, scaled: Retrofit) -> tuple[Bias | None, str | None]:
+        if wanted is None or wanted == "none":
+            return None, None
+        if not isinstance(wanted, str):
+            heads = self._subject.checkpoint.config.num_heads
+            if wanted.num_heads != heads:
+                raise InputError(f"the bias has {wanted.num_heads} heads, the model {heads}")
+            return wanted, None
+        name = f"{wanted} under {scaled.scaling}" if wanted == "t5" and self._several else wanted
+        key = (name, scaled.scaling if parse_bias(wanted)[0].fitted and wanted != "alibi_star" else "")
+        if key not in self._biases:
+            fitter = ModelFitter(
+                self._subject, self._maker, scaled, self._settings.fit, store=self._store, progress=self._progress
+            )
+            request = BiasRequest(
+                self._subject.checkpoint.config.num_heads,
+                self._subject.trained_length,
+                self._subject.target_length,
+                fitter,
+            )
+            self._biases[key] = bias_of(wanted, request)
+            if fitter.found:
+                self.found[name] = fitter.found
+        return self._biases[key], name
+
+
+def _meaningful(maker: SchemeMaker, scalings: Sequence[ScalingLike]) -> tuple[list[Rule], dict[str, str]]:
+    """Returns the rules that have a meaning on this model, and why the others do not."""
+    kept, refused = [], {}
+    for scaling in scalings:
+        rule = maker.rule(scaling)
+        try:
+            maker(dataclasses.replace(maker.original(), rule=rule))
+            kept.append(rule)
+        except ScalingError as error:
+            refused[_name(scaling)] = str(error)
+    return kept, refused
+
+
+def _every(made: Sequence[_Made], transforms: Sequence[Rule], temperature: float) -> dict[str, tuple[Retrofit, ...]]:
+    settings = made[0]._settings
+    scalings = [scaling for scaling, _, _ in settings.deployed]
+    biases = [None, *(bias for _, bias, _ in settings.deployed)]
+    found = {}
+    for scaling in ["none", *scalings, *transforms]:
+        for bias in biases:
+            for sharper in (1.0, temperature):
+                several = tuple(
+                    dataclasses.replace(one.retrofit((scaling, bias, False)), temperature=sharper) for one in made
+                )
+                found[several[0].name] = several
+    return found
+
+
+def _offset(bias: Bias | None, target_length: int) -> int:
+    """Returns how many offsets of a bias a strip has to distinguish; none for a line, which is no strip."""
+    if bias is None or hasattr(bias, "slopes"):
+        return 0
+    return getattr(bias, "flat_from", None) or target_length - 1
+
+
+def _name(scaling: ScalingLike) -> str:
+    return scaling if isinstance(scaling, str) else scaling.name
+
+
+def _shown(asked: Wanted) -> str:
+    scaling, bias, sharpened = asked
+    shown = bias if isinstance(bias, str) else "none" if bias is None else type(bias).__name__.lower()
+    return f"{_name(scaling)} + {shown}{' + temperature' if sharpened else ''}"

@@ -1,0 +1,189 @@
+"""From what a user names to subjects: bundled test models, a model of their kind, or a checkpoint with its text."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rope_jax.checkpoints.checkpoint import Checkpoint
+from rope_jax.checkpoints.extending import trained_length as trained_length_of
+from rope_jax.checkpoints.loading import load_checkpoint
+from rope_jax.diagnosis.evaluation.own_model import OwnSettings, own_model
+from rope_jax.diagnosis.tasks.contexts import TRAINING
+from rope_jax.diagnosis.tasks.subject import BundledModel, Subject, bundled_models, read_bundled_model
+from rope_jax.diagnosis.tasks.text import Rows, Text, read_chunks, read_text
+from rope_jax.errors import InputError
+
+Model = str | Path | Checkpoint | BundledModel
+
+_MOST_CHUNKS = 512
+_ROWS, _OWN_ROWS = 64, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the models are asked.
+
+    Attributes:
+      target_length: `L'`, tokens; None for twice the trained length of a bundled test model.
+      contexts: at each length.
+      text: a text file or `.npy` of token rows, or rows of tokens; bundled test models make their own.
+      fit_text: other text to fit biases on; or None.
+      text_rows: rows of text judged; by default 64 that are made, or 8 of a user's own.
+      separator: between documents of a text.
+      own: how a user's checkpoint is asked.
+      seed: of all items.
+    """
+
+    target_length: int | None
+    contexts: int
+    text: str | Path | Rows | None
+    fit_text: str | Path | Rows | None
+    text_rows: int | None
+    separator: str
+    own: OwnSettings
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asked:
+    """Models and what they are asked.
+
+    Attributes:
+      folds: for each model its subject, once for each fold of its text.
+      fold_of_row: which fold each row of text belongs to.
+      findings: what a reader must know.
+      further: the same models with further parts of their items, from 1; None where there are none.
+      at_length: the same models with items of another target length, tokens; None where there are none.
+    """
+
+    folds: tuple[tuple[Subject, ...], ...]
+    fold_of_row: tuple[int, ...]
+    findings: tuple[str, ...]
+    further: Callable[[int], list[Subject]] | None
+    at_length: Callable[[int], list[Subject]] | None
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """Every model with all its items."""
+        return [several[0] for several in self.folds]
+
+
+def asked_of(
+    model: Model | Sequence[Model] | None,
+    request: Request,
+    *,
+    full: bool = False,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Asked:
+    """Returns the models and what they are asked.
+
+    Args:
+      model: a directory or file, a checkpoint that is read, several models of one kind, or None for the bundled one.
+      request: see `Request`.
+      full: whether None stands for every bundled test model.
+      progress: called as work proceeds.
+
+    Raises:
+      InputError: if a model is not there, text is missing, or lengths contradict each other.
+    """
+    if model is None:
+        found = bundled_models()
+        if not found:
+            raise InputError("no test model is installed with the package: name a checkpoint")
+        models: Sequence[Model] = found if full else found[:1]
+    else:
+        models = [model] if isinstance(model, str | Path | Checkpoint | BundledModel) else list(model)
+    if all(_is_bundled(one) for one in models):
+        return _bundled([_read(one) for one in models], request)
+    if len(models) > 1:
+        raise InputError("several models are asked together only where they read the bundled test models' contexts")
+    progress(f"reading {models[0]}" if isinstance(models[0], str | Path) else "reading the model", 0, 1)
+    checkpoint = models[0] if isinstance(models[0], Checkpoint) else load_checkpoint(models[0])  # type: ignore[arg-type]
+    return _own(checkpoint, request, progress)
+
+
+def _is_bundled(model: Model) -> bool:
+    return isinstance(model, BundledModel) or (isinstance(model, str | Path) and (Path(model) / TRAINING).is_file())
+
+
+def _read(model: Model) -> BundledModel:
+    return model if isinstance(model, BundledModel) else read_bundled_model(Path(model))  # type: ignore[arg-type]
+
+
+def _bundled(known: Sequence[BundledModel], request: Request) -> Asked:
+    if request.text is not None or request.fit_text is not None:
+        raise InputError("a bundled test model makes its own text: text is for a checkpoint of your own")
+    trained = known[0].checkpoint.positions.original_length
+
+    def subjects(target: int | None, part: int = 0) -> list[Subject]:
+        return [
+            one.asked(
+                target_length=target or 2 * trained,
+                rows=request.contexts,
+                text_rows=request.text_rows or _ROWS,
+                seed=request.seed,
+                part=part,
+            )
+            for one in known
+        ]
+
+    first = subjects(request.target_length)
+    lengths = {(one.trained_length, one.target_length) for one in first}
+    if len(lengths) > 1:
+        raise InputError(f"models that are judged together must share their lengths, got {sorted(lengths)}")
+    rows = len(first[0].items.text)
+    return Asked(
+        tuple((one,) for one in first),
+        (0,) * rows,
+        (),
+        lambda part: subjects(request.target_length, part),
+        lambda target: subjects(target),
+    )
+
+
+def _own(checkpoint: Checkpoint, request: Request, progress: Callable[[str, int, int], None]) -> Asked:
+    if request.text is None:
+        raise InputError(f"{checkpoint.origin}: a checkpoint of your own is asked on text: give text (--text=FILE)")
+    if request.target_length is None:
+        raise InputError(f"{checkpoint.origin}: say how far the context is to be extended (--target_length=N)")
+    trained = request.own.trained_length or trained_length_of(checkpoint.positions)
+    progress("reading the text", 0, 1)
+    text = _text(checkpoint, request)
+    made = own_model(checkpoint, text, request.own, fit_text=_fit_text(checkpoint, request, trained), progress=progress)
+    return Asked((made.folds,), made.fold_of_row, made.findings, None, None)
+
+
+def _text(checkpoint: Checkpoint, request: Request) -> Text:
+    rows, length = request.text_rows or _OWN_ROWS, request.target_length
+    assert length is not None
+    if isinstance(request.text, np.ndarray):
+        given = np.asarray(request.text, np.int32)
+        if given.ndim != 2 or given.shape[1] < length:
+            raise InputError(f"text must be rows of at least {length} tokens, got an array of shape {given.shape}")
+        return Text(np.ascontiguousarray(given[:rows, :length]), given[rows:].reshape(-1), "the given rows")
+    assert request.text is not None
+    return read_text(
+        Path(request.text),
+        length=length,
+        vocab_size=checkpoint.config.vocab_size,
+        tokenizer_file=checkpoint.tokenizer_file,
+        max_rows=rows,
+        separator=request.separator,
+    )
+
+
+def _fit_text(checkpoint: Checkpoint, request: Request, trained: int) -> Rows | None:
+    if request.fit_text is None:
+        return None
+    if isinstance(request.fit_text, np.ndarray):
+        return np.asarray(request.fit_text, np.int32)
+    return read_chunks(
+        Path(request.fit_text),
+        length=trained,  # as long as is measured with
+        vocab_size=checkpoint.config.vocab_size,
+        tokenizer_file=checkpoint.tokenizer_file,
+        max_chunks=_MOST_CHUNKS,
+        separator=request.separator,
+    )

@@ -1,0 +1,111 @@
+"""Everything that a diagnosis can be asked for, beside the model."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rope_jax.biases import Bias
+from rope_jax.diagnosis.evaluation.configurations import TRANSFORMS, ScalingLike
+from rope_jax.diagnosis.tasks.subject import Reach
+from rope_jax.diagnosis.tasks.text import Rows
+from rope_jax.diagnosis.verdict.answers import Margins
+from rope_jax.phases import Phase
+from rope_jax.rotation import Layout
+from rope_jax.scheme import Retrofit
+
+DEPLOYED = ("ntk+alibi_star", "ntk+t5")
+"""What is judged by default: base scaling with an ALiBi-like bias (A) and with a T5-like one (B)."""
+
+Deployed = str | Retrofit | tuple[ScalingLike, str | Bias | None]
+
+_PATHS = ("text", "fit_text", "observed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is asked for.
+
+    Attributes:
+      deployed: configurations to judge, each "SCALING+BIAS" (names of the registries), a pair of names or objects (a
+        `Rule`, a `Bias`), or a `Retrofit`.
+      transforms: what option 3 may scale by, names or rules.
+      target_length: `L'`, tokens; None for twice the trained length of a bundled test model.
+      trained_length: `L`, tokens; what the config says where None.
+      text: a text file or `.npy` of token rows, or rows; needed for a checkpoint of your own.
+      fit_text: other text to fit biases on, alike; None for what is left over, or for cross-fitting.
+      text_rows: rows of text judged; by default 64 that are made, or 8 of your own.
+      separator: between documents of a text.
+      contexts: with questions, at each length.
+      most_contexts: asks on, in doublings up to so many, where the first leave open what to try first; None for not.
+      margins: what is too little to matter.
+      faults: whose cost is measured, by name.
+      faulty: the fault that the deployment is known to have, or "exact".
+      observed: the deployment's own logits, a file or arrays by reach; see `evaluation.observed`.
+      exempt_first: also tries a bias that exempts so many first keys; 0 for not.
+      ratios: other ratios of target to trained length that are asked too.
+      adapt_steps: judges everything again after so many steps of training; 0 for not.
+      full: every scaling with every bias, every bundled model, and every fault.
+      predict: whether short contexts predict long ones beside the measurement.
+      num_buckets: of the T5 table.
+      fit_steps: of the T5 table.
+      layout: of the rotary pairs; the checkpoint's own where None.
+      phase: "exact" or "float32".
+      compose: whether a scaling comes on top of a declared one, rather than in its place.
+      seed: of everything random.
+    """
+
+    deployed: Deployed | Sequence[Deployed] = DEPLOYED
+    transforms: Sequence[ScalingLike] = TRANSFORMS
+    target_length: int | None = None
+    trained_length: int | None = None
+    text: str | Path | Rows | None = None
+    fit_text: str | Path | Rows | None = None
+    text_rows: int | None = None
+    separator: str = "<|endoftext|>"
+    contexts: int = 20
+    most_contexts: int | None = None
+    margins: Margins = dataclasses.field(default_factory=Margins)
+    faults: Sequence[str] = ()
+    faulty: str = "exact"
+    observed: Path | Mapping[Reach, np.ndarray] | None = None
+    exempt_first: int = 0
+    ratios: Sequence[float] = ()
+    adapt_steps: int = 0
+    full: bool = False
+    predict: bool = True
+    num_buckets: int = 32
+    fit_steps: int = 60
+    layout: Layout | None = None
+    phase: Phase = "exact"
+    compose: bool = False
+    seed: int = 0
+
+    @property
+    def every_deployed(self) -> tuple[Deployed, ...]:
+        """The configurations to judge, one or several."""
+        given: Any = self.deployed
+        return (given,) if isinstance(given, str | Retrofit) else tuple(given)
+
+    def plain(self) -> dict[str, Any]:
+        """Returns them as plain values, for the record."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["margins"] = dataclasses.asdict(self.margins)
+        values["deployed"] = [one if isinstance(one, str) else _shown(one) for one in self.every_deployed]
+        values["transforms"] = [one if isinstance(one, str) else one.name for one in self.transforms]
+        for name in ("faults", "ratios"):
+            values[name] = list(values[name])
+        for name in _PATHS:
+            given = values[name]
+            values[name] = str(given) if isinstance(given, str | Path) else None if given is None else "given as arrays"
+        return values
+
+
+def _shown(deployed: Retrofit | tuple[ScalingLike, str | Bias | None]) -> str:
+    if isinstance(deployed, Retrofit):
+        return deployed.name
+    scaling, bias = deployed
+    shown = bias if isinstance(bias, str) else "none" if bias is None else type(bias).__name__.lower()
+    return f"{scaling if isinstance(scaling, str) else scaling.name} + {shown}"
