@@ -8,6 +8,7 @@ from rope_jax.diagnosis.report import labels
 from rope_jax.diagnosis.report.advice import change_of, leading
 from rope_jax.diagnosis.report.wording import (
     TASKS,
+    answered,
     capital,
     estimate,
     listed,
@@ -269,7 +270,7 @@ def _models(judgement: Record) -> Table:
         regression = verdict["regression"]
         rows.append(
             (
-                str(number),
+                f"model {number}",
                 regression["answer"],
                 listed(regression["lost"]) or "-",
                 first,
@@ -279,7 +280,7 @@ def _models(judgement: Record) -> Table:
                 verdict["shipping"]["answer"],
             )
         )
-    head = ("model", "this regression", "lost", "first", "P(first)", "gain (nats)", "cause", "ships")
+    head = ("", "this regression", "lost", "first", "P(first)", "gain (nats)", "cause", "ships")
     return Table(head, tuple(rows))
 
 
@@ -291,7 +292,7 @@ def _adapted(record: Record) -> Iterator[Section]:
         texts.append(capital(verdict["regression"]["sentence"]))
         if ranking and ranking["places"]:
             texts.append(f"First: {ranking['places'][0]['change']}.")
-        texts.append(f"Enough to ship? {verdict['shipping']['answer']}. {capital(verdict['shipping']['sentence'])}")
+        texts.append(f"Enough to ship? {answered(verdict['shipping']['answer'], verdict['shipping']['sentence'])}")
         tables = (*_rankings(verdict), *_changes(record, verdict))
         yield Section(
             "adapted", f"After training in every configuration ({judgement['deployed']})", tuple(texts), tables

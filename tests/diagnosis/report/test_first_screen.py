@@ -160,6 +160,7 @@ def test_text_alone_has_no_accuracy_and_is_in_nats_a_token():
     assert "nats a token of long loss of text" in text
     assert "accuracy" not in text
     assert "event order" not in text.split("ENOUGH")[0]
+    assert "Right answers" not in text
 
 
 def test_the_margin_that_decides_is_named():
