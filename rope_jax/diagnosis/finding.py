@@ -224,6 +224,7 @@ def _condition(name: str, scores: Sequence[Scores], cases: Cases, plan: ModelPla
         inverse_frequencies=scaled.inverse_frequencies.tolist(),
         slopes=None if slopes is None else np.asarray(slopes).tolist(),
         table=None if table is None else np.asarray(table).tolist(),
+        max_distance=getattr(retrofit.bias, "max_distance", None),
         fitted=plan.found.get(retrofit.bias_label, ""),
     )
 

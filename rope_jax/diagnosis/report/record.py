@@ -138,6 +138,7 @@ def _configuration(diagnosis: Findings, condition: Condition) -> dict[str, Any]:
         "inverse_frequencies": plain(np.asarray(condition.inverse_frequencies, np.float64)),
         "slopes": None if condition.slopes is None else plain(np.asarray(condition.slopes, np.float64)),
         "table": None if condition.table is None else plain(np.asarray(condition.table, np.float64)),
+        "max_distance": condition.max_distance,
         "fitted": condition.fitted,
     }
 
