@@ -35,7 +35,7 @@ class OffsetSamples:
 
 
 def most_offsets(pairs: int) -> int:
-    """Returns up to how many offsets every one is looked at; the more pairs, the fewer, so that the work is bounded."""
+    """Returns up to how many offsets every one is worked out; the more pairs, the fewer, so that the work is bounded."""
     return min(MOST_OFFSETS, _CELLS // max(pairs, 1) // BLOCK * BLOCK)
 
 
@@ -53,7 +53,7 @@ def around(centres: Sequence[int], reach: int, *, pairs: int) -> OffsetSamples:
     """Returns every offset below `reach`, or, beyond `most_offsets`, ever fewer with the distance to all centres.
 
     Args:
-      centres: offsets that are looked at closely, beside 0 and the last one, tokens.
+      centres: offsets around which samples are close, beside 0 and the last one, tokens.
       reach: offsets `0 ... reach - 1`.
       pairs: rotary pairs.
     """
