@@ -104,7 +104,9 @@ def _model(arguments: list[str], flags: absl_flags.FlagValues) -> str:
     if len(arguments) > 1:
         raise InputError(f"one config file at most, got {len(arguments)}: {' '.join(arguments)}")
     if flags.preset is not None and arguments:
-        raise InputError(f"give either --preset or a config file, not both (--preset={flags.preset} and {arguments[0]})")
+        raise InputError(
+            f"give either --preset or a config file, not both (--preset={flags.preset} and {arguments[0]})"
+        )
     if flags.preset is not None:
         preset(flags.preset)
         return flags.preset

@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rope_jax.diagnosis.theory.summary import runs
+
 WIDTH = 100
 
 
@@ -63,23 +65,12 @@ def _values(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _runs(numbers: Sequence[int]) -> str:
-    """Returns whole numbers as runs: `0-3, 5`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1] = [runs[-1][0], number]
-        else:
-            runs.append([number, number])
-    return ", ".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
-
-
 def _group(group: Mapping[str, Any]) -> list[str]:
     window = f", window {group['window']:,}" if group["window"] else ""
     lines = [
         *_title(f"Layers {group['name']}"),
         *_wrapped(
-            f"{len(group['layers'])} layers ({_runs(group['layers'])}), {group['num_heads']} heads of "
+            f"{len(group['layers'])} layers ({runs(group['layers'])}), {group['num_heads']} heads of "
             f"{group['head_dim']}{window}"
         ),
     ]
@@ -131,7 +122,9 @@ def _thresholds(record: Mapping[str, Any]) -> list[str]:
         f"  {_number(found['period_match']['multiplier'], 5):>8}  longest period grows as the context does",
         f"  {_number(found['no_pair_out_of_distribution']['multiplier'], 5):>8}  no pair out of distribution any more",
         *_wrapped(
-            f"{_number(content['multiplier'], 5):>8}  sum of cos(m theta) >= 0 for all m <= target{dips}", "  ", " " * 12
+            f"{_number(content['multiplier'], 5):>8}  sum of cos(m theta) >= 0 for all m <= target{dips}",
+            "  ",
+            " " * 12,
         ),
         *bound,
     ]

@@ -181,22 +181,27 @@ def _default(found: Extension) -> tuple[AnyScaling, str]:
     if found.reach(found.main) <= found.seen(found.main):
         return "none", "nothing is extended"
     if declared.name == "none":
-        return "ntk", "by default: the config declares none"
+        return "ntk", "by default: none is declared"
     if found.compose:
         raise InputError("compose: name the scaling that comes on top of the declared one, such as --scaling=linear")
     if isinstance(declared, LengthRule):
         return declared, "declared: it follows the length"
     if declared.name in _STRETCHED:
+        covered = declared.hyperparameters["factor"]
+        if covered >= found.factor:
+            return "none", f"the declared {declared.name} covers it by its factor {covered:g}"
         stretched = {**declared.hyperparameters, "factor": found.factor}
-        return getattr(rules, declared.name)(**stretched), "by default: the declared one with another factor"
-    return "ntk", f"by default, in place of the declared {declared.name}"
+        return getattr(rules, declared.name)(**stretched), f"by default: its factor was {covered:g}"
+    return "ntk", "by default"
 
 
 def _asked(found: Extension, scaling: AnyScaling) -> tuple[AnyScaling, str]:
     name = scaling if isinstance(scaling, str) else scaling.name
     if found.main.rotary is None and name != "none":
         raise InputError(f"scaling {name} has nothing to scale: {found.config.origin} has no rotary embedding")
-    by_factor = isinstance(scaling, str) and name not in ("none", "no_rotation") and not name.startswith("explicit_base")
+    by_factor = (
+        isinstance(scaling, str) and name not in ("none", "no_rotation") and not name.startswith("explicit_base")
+    )
     if by_factor and found.factor <= 1:
         scaling_rule(name, factor=1.0, original_length=found.length_before)  # refuses an unknown name
         return "none", f"nothing is extended, so {name} has nothing to do"

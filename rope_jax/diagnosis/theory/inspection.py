@@ -48,7 +48,7 @@ class Inspection:
           details: whether values, pairs, curves and possible faults follow.
           width: characters a line; details take up to 100.
         """
-        text = summary_text(self.record, width=width) + "\n" + options_text(self.record, width=width)
+        text = summary_text(self.record, width=width) + options_text(self.record, width=width)
         return text + details_text(self.record) if details else text
 
     def to_json(self) -> str:

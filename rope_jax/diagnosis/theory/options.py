@@ -21,9 +21,8 @@ from rope_jax.frequencies import Rotary
 from rope_jax.scaling.registry import SCALINGS
 
 UNRANKED = (
-    "Nothing is ranked: the best predictor tried, attention kept in place, ordered nine published tables with a mean "
-    "rank correlation of 0.19 (0.47 at half, -0.01 at twice the logit amplitude); below 0.6 a rank says nothing. "
-    "Measure instead."
+    "Not ranked: the best predictor tried (attention kept in place) has a mean rank correlation of 0.19 with nine "
+    "published tables (0.47 and -0.01 at half and twice the amplitude); below 0.6 none is used. Measure (NEXT)."
 )
 Curves = Float64[np.ndarray, "stars offsets"]
 
@@ -76,7 +75,7 @@ def option_records(
     if before is None:
         return [], [{"name": "every scaling", "reason": "nothing rotates in this model: only its bias matters"}]
     offsets, samples = stars(asked.seen(main), asked.reach(main)), sampled(asked)
-    records, skipped = [], []
+    records, skipped, deployed = [], [], None
     for scaling in _scalings(asked, thresholds):
         try:
             rule = asked.rule(main, scaling.scaling)
@@ -86,6 +85,10 @@ def option_records(
                 raise
             skipped.append({"name": scaling.name, "reason": str(error)})
             continue
+        if deployed is not None and _alike(after, deployed):
+            skipped.append({"name": scaling.name, "reason": "the same as what is deployed"})
+            continue
+        deployed = deployed or after
         curves = _Curves.of(asked, before, after, offsets, samples)
         facts = scaling_facts(before, after, seen=asked.seen(main), reach=asked.reach(main))
         for bias in [asked.bias] if asked.bias.name == "none" else [asked.bias, DeployedBias("none", "dropped")]:
@@ -116,7 +119,7 @@ def _scalings(asked: Extension, thresholds: Mapping[str, Any] | None) -> list[_S
     found = [_Scaling(asked.scaling, deployed, deployed=True, undone=deployed == "none")]
     if deployed != "none":
         found.append(_Scaling("none", "none", undone=True))
-    if asked.factor <= 1:
+    if not asked.extended:
         return found
     names = [name for name, record in SCALINGS.items() if record.kind in ("base", "map", "map and temperature")]
     for key in ("no_pair_out_of_distribution", "content_never_negative"):
@@ -124,6 +127,11 @@ def _scalings(asked: Extension, thresholds: Mapping[str, Any] | None) -> list[_S
         if base is not None and base < 1e18:
             names.append(f"explicit_base:{math.ceil(base)}")
     return found + [_Scaling(name, name) for name in names if name != deployed]
+
+
+def _alike(one: Rotary, other: Rotary) -> bool:
+    factors = [(rotary.cos_sin_factor, rotary.logit_scale) for rotary in (one, other)]
+    return factors[0] == factors[1] and np.allclose(one.inverse_frequencies, other.inverse_frequencies, 1e-9, 0)
 
 
 def _change(scaling: _Scaling, *, dropped: bool) -> str:

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from rope_jax.diagnosis.theory.plain_text import drawn_plainly
-from rope_jax.diagnosis.theory.table import tokens
+from rope_jax.diagnosis.theory.details import tokens
 
-# Okabe and Ito's colours, told apart by colour-blind readers; markers and dashes say the same again.
+# Okabe and Ito's colours, distinguished by colour-blind readers; markers and dashes say the same again.
 _CLASSES = {
     "unchanged": ("#56b4e9", "s"),
     "extrapolated": ("#009e73", "o"),
@@ -21,8 +21,19 @@ _CLASSES = {
     "out of distribution": ("#d55e00", "X"),
     "still": ("#999999", "v"),
 }
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d1f", "#777777", "#3d2b8f")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+_COLOURS = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#d55e00",
+    "#cc79a7",
+    "#56b4e9",
+    "#8c6d1f",
+    "#777777",
+    "#3d2b8f",
+    "#000000",
+)
+_MARKERS = "os^DvPX<>*"
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rope_jax",
@@ -35,10 +46,10 @@ _STYLE: Any = {
 
 
 def draw(record: Mapping[str, Any], *, kind: str) -> bytes:
-    """Returns the record of `inspect_positions` as a picture of three panels.
+    """Returns an inspection's record as a picture of three panels.
 
     Args:
-      record: the record.
+      record: see `keys.KEYS`.
       kind: "svg" or "png".
     """
     with drawn_plainly(_STYLE):
@@ -50,10 +61,10 @@ def draw(record: Mapping[str, Any], *, kind: str) -> bytes:
         _wavelengths(wavelengths, record)
         _coherence(coherence, record)
         _blur(blur, record)
-        model, settings = record["model"], record["settings"]
+        model, deployed = record["model"], record["deployed"]
         figure.suptitle(
-            f"{model['origin']}: {model['original_length']:,} to {model['target_length']:,} tokens, status quo "
-            f"{settings['scaling']} + {settings['bias']}    [{record['status']}]",
+            f"{model['origin']}: {model['trained_length']:,} to {model['target_length']:,} tokens, deployed "
+            f"{deployed['scaling']} + {deployed['bias']}    [{record['status']}]",
             y=0.965,
         )
         styles = _styles(record)
@@ -73,7 +84,7 @@ def draw(record: Mapping[str, Any], *, kind: str) -> bytes:
 
 
 def _styles(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns a line style for every scaling, in order of rank: the bias is told by dashes."""
+    """Returns a line style for every scaling; dashes say that there is no bias."""
     scalings = list(dict.fromkeys(option["scaling"] for option in record["options"]))
     return {
         name: {"color": _COLOURS[k % len(_COLOURS)], "marker": _MARKERS[k % len(_MARKERS)], "markersize": 5}
@@ -88,7 +99,7 @@ def _dashes(option: Mapping[str, Any]) -> str:
 def _legend(record: Mapping[str, Any], styles: Mapping[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     return [
         (
-            f"{option['rank']}. {option['name']}" + (" (status quo)" if option["option"] == "status quo" else ""),
+            option["name"] + (" (deployed)" if option["change"] == "deployed" else ""),
             {**styles[option["scaling"]], "linestyle": _dashes(option)},
         )
         for option in record["options"]
@@ -96,12 +107,11 @@ def _legend(record: Mapping[str, Any], styles: Mapping[str, dict[str, Any]]) -> 
 
 
 def _wavelengths(axis: Axes, record: Mapping[str, Any]) -> None:
-    axis.set_title("Wavelengths: trained (grey) and under the status quo")
-    groups = [group for group in record["layer_groups"] if group["pairs"]]
-    if not groups:
+    axis.set_title("Wavelengths: trained (grey) and deployed")
+    group = record["layer_groups"][record["main_group"]]
+    if not group["pairs"]:
         _nothing(axis)
         return
-    group = max(groups, key=lambda group: group["reach"])
     pairs = [pair for pair in group["pairs"] if pair["wavelength"] is not None]
     axis.plot([p["pair"] for p in pairs], [p["wavelength"] for p in pairs], color="#bbbbbb", linewidth=2, zorder=1)
     for name, (colour, marker) in _CLASSES.items():
@@ -148,24 +158,23 @@ def _coherence(axis: Axes, record: Mapping[str, Any]) -> None:
 
 
 def _blur(axis: Axes, record: Mapping[str, Any]) -> None:
-    amplitude = record["settings"]["amplitude"]
-    axis.set_title(f"Blur of attention at A = {amplitude:g} nats (dashed: no bias)")
+    axis.set_title(f"Blur of attention at A = {record['deployed']['amplitude']:g} nats (dashed: no bias)")
     if not record["options"]:
         _nothing(axis)
         return
     for option in reversed(record["options"]):
-        # Hot-swapped and tuned anew are different questions: no line joins them.
-        for trained, key in ((True, "g50_hot_swapped"), (False, "g50")):
+        # Heads tuned before the change and after it are different questions: no line joins them.
+        for trained in (True, False):
             points = [point for point in option["curve"] if point["trained"] == trained]
             axis.plot(
                 [point["offset"] for point in points],
                 # A logarithmic axis has no 0: half a token stands for it.
-                [max(point[key], 0.5) for point in points],
+                [max(point["g50"][1], 0.5) for point in points],
                 linestyle=_dashes(option),
                 **_styles(record)[option["scaling"]],
             )
     if not record["options"][0]["curve"][-1]["trained"]:
-        axis.axvline(record["model"]["original_length"], color="black", linewidth=1, linestyle=":")
+        axis.axvline(record["model"]["trained_length"], color="black", linewidth=1, linestyle=":")
     _log_axis(axis, 0.35, record["model"]["target_length"])
     axis.set_xlabel("offset Δ* of the relation (tokens)\ndotted: trained length; heads beyond it are tuned anew")
     axis.set_ylabel("g50: tokens that hold half of attention (0 drawn at 0.5)")

@@ -12,19 +12,28 @@ CHECKPOINT = "CHECKPOINT"
 def summary_text(record: Mapping[str, Any], *, width: int) -> str:
     """Returns the summary as lines of at most `width` characters, ending in a newline."""
     model = record["model"]
-    lines = textwrap.wrap(f"{model['origin']} ({model['model_type']}): {record['status']}, from its config alone", width)
+    lines = textwrap.wrap(
+        f"{model['origin']} ({model['model_type']}): {record['status']}, from its config alone", width
+    )
     for item in record["summary"]:
-        if item["heading"] == "NEXT":  # a command stays in one piece, to be copied
-            lines += [f"{'NEXT':<{_LABELS}}{item['text']}"]
-            continue
-        lines += textwrap.wrap(
-            item["text"],
-            width,
-            initial_indent=f"{item['heading']:<{_LABELS}}",
-            subsequent_indent=" " * _LABELS,
-            break_on_hyphens=False,
-        )
+        heading, hanging = f"{item['heading']:<{_LABELS}}", " " * _LABELS
+        if item["heading"] == "NEXT":
+            lines += _command(item["text"], width, heading)
+        else:
+            lines += textwrap.wrap(
+                item["text"], width, initial_indent=heading, subsequent_indent=hanging, break_on_hyphens=False
+            )
     return "\n".join(lines) + "\n"
+
+
+def _command(text: str, width: int, heading: str) -> list[str]:
+    """Returns a command whose lines can be copied to a shell as they stand."""
+    lines = textwrap.wrap(text, width - len(heading) - 2, break_on_hyphens=False, break_long_words=False)
+    lines = [text] if len(heading + text) <= width else lines
+    return [
+        (heading if n == 0 else " " * (len(heading) + 2)) + line + (" \\" if n + 1 < len(lines) else "")
+        for n, line in enumerate(lines)
+    ]
 
 
 def summary_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -70,147 +79,163 @@ def _asked(record: Mapping[str, Any]) -> str:
 
 def _native(record: Mapping[str, Any]) -> str:
     model, bias = record["model"], record["bias"]
-    said = "as told" if model["trained_length_given"] else "as its config says"
+    text = f"{model['trained_length']:,} tokens ({'given' if model['trained_length_given'] else 'config'})"
+    if model["trained_base_given"]:
+        text += f", base {model['trained_base_given']:,.0f} (given)"
+    no_bias = not bias["declared"]
     if model["declared_scaling"] == "none":
-        text = f"{model['trained_length']:,} tokens, {said}; no scaling declared"
+        text += "; no scaling" + (" and no bias declared" if no_bias else " declared")
     else:
-        factor = f" (factor {_times(model['declared_factor'])})" if model["declared_factor"] else ""
-        text = (
-            f"{model['trained_length']:,} tokens, {said}: trained on {model['original_length']:,}, extended by the "
-            f"declared {model['declared_scaling']}{factor}"
-        )
+        factor = f", factor {_times(model['declared_factor'])}" if model["declared_factor"] else ""
+        text += f": {model['original_length']:,} extended by the declared {model['declared_scaling']}{factor}"
+        text += "; no bias declared" if no_bias else ""
+    text += "" if no_bias else f"; declared bias {bias['name']}"
     windowed = [group for group in record["layer_groups"] if group["window"]]
     if windowed:
-        count, layers = sum(len(g["layers"]) for g in windowed), sum(len(g["layers"]) for g in record["layer_groups"])
-        text += f"; {count} of {layers} layers see {windowed[0]['window']:,} tokens back at most"
-    return text + (f"; {bias['name']} declared" if bias["declared"] else "; no bias declared")
+        count, layers = (sum(len(g["layers"]) for g in groups) for groups in (windowed, record["layer_groups"]))
+        text += f"; {count} of {layers} layers see at most {windowed[0]['window']:,} tokens back"
+    return text
 
 
 def _changes(record: Mapping[str, Any]) -> str:
     model, deployed, main = record["model"], record["deployed"], _main(record)
-    bias = "" if deployed["bias"] == "none" or record["bias"]["declared"] else f"; bias {deployed['bias']} added"
+    declared, bias = model["declared_scaling"] != "none", record["bias"]
+    added = "" if bias["declared"] or bias["name"] == "none" else f"; bias {bias['name']} added"
     if deployed["scaling"] == "none":
-        why = deployed["scaling_source"]
-        return (f"no scaling ({why})" if model["extended"] or bias else f"nothing: {why}") + bias
-    place = " in place of the declared one" if model["declared_scaling"] != "none" and not deployed["compose"] else ""
-    place = " on top of the declared one" if deployed["compose"] and model["declared_scaling"] != "none" else place
-    factor = "" if deployed["scaling"].startswith("explicit_base") else f", factor {_times(deployed['factor'])}"
-    text = f"{deployed['scaling']}{factor}{place} ({deployed['scaling_source']}); "
+        return f"no new scaling: {deployed['scaling_source']}{added}"
+    place = "" if not declared else " on top of the declared" if deployed["compose"] else " in place of the declared"
+    given = main["hyperparameters"].get("factor")
+    factor = "" if given is None else f", factor {_times(given)}"
     before, after = main["base_before"], main["base_after"]
-    text += f"base {before:,.0f} -> {after:,.0f}; " if before != after else f"base {before:,.0f} kept; "
-    text += _growth(main)
-    if abs(main["logit_factor"] - 1) > 1e-9:
-        text += f"; logits times {main['logit_factor']:.2f}"
-    return text + bias
+    base = f"base {before:,.0f} -> {after:,.0f}" if before != after else f"base {before:,.0f} kept"
+    logits = f"; logits times {main['logit_factor']:.2f}" if abs(main["logit_factor"] - 1) > 1e-9 else ""
+    source = deployed["scaling_source"]
+    return f"{deployed['scaling']}{factor}{place} ({source}): {base}; {_growth(main)}{logits}{added}"
 
 
 def _growth(main: Mapping[str, Any]) -> str:
-    pairs, kept = len(main["pairs"]), main["pairs_unchanged"]
-    if main["largest_growth"] is None:
-        return "nothing rotates any more"
-    least = min((p["growth"] for p in main["pairs"] if p["growth"] and abs(p["growth"] - 1) > 1e-9), default=1.0)
-    largest = main["largest_growth"]
-    if kept == pairs:
-        return f"all {pairs} rotary pairs keep their wavelength"
-    stretched = f"{_times(largest)}" if largest - least < 1e-6 else f"{_times(least)} to {_times(largest)}"
-    return f"of {pairs} rotary pairs {kept} keep their wavelength, {pairs - kept} get one {stretched} times as long"
+    """Returns which pairs rotate how much slower or faster, in words."""
+    pairs = main["pairs"]
+    if all(pair["scaled_wavelength"] is None for pair in pairs):
+        return "no pair rotates any more"
+    said = []
+    for word, factors in (
+        ("slower", {pair["pair"]: pair["growth"] for pair in pairs if (pair["growth"] or 1) > 1 + 1e-9}),
+        ("faster", {pair["pair"]: 1 / pair["growth"] for pair in pairs if 0 < (pair["growth"] or 1) < 1 - 1e-9}),
+    ):
+        if factors:
+            span = sorted({_times(min(factors.values())), _times(max(factors.values()))}, key=float)
+            said.append(f"pairs {runs(list(factors))} of {len(pairs)} rotate {' to '.join(span)} times {word}")
+    return ", ".join(said) or f"all {len(pairs)} pairs rotate as trained"
+
+
+def runs(numbers: Sequence[int]) -> str:
+    """Returns rising whole numbers as runs: `0-3, 5`."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1] = [found[-1][0], number]
+        else:
+            found.append([number, number])
+    return ", ".join(f"{first}-{last}" if last > first else f"{first}" for first, last in found)
 
 
 def _risks(record: Mapping[str, Any]) -> list[str]:
-    model, main, bias = record["model"], _main(record), record["bias"]
-    risks = []
-    if main["rotary_dim"]:
-        if main["pairs_out"]:
-            risks.append(
-                f"{main['pairs_out']} of {len(main['pairs'])} pairs reach angles never trained: "
-                f"{100 * main['out_of_distribution_share']:.2g} % of all pairs x distances"
-            )
-        elif model["extended"]:
-            risks.append("angles: none, no pair reaches one that training never showed")
-        if abs(main["fisher_ratio"] - 1) < 5e-3:
-            risks.append("neighbours: as easy to distinguish as in training, at every distance")
-        else:
-            risks.append(
-                f"neighbours: distinguished with {_times(main['fisher_ratio'])} of the trained sharpness (Fisher ratio), "
-                "the same at every distance"
-            )
+    main, risks = _main(record), []
+    new = record["model"]["extended"] or record["deployed"]["scaling"] != "none"
+    if main["rotary_dim"] and new:
+        out, share = main["pairs_out"], 100 * main["out_of_distribution_share"]
+        risks.append(
+            f"angles never trained: in {out} of {len(main['pairs'])} pairs, {share:.2g} % of pairs x offsets"
+            if out
+            else "angles never trained: in no pair"
+        )
+        sharpness = main["fisher_ratio"]
+        times = "" if abs(sharpness - 1) < 5e-3 else f"{sharpness:.2g} times "
+        risks.append(
+            f"neighbours: distinguishable at every distance, {times}as sharply as trained"
+            if sharpness
+            else "neighbours: no rotation is left to distinguish them"
+        )
     if record["entropy_cost"] > 0:
         risks.append(
-            f"dilution: attention is shared by {_times(main['reach'] / main['seen'])} times the tokens; to keep its "
-            f"share a key needs {record['entropy_cost']:.2f} nats more"
+            f"dilution: {_times(main['reach'] / main['seen'])} times the keys; one needs {record['entropy_cost']:.2f} "
+            "nats more to keep its share"
         )
-    if not model["extended"] and not risks[1:]:
-        risks = ["nothing new: no query meets a distance that training did not show"]
-    return risks + _bias_risk(record, bias)
+    risks += _bias_risk(record, record["bias"])
+    return risks or ["nothing: no query meets a distance that training did not show"]
 
 
 def _bias_risk(record: Mapping[str, Any], bias: Mapping[str, Any]) -> list[str]:
     main = _main(record)
     if bias["horizons"] is not None:
-        amplitude, heads = record["deployed"]["amplitude"], len(bias["horizons"])
         return [
-            f"bias {bias['name']}: takes {bias['taken_at_trained']:.3g} nats at {main['seen'] - 1:,} tokens and "
-            f"{bias['taken_at_target']:.3g} at {main['reach'] - 1:,} in its weakest head; {heads - _reaching(bias)} of "
-            f"{heads} heads see less far than asked, if a match is worth {amplitude:g} nats"
+            f"bias {bias['name']}: {bias['taken_at_trained']:.3g} nats off at {main['seen'] - 1:,} tokens, "
+            f"{bias['taken_at_target']:.3g} at {main['reach'] - 1:,} in its weakest head; horizon beyond "
+            f"{main['reach']:,} tokens in {bias['heads_that_reach_target']} of {len(bias['horizons'])} heads "
+            f"(A = {record['deployed']['amplitude']:g} nats)"
         ]
     if bias["num_buckets"] is not None:
-        return [
-            f"bias {bias['name']}: all distances from {bias['last_bucket_start']:,} on share one bucket; its table is "
-            "not in the config"
-        ]
+        return [f"bias {bias['name']}: all offsets from {bias['last_bucket_start']:,} on share a bucket; table unknown"]
     return []
 
 
-def _reaching(bias: Mapping[str, Any]) -> int:
-    return bias["heads_that_reach_target"]
-
-
 def _bases(record: Mapping[str, Any]) -> list[str]:
-    found = record["thresholds"]
+    found, main, model = record["thresholds"], _main(record), record["model"]
     if found is None:
-        return []
+        return [f"{main['base_before']:,.0f} as trained, {main['rotary_dim']} dimensions"] if main["rotary_dim"] else []
+    growth = _times(model["target_length"] / model["original_length"])
     meanings = (
-        ("period_match", "the longest wavelength grows as the context does"),
+        ("period_match", f"the longest wavelength grows {growth} times"),
         ("no_pair_out_of_distribution", "no pair reaches an angle never trained"),
         ("content_never_negative", "equal content never scores below random content"),
     )
+    bases = [(found[key]["base"], meaning) for key, meaning in meanings]
     return [
-        f"{'none' if found[key]['base'] is None else format(found[key]['base'], ',.0f')} to set, so that {meaning}"
-        for key, meaning in meanings
+        f"no base is such that {said}" if base is None else f"set {base:,.0f} so that {said}" for base, said in bases
     ]
 
 
 def options_text(record: Mapping[str, Any], *, width: int) -> str:
-    """Returns the configurations to compare as a table, one scaling a row, ending in a newline."""
-    options = record["options"]
-    if not options:
+    """Returns the configurations to compare as a table, one scaling a row; "" where there is nothing to compare."""
+    if len(record["options"]) < 2:
         return ""
-    bias = record["deployed"]["bias"]
-    headings = [""] if bias == "none" else [f"with {bias}", "without bias"]
     rows: dict[str, list[Mapping[str, Any]]] = {}
-    for option in options:
-        rows.setdefault(option["scaling"], []).append(option)
-    lines = [
-        "What else there is, as facts (angles: pairs that reach some never trained)",
-        f"  {'scaling':<21}" + "".join(f"{heading:<17}" for heading in headings) + f"{'angles':>6}{'share':>8}"
-        f"{'sharpness':>10}{'logits':>8}",
-    ]
-    for name, (first, *rest) in rows.items():
-        changes = "".join(f"{option['change']:<17}" for option in (first, *rest))
+    for option in record["options"]:
+        rows.setdefault(_label(option["scaling"]), []).append(option)
+    bias, column = record["deployed"]["bias"], max(18, *(len(label) + 1 for label in rows))
+    without = "" if bias == "none" else f"{'without bias':<15}"
+    heading = "change" if bias == "none" else f"with {bias}"
+    title = (
+        "Options as facts (angles: pairs that reach some never trained, share of pairs x offsets; sharp: how sharply "
+        "neighbours are distinguished, 1 is as trained; logits: times what the rule multiplies them by)"
+    )
+    lines = textwrap.wrap(title, width)
+    lines.append(
+        f"  {'scaling':<{column}}{heading[:16]:<17}{without}{'angles':>6}{'share':>8}{'sharp':>7}{'logits':>7}"
+    )
+    for label, (first, *rest) in rows.items():
+        changes = f"{first['change']:<17}" + "".join(f"{option['change']:<15}" for option in rest)
         lines.append(
-            f"  {name[:20]:<21}{changes}{first['pairs_out']:>6}{_share(first['out_of_distribution_share']):>8}"
-            f"{first['fisher_ratio']:>10.3f}{_logits(first['logit_factor']):>8}"
+            f"  {label:<{column}}{changes}{first['pairs_out']:>6}{_share(first['out_of_distribution_share']):>8}"
+            f"{_sharp(first['fisher_ratio']):>7}{_logits(first['logit_factor']):>7}"
         )
-    return "\n".join(["", *lines, *_wrapped(record["unranked"], width)]) + "\n"
+    lines += textwrap.wrap(record["unranked"], width, break_on_hyphens=False)
+    return "\n".join(["", *lines]) + "\n"
+
+
+def _label(scaling: str) -> str:
+    kind, _, base = scaling.partition(":")
+    return "none (as trained)" if scaling == "none" else f"base {float(base):,.0f}" if base else kind
 
 
 def _share(value: float) -> str:
     return "0 %" if value == 0 else "<0.01 %" if value < 1e-4 else f"{100 * value:.2f} %"
 
 
+def _sharp(ratio: float) -> str:
+    return "0" if ratio == 0 else "<0.01" if ratio < 0.01 else f"{ratio:.2f}"
+
+
 def _logits(factor: float) -> str:
     return "x1" if abs(factor - 1) < 1e-9 else f"x{factor:.2f}"
-
-
-def _wrapped(text: str, width: int) -> Sequence[str]:
-    return textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
