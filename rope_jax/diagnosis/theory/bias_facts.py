@@ -12,7 +12,6 @@ from rope_jax.biases.protocol import Bias
 from rope_jax.biases.registry import BiasRecord, BiasRequest, bias_of, parse_bias
 from rope_jax.biases.slopes import paper_slopes
 from rope_jax.checkpoints.positions import BiasSpec, LayerGroup
-from rope_jax.diagnosis.theory import resolution
 from rope_jax.errors import InputError
 
 NUM_BUCKETS = 32
@@ -58,7 +57,7 @@ class DeployedBias:
         For slopes `A / m`; of any other bias the first of the powers of 2^(1/8) below the target length.
         """
         if self.slopes is not None:
-            return resolution.bias_horizon(self.slopes, amplitude=amplitude)
+            return amplitude / self.slopes
         steps = 2 ** np.arange(0, np.log2(target_length), 1 / 8)
         grid = np.unique(np.concatenate([[0], steps.astype(np.int64), [target_length - 1]]))
         values = self.at(grid)
@@ -83,7 +82,8 @@ class DeployedBias:
             )
         if self.buckets is not None:
             spec = self.buckets
-            assert spec.num_buckets is not None and spec.max_distance is not None
+            assert spec.num_buckets is not None
+            assert spec.max_distance is not None
             starts = bucket_starts(spec.num_buckets // 2 if spec.bidirectional else spec.num_buckets, spec.max_distance)
             record.update(
                 num_buckets=spec.num_buckets,

@@ -111,75 +111,41 @@ def _thresholds(record: Mapping[str, Any]) -> list[str]:
     found = record["thresholds"]
     if found is None:
         return []
-    content = found["content_never_negative"]
+    content, reach = found["content_never_negative"], record["layer_groups"][record["main_group"]]["reach"]
     again = content["fails_again_at"]
-    dips = f" (not monotone: fails again at base {again:,.0f})" if again is not None else ""
-    reach = record["layer_groups"][record["main_group"]]["reach"]
-    sampled = content["offsets"] < reach
-    bound = [f"            a lower bound: tried {content['offsets']:,} m only"] if sampled else []
-    return [
-        *_title("Three thresholds for lambda, the factor on the base (main layers)"),
-        f"  {_number(found['period_match']['multiplier'], 5):>8}  longest period grows as the context does",
-        f"  {_number(found['no_pair_out_of_distribution']['multiplier'], 5):>8}  no pair out of distribution any more",
-        *_wrapped(
-            f"{_number(content['multiplier'], 5):>8}  sum of cos(m theta) >= 0 for all m <= target{dips}",
-            "  ",
-            " " * 12,
-        ),
-        *bound,
-    ]
+    dips = "" if again is None else f"; not monotone, it fails again at {again:,.0f}"
+    bound = f"; lower bounds, {content['offsets']:,} m tried" if content["offsets"] < reach else ""
+    lines = [f"{key.replace('_', ' ')}: lambda {_number(item['multiplier'], 5)}" for key, item in found.items()]
+    return _notes("Bases to set: lambda, the factor on the base (main layers)", [*lines[:2], lines[2] + dips + bound])
 
 
 def _bias(record: Mapping[str, Any]) -> list[str]:
     bias = record["bias"]
-    if bias["name"] == "none":
-        return []
-    lines = [*_title(f"Bias {bias['name']}"), *_wrapped(bias["source"])]
+    notes = [bias["source"], *([bias["note"]] if bias["note"] else [])]
     if bias["slopes"]:
-        lines.append(f"  slopes {_number(max(bias['slopes']))} ... {_number(min(bias['slopes']))} nats a token")
-    if bias["horizons"]:
-        known = sorted(value for value in bias["horizons"] if value is not None)
-        beyond = len(bias["horizons"]) - len(known)
-        spread = f"{tokens(known[0])} ... {tokens(known[-1])} tokens" if known else ""
-        lines.append(
-            f"  horizon at A = {_number(record['deployed']['amplitude'])} nats: "
-            + "; ".join([*([spread] if spread else []), *([f"none in {beyond} heads"] if beyond else [])])
-        )
+        notes.append(f"slopes {_number(max(bias['slopes']))} ... {_number(min(bias['slopes']))} nats a token")
+    known = [value for value in bias["horizons"] or () if value is not None]
+    if known:
+        notes.append(f"horizons {tokens(min(known))} ... {tokens(max(known))} tokens in {len(known)} heads")
     if bias["num_buckets"]:
         widths = bias["bucket_widths"]
-        lines.append(
-            f"  {bias['num_buckets']} buckets, {min(widths)} ... {max(widths)} tokens wide; all offsets from "
-            f"{bias['last_bucket_start']:,} on share the last one"
-        )
-    return [*lines, *(_wrapped(bias["note"]) if bias["note"] else [])]
+        notes.append(f"{bias['num_buckets']} buckets, {min(widths)} ... {max(widths)} tokens wide")
+    return [] if bias["name"] == "none" else _notes(f"Bias {bias['name']}", notes)
 
 
 def _curves(record: Mapping[str, Any]) -> list[str]:
-    options, deployed = record["options"], record["deployed"]
-    if not options:
+    curves = {option["scaling"]: option["curve"] for option in record["options"]}
+    if not curves:
         return []
-    reach = record["layer_groups"][record["main_group"]]["reach"]
-    estimate = f"; estimates from {deployed['offsets']:,} of {reach:,} offsets" if deployed["offsets"] < reach else ""
     lines = [
-        *_title(f"By offset Delta* of a relation ({record['status']})"),
-        *_wrapped(
-            "coherence: how sharp a trained relation still is in its place, 1 is untouched; sharpest at: where it lands; "
-            f"g50: tokens that hold half of attention at A = {', '.join(map(_number, deployed['amplitudes']))} nats; "
-            f"'-' where nothing was trained at that offset{estimate}"
-        ),
+        *_title(f"What is left of a relation that was trained at offset Delta* ({record['status']})"),
+        "  first its coherence in place, 1 is untouched; then the offset at which it is sharpest now",
+        _row("Delta*", (tokens(point["offset"]) for point in next(iter(curves.values())))),
     ]
-    for option in options:
-        curve = option["curve"]
-        lines.append(_row(f"{option['name'][:26]}", (tokens(point["offset"]) for point in curve)))
-        lines.append(_row("   coherence", (_fixed(point["coherence"]) for point in curve)))
-        lines.append(_row("   sharpest at", (tokens(point["peak_offset"]) for point in curve)))
-        for k, amplitude in enumerate(deployed["amplitudes"]):
-            lines.append(_row(f"   g50, A = {_number(amplitude)}", (tokens(point["g50"][k]) for point in curve)))
+    for name, curve in curves.items():
+        lines.append(_row(name[:26], (f"{point['coherence']:.2f}" for point in curve)))
+        lines.append(_row("", (tokens(point["peak_offset"]) for point in curve)))
     return lines
-
-
-def _fixed(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _row(label: str, entries: Iterable[str]) -> str:

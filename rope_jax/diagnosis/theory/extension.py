@@ -12,7 +12,7 @@ from rope_jax.diagnosis.theory.bias_facts import DeployedBias, deployed_bias
 from rope_jax.diagnosis.theory.offset_samples import check_pairs
 from rope_jax.errors import InputError
 from rope_jax.frequencies import Rotary
-from rope_jax.length_rules import LengthRule, at_length
+from rope_jax.length_rules import LengthRule
 from rope_jax.rules import Rule
 from rope_jax.scaling.registry import Scaling, scaling_rule
 

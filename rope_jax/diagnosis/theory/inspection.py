@@ -24,7 +24,7 @@ from rope_jax.diagnosis.theory.extension import AnyScaling, Extension, extension
 from rope_jax.diagnosis.theory.facts import group_record, threshold_record
 from rope_jax.diagnosis.theory.faults import faults_of
 from rope_jax.diagnosis.theory.keys import STATUS
-from rope_jax.diagnosis.theory.options import UNRANKED, amplitudes, name_of, option_records, sampled
+from rope_jax.diagnosis.theory.options import UNRANKED, name_of, option_records
 from rope_jax.diagnosis.theory.summary import next_command, options_text, summary_of, summary_text
 from rope_jax.errors import InputError
 
@@ -56,7 +56,7 @@ class Inspection:
         return json.dumps(self.record, allow_nan=False)
 
     def plot(self, *, kind: str = "svg") -> bytes:
-        """Returns wavelengths, coherence and blur as a picture, "svg" or "png"."""
+        """Returns wavelengths and coherence as a picture, "svg" or "png"."""
         from rope_jax.diagnosis.theory.plot import draw
 
         return draw(self.record, kind=kind)
@@ -87,7 +87,7 @@ def inspect(
       trained_length: `L`, tokens, in place of what the config says.
       trained_base: `b`, in place of what the config says, of layers without a window.
       compose: whether `scaling` comes on top of a declared one instead.
-      amplitude: `A`, nats: how far the rotary logit of a matching head can rise; for bias horizons and g50.
+      amplitude: `A`, nats: how far the rotary logit of a matching head can rise; for bias horizons.
 
     Raises:
       InputError: if an argument is out of range, names nothing, or does not apply to the model.
@@ -161,15 +161,13 @@ def _record(
                 "extended": asked.extended,
             },
             "deployed": {
-                "scaling": name_of(asked, asked.scaling),
+                "scaling": name_of(asked.scaling),
                 "scaling_source": asked.scaling_source,
                 "compose": asked.compose,
                 "factor": asked.factor,
                 "bias": asked.bias.name,
                 "amplitude": asked.amplitude,
-                "amplitudes": amplitudes(asked),
                 "pair_weights": "uniform",
-                "offsets": None if main.rotary is None else len(sampled(asked).offsets),
             },
             "entropy_cost": max(math.log(asked.reach(main) / asked.seen(main)), 0.0),
             "thresholds": thresholds,

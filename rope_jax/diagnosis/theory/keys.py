@@ -46,12 +46,7 @@ KEYS: Mapping[str, str] = {
     "deployed.factor": "s: L' over L, or over the original length where a declared scaling is replaced",
     "deployed.bias": "its bias, as a flag has it",
     "deployed.amplitude": "A, nats: how far the rotary logit of a matching head can rise; for horizons",
-    "deployed.amplitudes": "the amplitudes that g50 is given for",
-    "deployed.amplitudes[]": "one amplitude, nats",
     "deployed.pair_weights": "'uniform', since a config says nothing about them",
-    "deployed.offsets": "offsets of the main group at which curves are worked out, or null. All of them up to 131,072 "
-    "(fewer for more than 128 pairs); beyond, blocks of 256 that stand for their surroundings, ever sparser with the "
-    "distance to 0, to every Delta* and to the end: peak_offset, peak_coherence and g50 are then estimates",
     "entropy_cost": "ln(offsets met / offsets trained), nats a logit must gain to hold its share of attention",
     "thresholds": "bases to set in place of any scaling (main group), or null where nothing is extended or rotates",
     "thresholds.*": "period_match: the longest wavelength grows by L' over the original length. "
@@ -68,9 +63,7 @@ KEYS: Mapping[str, str] = {
     "bias.source": "why that bias",
     "bias.declared": "whether the config declares it, so that the weights were trained with it",
     "bias.slopes": "m, nats per token, one a head, or null",
-    "bias.slopes[]": "one slope",
     "bias.horizons": "tokens a head from which on the bias outweighs A (A/m for slopes), or null",
-    "bias.horizons[]": "one horizon; null: none",
     "bias.heads_that_reach_target": "heads whose horizon is at least the target length",
     "bias.taken_at_trained": "nats that the head with the weakest bias loses at the last trained offset",
     "bias.taken_at_target": "the same at the last offset",
@@ -78,26 +71,20 @@ KEYS: Mapping[str, str] = {
     "bias.max_distance": "T5's largest distinguished distance, or null",
     "bias.last_bucket_start": "offset from which T5 distinguishes no two keys, or null",
     "bias.bucket_widths": "tokens in each one-sided T5 bucket but the last, or null",
-    "bias.bucket_widths[]": "one width",
     "bias.note": "what is not known about it, or null",
     "options": "the deployed configuration and what may be put in its place, unranked",
     "options[].change": "deployed, or 1 (drop bias), 2 (undo scaling), 3 (change scaling), or two of them",
     "options[].name": "scaling + bias",
     "options[].scaling": "its scaling, as a flag has it",
     "options[].hyperparameters": "values of that rule",
-    "options[].hyperparameters.*": "one hyperparameter",
-    "options[].hyperparameters.*[]": "one entry of a list",
     "options[].bias": "its bias",
     **{f"options[].{key}": meaning for key, meaning in _FACTS.items()},
-    "options[].curve": "one entry an offset Delta*",
+    "options[].curve": "what is left of relations that were trained, one entry an offset Delta*",
     "options[].curve[].offset": "Delta*, tokens",
-    "options[].curve[].trained": "whether Delta* was met in training: only then was there a relation to keep",
-    "options[].curve[].coherence": "C(Delta* -> Delta*): how sharp the trained relation still is in its place, or null",
-    "options[].curve[].peak_offset": "offset at which it is sharpest after the change, or null",
-    "options[].curve[].peak_coherence": "C there, or null",
-    "options[].curve[].g50": "tokens that hold half of attention around Delta*, at each of deployed.amplitudes: of a "
-    "head tuned before the change where Delta* was trained, else after it; in the head with the weakest bias",
-    "options[].curve[].g50[]": "tokens",
+    "options[].curve[].coherence": "C(Delta* -> Delta*): how sharp the relation still is in its place; 1 is untouched",
+    "options[].curve[].peak_offset": "offset at which it is sharpest after the change. Every offset up to 131,072 is "
+    "tried (fewer for more than 128 pairs), beyond as many in blocks of 256: then an estimate",
+    "options[].curve[].peak_coherence": "C there",
     "unranked": "why the options are in no order",
     "not_applicable": "options that make no sense for this model",
     "not_applicable[].name": "the option",
@@ -109,7 +96,6 @@ KEYS: Mapping[str, str] = {
     "layer_groups": "layers that share one scheme, as deployed",
     "layer_groups[].name": "layer type",
     "layer_groups[].layers": "indices of its layers",
-    "layer_groups[].layers[]": "one index",
     "layer_groups[].window": "sliding window in tokens, or null",
     "layer_groups[].reach": "number of offsets a query meets: the target length or the window",
     "layer_groups[].seen": "the same in training",
@@ -118,13 +104,10 @@ KEYS: Mapping[str, str] = {
     "layer_groups[].rotary_dim": "d, dimensions that rotate; 0 where nothing does",
     "layer_groups[].scaling": "rule applied to this group",
     "layer_groups[].hyperparameters": "values of that rule",
-    "layer_groups[].hyperparameters.*": "one hyperparameter",
-    "layer_groups[].hyperparameters.*[]": "one entry of a list",
     "layer_groups[].cos_sin_factor": "multiplies cos and sin; logits by its square",
     **{f"layer_groups[].{key}": meaning for key, meaning in _FACTS.items()},
     "layer_groups[].critical_dimension": "dimensions that complete a period in training, from base and length alone",
     "layer_groups[].classes": "number of pairs in each class",
-    "layer_groups[].classes.*": "number of pairs",
     "layer_groups[].pairs": "one entry a rotary pair, from the fastest",
     "layer_groups[].pairs[].pair": "i",
     "layer_groups[].pairs[].wavelength": "2 pi / theta_i, tokens, as trained; null where the pair does not rotate",
@@ -135,28 +118,23 @@ KEYS: Mapping[str, str] = {
     "values": "every value used, by its short name",
     "values.*": "one value",
     "values.*.value": "the value",
-    "values.*.value[]": "one entry of a list",
     "values.*.source": "the config key it was read from, or how it was derived",
     "without_effect": "keys about positions that change nothing here",
-    "without_effect.*": "why the key has no effect",
     "findings": "what looks wrong or risky in the config, one line each",
-    "findings[]": "one finding",
 }
 
-_NAMED = ("values", "without_effect", "hyperparameters", "classes", "thresholds")
+_NAMED = ("values", "thresholds")
+_FREE = ("hyperparameters", "classes", "without_effect")
 
 
 def key_paths(record: Any, path: str = "") -> Iterator[str]:
     """Yields the documented form of every key in a record, `options[].curve[].offset`, with repeats."""
-    if isinstance(record, Mapping):
-        named = path.rsplit(".", 1)[-1] in _NAMED
+    name = path.rsplit(".", 1)[-1]
+    if isinstance(record, Mapping) and name not in _FREE:
         for key, value in record.items():
-            inner = f"{path}.{'*' if named else key}" if path else key
+            inner = f"{path}.{'*' if name in _NAMED else key}" if path else key
             yield inner
             yield from key_paths(value, inner)
     elif isinstance(record, list | tuple):
         for value in record:
-            if isinstance(value, Mapping):
-                yield from key_paths(value, f"{path}[]")
-            else:
-                yield f"{path}[]"
+            yield from key_paths(value, f"{path}[]")

@@ -237,44 +237,18 @@ def peak(curve: OffsetCurve) -> tuple[int, float]:
     return top, float(curve[top])
 
 
-Edges = Float64[np.ndarray, " edges"]
-
-
-def _mass_up_to(logits: OffsetCurve, edges: Edges | None) -> tuple[Float64[np.ndarray, " edges"], Edges]:
-    """Returns the softmax's running sum, with a 0 in front, and the offset up to which each of its values sums."""
-    mass = np.exp(logits - logits.max())
-    if edges is None:
-        edges = np.arange(len(logits) + 1.0)
-    else:
-        mass *= np.diff(edges)
-    return np.concatenate([[0.0], np.cumsum(mass)]) / mass.sum(), edges
-
-
-def _mass_between(running: Float64[np.ndarray, " edges"], edges: Edges, star: int, tolerance: int) -> float:
-    low, high = np.interp([star - tolerance, star + tolerance + 1], edges, running)
-    return float(high - low)
-
-
-def g50(logits: OffsetCurve, star: int, *, edges: Edges | None = None) -> int:
+def g50(logits: OffsetCurve, star: int) -> int:
     r"""Returns the smallest `g` such that half of the softmax mass lies within `g` tokens of `star`.
 
     With logits `A K(\Delta - \Delta^*) + b(\Delta)` over all `Delta < L'` this is the blur of attention. It depends
     strongly on `A`: show it against `A`.
 
     Args:
-      logits: nats, one an offset or a sample of offsets, `[offsets]`.
+      logits: nats, one an offset, `[offsets]`.
       star: `Delta*`, tokens.
-      edges: sample `k` stands for the offsets from `edges[k]` up to `edges[k + 1]`; by default for offset `k`.
     """
-    running, edges = _mass_up_to(logits, edges)
-    low, high = 0, int(edges[-1])
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _mass_between(running, edges, star, middle) >= 0.5 else (middle + 1, high)
-    return low
-
-
-def bias_horizon(slopes: Float64[np.ndarray, " heads"], *, amplitude: float) -> Float64[np.ndarray, " heads"]:
-    """Returns `H = A / m` tokens a head: beyond it the bias outweighs the whole rotary logit; infinite for slope 0."""
-    with np.errstate(divide="ignore"):
-        return amplitude / slopes
+    mass = np.exp(logits - logits.max())
+    running = np.concatenate([[0.0], np.cumsum(mass)]) / mass.sum()
+    first, end = np.clip(star - np.arange(len(logits) + 1), 0, None), star + 1 + np.arange(len(logits) + 1)
+    within = running[np.minimum(end, len(logits))] - running[first]
+    return int(np.argmax(within >= 0.5))

@@ -74,7 +74,8 @@ def _times(value: float) -> str:
 
 def _asked(record: Mapping[str, Any]) -> str:
     model = record["model"]
-    return f"serve {model['target_length']:,} tokens, {_times(model['ratio'])} times the {model['trained_length']:,} trained"
+    trained = f"{_times(model['ratio'])} times the {model['trained_length']:,} trained"
+    return f"serve {model['target_length']:,} tokens, {trained}"
 
 
 def _native(record: Mapping[str, Any]) -> str:
@@ -151,9 +152,9 @@ def _risks(record: Mapping[str, Any]) -> list[str]:
             else "angles never trained: in no pair"
         )
         sharpness = main["fisher_ratio"]
-        times = "" if abs(sharpness - 1) < 5e-3 else f"{sharpness:.2g} times "
+        times = "" if abs(sharpness - 1) < 5e-3 else f"{sharpness:.2g} x "
         risks.append(
-            f"neighbours: distinguishable at every distance, {times}as sharply as trained"
+            f"neighbours: distinguishable at any distance, {times}as sharply as trained"
             if sharpness
             else "neighbours: no rotation is left to distinguish them"
         )

@@ -103,7 +103,8 @@ def non_negative_multiplier(
     """
     known_bad = np.zeros(0, dtype=np.int64)
     coefficients = np.ones((1, len(frequencies)), np.complex128)
-    samples = offset_samples.evenly(target_length + 1, pairs=len(frequencies))
+    most = 8 * offset_samples.most_offsets(len(frequencies))  # a dip is a single offset: its neighbours say little
+    samples, offsets = offset_samples.evenly(target_length + 1, most=most)
 
     def holds(multiplier: float) -> bool:
         nonlocal known_bad
@@ -115,13 +116,13 @@ def non_negative_multiplier(
                 known_bad = np.concatenate([failing[:1], known_bad[known_bad != failing[0]]])
                 return False
         # From the far end, where dips are deepest, in slabs: most lambda fail in the first.
-        for end in range(len(samples.blocks), 0, -_SLAB):
-            blocks = samples.blocks[max(end - _SLAB, 0) : end]
+        for end in range(len(samples), 0, -_SLAB):
+            blocks = samples[max(end - _SLAB, 0) : end]
             curve = phase_sum(theta, coefficients, target_length + 1, blocks=blocks)[0]
             bad = np.flatnonzero(curve < 0)
             if len(bad):
                 first_of_slab = max(end - _SLAB, 0) * BLOCK
-                deepest = samples.offsets[first_of_slab + bad[np.argsort(curve[bad])[:64]]]
+                deepest = offsets[first_of_slab + bad[np.argsort(curve[bad])[:64]]]
                 known_bad = np.concatenate([deepest, np.setdiff1d(known_bad, deepest)])[:256]
                 return False
         return True
@@ -133,9 +134,9 @@ def non_negative_multiplier(
             if first is None:
                 first = _edge(holds, below, multiplier)
         elif first is not None:
-            return NonNegativeBase(first, multiplier, step, len(samples.offsets))
+            return NonNegativeBase(first, multiplier, step, len(offsets))
         below, multiplier = multiplier, multiplier * (1 + step)
-    return NonNegativeBase(first, None, step, len(samples.offsets))
+    return NonNegativeBase(first, None, step, len(offsets))
 
 
 def _edge(holds: Callable[[float], bool], fails: float, succeeds: float) -> float:
