@@ -55,7 +55,7 @@ def draw(record: Mapping[str, Any], *, kind: str) -> bytes:
     with drawn_plainly(_STYLE):
         # Margins by hand: an automatic layout takes longer than all the drawing.
         figure = Figure(figsize=(11, 5.8))
-        margins = {"left": 0.08, "right": 0.99, "bottom": 0.25, "top": 0.87, "wspace": 0.2}
+        margins = {"left": 0.08, "right": 0.99, "bottom": 0.21, "top": 0.87, "wspace": 0.2}
         wavelengths, coherence = figure.subplots(1, 2, gridspec_kw=margins)
         _wavelengths(wavelengths, record)
         styles = _coherence(coherence, record)
@@ -115,13 +115,10 @@ def _coherence(axis: Axes, record: Mapping[str, Any]) -> list[Any]:
     lines = []
     for k, (name, curve) in enumerate(curves.items()):
         offsets = [point["offset"] for point in curve]
-        style: dict[str, Any] = {
-            "color": _COLOURS[k % len(_COLOURS)],
-            "marker": _MARKERS[k % len(_MARKERS)],
-            "markersize": 5,
-        }
+        colour, marker = _COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)]
         label = f"{name} (deployed)" if k == 0 else name
-        lines += axis.plot(offsets, [point["coherence"] for point in curve], label=label, **style)
+        kept = [point["coherence"] for point in curve]
+        lines += axis.plot(offsets, kept, color=colour, marker=marker, markersize=5, label=label)
     axis.set_ylim(top=1.05)
     axis.set_xlabel("offset Δ* of the relation (tokens)")
     axis.set_ylabel("coherence C(Δ* → Δ*); 1 is untouched")
