@@ -60,7 +60,15 @@ def next_command(record: Mapping[str, Any]) -> str:
     composed = ["--compose"] if deployed["compose"] else []
     configuration = f"--deployed={deployed['scaling']}+{deployed['bias']}"
     return " ".join(
-        ["rope-jax diagnose", checkpoint, f"--target_length={model['target_length']}", configuration, *given, *composed]
+        [
+            "rope-jax diagnose",
+            checkpoint,
+            "--text=FILE",
+            f"--target_length={model['target_length']}",
+            configuration,
+            *given,
+            *composed,
+        ]
     )
 
 
