@@ -35,6 +35,7 @@ from rope_jax.diagnosis.verdict.sampling import number_of_looks
 from rope_jax.errors import InputError
 
 Progress = Callable[[str, int, int], None]
+_OWN_CONTEXTS = 20
 
 
 def findings_of(
@@ -47,7 +48,7 @@ def findings_of(
     asked = asked_of(model, _request(options), full=options.full, progress=progress)
     subjects = asked.subjects
     observed = _observed(options, subjects)
-    looks = _looks(options, asked.further is not None, observed is not None)
+    looks = _looks(options, subjects[0].num_contexts, asked.further is not None)
     plans = [plan_of(folds, settings, store=store, progress=progress) for folds in asked.folds]
     seconds["models and biases"] = time.perf_counter() - started
     started = time.perf_counter()
@@ -148,7 +149,7 @@ def _request(options: Options) -> Request:
         separator=options.separator,
         own=OwnSettings(
             trained_length=options.trained_length,
-            contexts=options.contexts,
+            contexts=_OWN_CONTEXTS if options.contexts is None else options.contexts,
             learned=options.margins.learned,
             layout=options.layout,
             phase=options.phase,
@@ -185,12 +186,12 @@ def _observed(options: Options, subjects: Sequence[Subject]) -> Mapping[Reach, n
     return read_observed(Path(given), subjects[0]) if isinstance(given, str | Path) else given
 
 
-def _looks(options: Options, further: bool, observed: bool) -> int:
+def _looks(options: Options, contexts: int, further: bool) -> int:
     if options.most_contexts is None:
         return 1
     if not further:
         raise InputError("a checkpoint of your own cannot be asked more contexts: leave most_contexts out")
-    return number_of_looks(options.contexts, options.most_contexts)
+    return number_of_looks(contexts, options.most_contexts)
 
 
 def _conditions(cases: Cases, plan: ModelPlan, progress: Progress) -> dict[str, Condition]:
@@ -224,6 +225,7 @@ def _condition(name: str, scores: Sequence[Scores], cases: Cases, plan: ModelPla
         inverse_frequencies=scaled.inverse_frequencies.tolist(),
         slopes=None if slopes is None else np.asarray(slopes).tolist(),
         table=None if table is None else np.asarray(table).tolist(),
+        max_distance=getattr(retrofit.bias, "max_distance", None),
         fitted=plan.found.get(retrofit.bias_label, ""),
     )
 
