@@ -6,6 +6,8 @@ Symbols: `d` rotary dimension, `b` base, `theta_i = b^(-2i/d)` for pair `i = 0 .
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -34,6 +36,7 @@ class Rotary:
       rules: names of the scaling rules applied so far, in order.
       unscaled: the embedding before a scaling that counts as trained, for a rule that replaces it; None where there is
         none.
+      own_stages: the `rules.Stage` of those that say it themselves, by name.
 
     Raises:
       ScalingError: if the frequencies are not one a pair, or one is not finite or beyond `LARGEST_FREQUENCY`; if
@@ -48,6 +51,7 @@ class Rotary:
     logit_scale: float = 1.0
     rules: tuple[str, ...] = ()
     unscaled: "Rotary | None" = None
+    own_stages: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_dim(self.dim)

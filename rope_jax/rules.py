@@ -53,38 +53,51 @@ class Rule:
     """A named map on `Rotary` records; call it to apply it.
 
     Attributes:
-      name: the rule's name, a key of `STAGES`, or "none"; a rule of your own name composes as a ramp does.
+      name: the rule's name, a key of `STAGES`, or "none", or one of your own.
       transform: the map itself.
       hyperparameters: the values the rule was made with, for reports.
+      stage: what a rule of your own reads; without it, it works alone and composes with no other.
     """
 
     name: str
     transform: Callable[[Rotary], Rotary] = dataclasses.field(compare=False)
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stage: Stage | None = None
 
     def __call__(self, rotary: Rotary) -> Rotary:
         if self.name == "none":
             return rotary
-        check_may_follow(self.name, rotary)
+        check_may_follow(self.name, rotary, stage=self.stage)
         try:
             with np.errstate(all="ignore"):  # the record that comes out refuses what is not finite
                 transformed = self.transform(rotary)
         except ScalingError as error:
             raise error if self.name in str(error) else ScalingError(f"{self.name}: {error}") from None
-        return dataclasses.replace(transformed, rules=(*rotary.rules, self.name))
+        stages = dict(rotary.own_stages) if self.stage is None else {**rotary.own_stages, self.name: self.stage}
+        return dataclasses.replace(transformed, rules=(*rotary.rules, self.name), own_stages=stages)
 
 
-def check_may_follow(name: str, rotary: Rotary) -> None:
-    """Raises `ScalingError` when rule `name` has no single meaning after the rules `rotary` has seen."""
+def check_may_follow(name: str, rotary: Rotary, *, stage: Stage | None = None) -> None:
+    """Raises `ScalingError` when rule `name` has no single meaning after the rules `rotary` has seen.
+
+    Args:
+      name: of the rule.
+      rotary: what it is to be applied to.
+      stage: what the rule reads, where its name is no key of `STAGES`.
+    """
     for earlier in rotary.rules:
-        if _stage(earlier) not in _MAY_FOLLOW[_stage(name)]:
+        before, after = _stage(earlier, rotary.own_stages.get(earlier)), _stage(name, stage)
+        if before not in _MAY_FOLLOW[after]:
             raise ScalingError(
                 f"{name} after {earlier} has no single meaning: {name} reads what {earlier} has already changed"
             )
 
 
-def _stage(name: str) -> Stage:
-    return STAGES.get(name, Stage.RAMP)
+def _stage(name: str, own: Stage | None) -> Stage:
+    stage = own or STAGES.get(name)
+    if stage is None:
+        raise ScalingError(f"rule {name!r} composes with no other: what it reads is not known; give its Rule a stage")
+    return stage
 
 
 def compose(*rules: Rule) -> Callable[[Rotary], Rotary]:

@@ -23,38 +23,67 @@ def workdir(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_table_and_default_plot(workdir, capsys):
+def test_no_file_is_written_unless_asked_for(workdir, capsys):
     assert cli.main(CASE) == 0
     out, err = capsys.readouterr()
     assert "predicted, not measured" in out
-    assert "plot: rope-jax-inspect-llama-2-7b.svg" in out
+    assert "Values used" not in out
     assert err == ""
-    assert [file.name for file in workdir.iterdir()] == ["rope-jax-inspect-llama-2-7b.svg"]
-    assert "predicted, not measured" in (workdir / "rope-jax-inspect-llama-2-7b.svg").read_text()
+    assert not list(workdir.iterdir())
+    assert cli.main([*CASE, "--details"]) == 0
+    details, _ = capsys.readouterr()
+    assert details.startswith(out.rstrip("\n"))
+    assert "Values used, and where they were read" in details
+    assert not list(workdir.iterdir())
 
 
 def test_json_is_one_object_and_nothing_else(workdir, capsys):
-    assert cli.main([*CASE, "--json", "--plot=", "--amplitude", "12.5", "--scaling=yarn", "--bias=none"]) == 0
+    assert cli.main([*CASE, "--json", "--amplitude", "12.5", "--scaling=yarn", "--bias=none"]) == 0
     out, err = capsys.readouterr()
     record = json.loads(out)
     assert out.count("\n") == 1
     assert err == ""
     assert record["status"] == "predicted, not measured"
-    assert (record["plot"], record["settings"]["amplitude"], record["settings"]["scaling"]) == (None, 12.5, "yarn")
+    assert (record["plot"], record["deployed"]["amplitude"], record["deployed"]["scaling"]) == (None, 12.5, "yarn")
     assert record["layer_groups"][0]["pairs"][1]["wavelength"] == pytest.approx(7.2557, abs=1e-4)
     assert not list(workdir.iterdir())
 
 
-def test_a_config_file_and_a_png(workdir, capsys):
+def test_a_config_file_and_a_plot(workdir, capsys):
     config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config |= {"max_position_embeddings": 128, "rope_theta": 200.0}
     (workdir / "tiny").mkdir()
     (workdir / "tiny" / "config.json").write_text(json.dumps(config))
     assert cli.main(["inspect", "tiny", "--target_length", "256", "--plot=tiny/out.PNG"]) == 0
     assert (workdir / "tiny" / "out.PNG").read_bytes().startswith(b"\x89PNG")
-    assert cli.main(["inspect", "tiny/config.json", "--target_length=256"]) == 0
-    assert (workdir / "rope-jax-inspect-tiny.svg").exists()
-    capsys.readouterr()
+    assert cli.main(["inspect", "tiny/config.json", "--target_length=256", "--plot=out.svg", "--json"]) == 0
+    assert (workdir / "out.svg").exists()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["plot"] == "out.svg"
+
+
+def test_flags_about_the_model_reach_it(capsys):
+    told = ["--trained_length=8192", "--trained_base=20000", "--scaling=explicit_base:5e5"]
+    assert cli.main(["inspect", "--preset=llama-2-7b", "--target_length=16384", *told]) == 0
+    out, _ = capsys.readouterr()
+    assert "8,192 tokens (given), base 20,000 (given)" in out
+    assert "base 20,000 -> 500,000" in out
+    assert (
+        cli.main(["inspect", "--preset=llama-3.1-8b", "--target_length=262144", "--scaling=linear", "--compose"]) == 0
+    )
+    assert "factor 2 on top of the declared" in capsys.readouterr().out
+
+
+def test_a_target_below_the_trained_length_extends_nothing(capsys):
+    assert cli.main(["inspect", "--preset=llama-2-7b", "--target_length=2048"]) == 0
+    assert "nothing is extended" in capsys.readouterr().out
+
+
+def test_presets_are_listed(capsys):
+    assert cli.main(["inspect", "--list_presets"]) == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert rows["llama-3.1-8b"] == ["131,072", "500,000", "llama3", "none", "-"]
+    assert cli.main(["inspect", "--list_presets", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["name"] == "llama-2-7b"
 
 
 @pytest.mark.parametrize(
@@ -62,11 +91,16 @@ def test_a_config_file_and_a_png(workdir, capsys):
     [
         ([], "no command given; there are: inspect, diagnose"),
         (["inspekt"], "unknown command 'inspekt'"),
-        (["inspect"], "--target_length"),
+        (["inspect"], "name a model"),
         (["inspect", "--preset=llama-2-7b"], "--target_length"),
         (["inspect", "--target_length=8192"], "name a model"),
-        (["inspect", "--preset=llama-2-7b", "--target_length=4095"], "below the 4096 tokens"),
-        (["inspect", "--preset=llama-2-7b", "--target_length=-1"], "below the 4096 tokens"),
+        (["inspect", "--preset=llama-2-7b", "--target_length=-1"], "must lie in 2 ..."),
+        ([*CASE, "--trained_length=1"], "trained length must lie in"),
+        ([*CASE, "--trained_base=-1"], "base must be a finite positive number"),
+        ([*CASE, "--scaling=explicit_base:x"], "explicit_base:B takes a positive number"),
+        ([*CASE, "--bias=alibi*0"], "by a positive number"),
+        ([*CASE, "--bias=alibi_star"], "fitted to a model's weights"),
+        (["inspect", "--preset=llama-3.1-8b", "--target_length=262144", "--compose"], "name the scaling"),
         (["inspect", "--preset=llama-2-7b", "--target_length=8k"], "8k"),
         (["inspect", "--preset=llama-2-7b", "--target_length=8192.5"], "8192.5"),
         (["inspect", "--preset=llama-9", "--target_length=8192"], "unknown preset 'llama-9'; there are: codellama-7b"),
@@ -115,7 +149,7 @@ def test_a_plot_that_cannot_be_written_leaves_nothing(workdir, capsys, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    assert cli.main(CASE) == 2
+    assert cli.main([*CASE, "--plot=out.svg"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert "No space left on device" in err
@@ -125,7 +159,7 @@ def test_a_plot_that_cannot_be_written_leaves_nothing(workdir, capsys, monkeypat
 def test_help_lists_every_flag(capsys):
     assert cli.main(["inspect", "--help"]) == 0
     out, _ = capsys.readouterr()
-    for flag in ("target_length", "preset", "scaling", "bias", "amplitude", "plot", "json", "help"):
+    for flag in ("target_length", "preset", "scaling", "bias", "compose", "details", "plot", "json", "help"):
         assert f"--{flag}" in out
     assert out.startswith("usage: rope-jax inspect")
 
@@ -179,17 +213,16 @@ def test_a_fresh_process_is_quick_and_imports_no_jax():
         "print(heavy, file=sys.stderr); sys.exit(status)"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = run_python("-c", code, "inspect", "--preset=llama-2-7b", "--target_length=32768")
+    done = run_python("-c", code, "inspect", "--preset=llama-2-7b", "--target_length=32768", "--bias=alibi*2")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (done.returncode, done.stderr) == (0, "set()\n")
-    assert pathlib.Path("rope-jax-inspect-llama-2-7b.svg").exists()
     # Of the processor, so that a busy machine does not count; it takes about one.
     assert after.ru_utime - before.ru_utime < 10
 
 
 def test_matplotlib_is_not_imported_without_a_plot():
     code = "import sys; from rope_jax.cli import main; main(sys.argv[1:]); sys.exit('matplotlib' in sys.modules)"
-    assert run_python("-c", code, *CASE, "--plot=", "--json").returncode == 0
+    assert run_python("-c", code, *CASE, "--json").returncode == 0
 
 
 def test_as_a_module_and_a_closed_pipe():
@@ -204,5 +237,5 @@ def test_as_a_module_and_a_closed_pipe():
 
 @pytest.mark.parametrize("amplitude", ["1e-300", "1e-9", "1e4", "16777216"])
 def test_every_amplitude_up_to_the_largest_is_taken(amplitude, capsys):
-    assert cli.main([*CASE, "--json", "--plot=", f"--amplitude={amplitude}"]) == 0
-    assert json.loads(capsys.readouterr().out)["settings"]["amplitude"] == float(amplitude)
+    assert cli.main([*CASE, "--json", f"--amplitude={amplitude}"]) == 0
+    assert json.loads(capsys.readouterr().out)["deployed"]["amplitude"] == float(amplitude)

@@ -114,7 +114,7 @@ def test_a_failure_in_the_middle_is_one_line(reader):
 @pytest.mark.skipif(not FAILS.exists(), reason="needs a regular file whose reading fails")
 def test_the_command_says_it_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["inspect", str(FAILS), "--target_length=4096", "--plot="]) == 2
+    assert cli.main(["inspect", str(FAILS), "--target_length=4096"]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert "Input/output error" in err

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from rope_jax import frequencies, length_rules, scaling
 from rope_jax.errors import ScalingError
-from rope_jax.rules import STAGES, Rule, compose
+from rope_jax.rules import STAGES, Rule, Stage, compose
+from rope_jax.scaling.registry import scaling_rule
 
 DIMS = st.integers(2, 128).map(lambda pairs: 2 * pairs)
 BASES = st.floats(10, 1e8)
@@ -281,22 +282,25 @@ RULES = {
     "proportional": scaling.proportional(proportion=0.5),
     "by_parts": scaling.by_parts(factor=4.0, original_length=4096),
     "yarn": scaling.yarn(factor=4.0, original_length=4096),
+    "yarn_map": scaling.yarn_map(factor=4.0, original_length=4096),
     "llama3": scaling.llama3(factor=4.0, original_length=4096, low_freq_factor=1, high_freq_factor=4),
     "per_pair": scaling.per_pair(factors=[2.0] * 64),
     "dynamic_ntk": length_rules.dynamic_ntk(factor=4.0, original_length=4096).at(8192),
     "longrope": length_rules.longrope(short_factor=[1.0] * 64, long_factor=[2.0] * 64, original_length=4096).at(8192),
     "ntk": scaling.ntk(factor=4.0),
+    "ntk4": scaling_rule("ntk4", factor=4.0, original_length=4096),
     "linear": scaling.linear(factor=4.0),
+    "no_rotation": scaling.no_rotation(),
     "resonance": scaling.resonance(),
 }
-GEOMETRY, RAMPS = {"explicit_base", "proportional"}, set(list(RULES)[2:8])
+GEOMETRY, RAMPS = {"explicit_base", "proportional"}, set(list(RULES)[2:9])
+BASES_SCALED, UNIFORM = {"ntk", "ntk4"}, {"linear", "no_rotation"}
 MAY_FOLLOW = {
     "explicit_base": {"explicit_base"},
     "proportional": GEOMETRY,  # a base made anew after it would turn the stopped pairs again
     **dict.fromkeys(RAMPS, GEOMETRY),
-    "ntk": GEOMETRY | {"ntk", "linear"},
-    "linear": GEOMETRY | RAMPS | {"ntk", "linear"},
-    "resonance": GEOMETRY | RAMPS | {"ntk", "linear"},
+    **dict.fromkeys(BASES_SCALED, GEOMETRY | BASES_SCALED | UNIFORM),
+    **dict.fromkeys(UNIFORM | {"resonance"}, GEOMETRY | RAMPS | BASES_SCALED | UNIFORM),
 }
 
 
@@ -384,11 +388,19 @@ def test_errors_that_need_the_record():
         scaling.ntk(factor=2.0)(rotary(dim=2))
 
 
-def test_a_rule_of_ones_own_composes_as_a_ramp():
-    own = Rule("own", lambda r: dataclasses.replace(r, inverse_frequencies=r.inverse_frequencies / 3))
+def test_a_rule_of_ones_own_composes_where_it_says_what_it_reads():
+    def third(rotary):
+        return dataclasses.replace(rotary, inverse_frequencies=rotary.inverse_frequencies / 3)
+
+    unknown, own = Rule("own", third), Rule("own", third, stage=Stage.RAMP)
+    np.testing.assert_allclose(unknown(rotary()).inverse_frequencies, rotary().inverse_frequencies / 3)
+    for first, second in ((unknown, scaling.linear(factor=2.0)), (scaling.linear(factor=2.0), unknown)):
+        with pytest.raises(ScalingError, match="rule 'own' composes with no other: .* stage"):
+            compose(first, second)(rotary())
+    after = compose(own, scaling.linear(factor=2.0), scaling.resonance())(rotary())
+    assert after.rules == ("own", "linear", "resonance")
     after = compose(own, scaling.linear(factor=2.0))(rotary())
     np.testing.assert_allclose(after.inverse_frequencies, rotary().inverse_frequencies / 6)
-    assert after.rules == ("own", "linear")
     for first, second in ((own, scaling.ntk(factor=2.0)), (scaling.linear(factor=2.0), own), (own, own)):
         with pytest.raises(ScalingError, match="no single meaning"):
             compose(first, second)(rotary())

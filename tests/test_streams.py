@@ -5,7 +5,7 @@ import json
 import pytest
 from streams_and_signals import fake, real, through_shell
 
-INSPECT = ("inspect", "--preset=llama-2-7b", "--target_length=8192", "--plot=")
+INSPECT = ("inspect", "--preset=llama-2-7b", "--target_length=8192")
 EXPORT = ("export", "--preset=llama-2-7b", "--to=vllm", "--scaling=yarn", "--target_length=8192", "--out=out.json")
 GATE = "print('result\\n' * 20000)\nprint('gate')\nreturn {status}"
 LEFT = "| true"  # a reader that leaves at once

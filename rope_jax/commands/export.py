@@ -99,7 +99,7 @@ def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:
 
 def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathlib.Path | None, pathlib.Path]:
     """Returns the config's path, or None for a preset, and where the result goes, before any work is done."""
-    from rope_jax.diagnosis.theory.status_quo import LARGEST_TARGET
+    from rope_jax.diagnosis.theory.extension import LARGEST_TARGET
 
     if len(arguments) > 1:
         raise InputError(f"one config file at most, got {len(arguments)}: {' '.join(arguments)}")

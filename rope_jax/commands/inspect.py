@@ -3,88 +3,92 @@
 Starts without JAX, and without matplotlib where no plot is asked for.
 """
 
+import functools
 import json
 import os
 import pathlib
-import re
 
 from absl import flags as absl_flags
 
 from rope_jax.commands.output_file import checked_file, replacing
 from rope_jax.errors import InputError
 
-SUMMARY = "predict from a config alone what a longer context breaks, and rank the ways out"
+SUMMARY = "predict from a config alone what serving a longer context changes and puts at risk"
 USAGE = "rope-jax inspect (--preset=NAME | CONFIG) --target_length=TOKENS [flags]"
 _SUFFIXES = (".svg", ".png")
 
 
 def define_flags(flag_values: absl_flags.FlagValues) -> None:
     """Defines the command's flags."""
-    absl_flags.DEFINE_integer(
-        "target_length", None, "Tokens the model is asked to serve; required.", flag_values=flag_values
-    )
-    absl_flags.DEFINE_string(
-        "preset", None, "A built-in model, not a config file; an unknown name lists them.", flag_values=flag_values
-    )
-    absl_flags.DEFINE_enum(
+    from rope_jax.biases.registry import BIASES
+    from rope_jax.scaling.registry import SCALINGS
+
+    integer = functools.partial(absl_flags.DEFINE_integer, flag_values=flag_values)
+    number = functools.partial(absl_flags.DEFINE_float, flag_values=flag_values)
+    string = functools.partial(absl_flags.DEFINE_string, flag_values=flag_values)
+    boolean = functools.partial(absl_flags.DEFINE_boolean, flag_values=flag_values)
+    known = ", ".join(name for name, record in BIASES.items() if not record.fitted or name == "t5")
+    integer("target_length", None, "Tokens the model is asked to serve; required.")
+    string("preset", None, "A built-in model, not a config file.")
+    boolean("list_presets", False, "Lists the built-in models with their trained length and base, and stops.")
+    string(
         "scaling",
         None,
-        ["none", "linear", "ntk", "by_parts", "yarn", "llama3", "dynamic_ntk", "config"],
-        "Scaling of the status quo, by target over trained length; 'config' takes what the config declares. By "
-        "default what the config declares if it declares one, else ntk. Layers with a sliding window beside full "
-        "ones keep what the config declares.",
-        flag_values=flag_values,
+        f"Scaling to serve it with: {', '.join(SCALINGS)}, or explicit_base:B. It takes the place of one that the "
+        "config declares. By default the declared one with the factor that the target takes, else ntk. Layers with a "
+        "sliding window beside full ones keep theirs.",
     )
-    absl_flags.DEFINE_enum(
+    string(
         "bias",
         None,
-        ["none", "alibi", "t5", "config"],
-        "Bias of the status quo; 'config' takes what the config declares. By default the config's own if it has one, "
-        "else alibi with paper slopes, as added in a retrofit. A T5 table is taken as zeros: no config holds it.",
-        flag_values=flag_values,
+        f"Bias to add: {known}, or a multiple such as alibi*16. By default what the config declares, if anything. Of "
+        "t5 the bucket edges are known, not the table.",
     )
-    absl_flags.DEFINE_float(
-        "amplitude", 20.0, "A, nats: how far the rotary logit of a matching head can rise.", flag_values=flag_values
-    )
-    absl_flags.DEFINE_string(
+    integer("trained_length", None, "Tokens the model was trained on, in place of what its config says.")
+    number("trained_base", None, "Base it was trained with, in place of what its config says.")
+    boolean("compose", False, "Puts --scaling on top of a declared scaling, not in its place.")
+    number("amplitude", 20.0, "A, nats: how far the rotary logit of a matching head can rise; for bias horizons.")
+    boolean("details", False, "Also prints every value and its source, every pair, curves and possible faults.")
+    string(
         "plot",
         None,
-        "File for the plot, .svg or .png; by default rope-jax-inspect-NAME.svg in the working directory; empty for "
-        "none. A regular file already there is replaced; through a symbolic link, what it points to.",
-        flag_values=flag_values,
+        "File for a plot, .svg or .png. A regular file already there is replaced; through a symbolic link, what it "
+        "points to.",
     )
 
 
 def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     """Runs the command; returns the exit status."""
-    if len(arguments) > 1:
-        raise InputError(f"one config file at most, got {len(arguments)}: {' '.join(arguments)}")
+    if flags.list_presets:
+        print(_presets(as_json=flags.json))
+        return 0
+    model = _model(arguments, flags)
     if flags.target_length is None:
         raise InputError("--target_length=TOKENS is required")
-    path = arguments[0] if arguments else None
-    plot = _plot_path(flags.plot, flags.preset, path)
-    target = None if plot is None else checked_file(flags.plot or plot, flag="--plot", inputs=_read(path))
+    target = None
+    if flags.plot is not None:
+        if pathlib.Path(flags.plot).suffix.lower() not in _SUFFIXES:
+            raise InputError(f"--plot={flags.plot}: a plot is written as {' or '.join(_SUFFIXES)}")
+        target = checked_file(flags.plot, flag="--plot", inputs=_read(arguments))
 
-    from rope_jax.diagnosis.theory.record import inspect_positions, read_model
-    from rope_jax.diagnosis.theory.table import table_text
+    from rope_jax.diagnosis.theory.inspection import Inspection, inspect
 
-    record = inspect_positions(
-        read_model(preset=flags.preset, path=path),
+    found = inspect(
+        model,
         target_length=flags.target_length,
-        scaling_name=flags.scaling,
-        bias_name=flags.bias,
+        scaling=flags.scaling,
+        bias=flags.bias,
+        trained_length=flags.trained_length,
+        trained_base=flags.trained_base,
+        compose=flags.compose,
         amplitude=flags.amplitude,
     )
-    if plot is not None:
-        record["plot"] = str(plot)
-    output = json.dumps(record, allow_nan=False) if flags.json else table_text(record).rstrip("\n")
-    if plot is not None and target is not None:
-        from rope_jax.diagnosis.theory.plot import draw
-
-        picture = draw(record, kind=plot.suffix[1:].lower())
-        with replacing(target, named=f"--plot={plot}") as temporary:
+    if target is not None:
+        picture = found.plot(kind=pathlib.Path(flags.plot).suffix[1:].lower())
+        with replacing(target, named=f"--plot={flags.plot}") as temporary:
             temporary.write_bytes(picture)
-    print(output)
+        found = Inspection({**found.record, "plot": flags.plot})
+    print(found.to_json() if flags.json else found.table(details=flags.details).rstrip("\n"))
     return 0
 
 
@@ -93,26 +97,30 @@ def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:
     return "an inspection takes seconds and keeps nothing: run it again"
 
 
-def _read(path: str | None) -> list[str]:
+def _model(arguments: list[str], flags: absl_flags.FlagValues) -> str:
+    """Returns the preset's name or the config's path."""
+    from rope_jax.checkpoints.presets import preset
+
+    if len(arguments) > 1:
+        raise InputError(f"one config file at most, got {len(arguments)}: {' '.join(arguments)}")
+    if flags.preset is not None and arguments:
+        raise InputError(
+            f"give either --preset or a config file, not both (--preset={flags.preset} and {arguments[0]})"
+        )
+    if flags.preset is not None:
+        preset(flags.preset)
+        return flags.preset
+    if not arguments:
+        raise InputError("name a model: --preset=NAME or the path of its config.json; --list_presets lists names")
+    return arguments[0]
+
+
+def _presets(*, as_json: bool) -> str:
+    from rope_jax.diagnosis.theory.presets import preset_rows, presets_text
+
+    return json.dumps(preset_rows()) if as_json else presets_text()
+
+
+def _read(arguments: list[str]) -> list[str]:
     """Returns the files that are read of a config's path."""
-    return [] if path is None else [os.path.join(path, "config.json")] if os.path.isdir(path) else [path]
-
-
-def _plot_path(given: str | None, preset: str | None, path: str | None) -> pathlib.Path | None:
-    """Returns where the user wants the plot, or None for no plot."""
-    if given == "":
-        return None
-    plot = pathlib.Path(f"rope-jax-inspect-{_name(preset, path)}.svg" if given is None else given)
-    if plot.suffix.lower() not in _SUFFIXES:
-        raise InputError(f"--plot={plot}: a plot is written as {' or '.join(_SUFFIXES)}")
-    return plot
-
-
-def _name(preset: str | None, path: str | None) -> str:
-    """Returns the model's name for a file name: a preset, a file's stem, or the folder of a `config.json`."""
-    if preset is not None or path is None:
-        name = preset or "model"
-    else:
-        file = pathlib.Path(path).absolute()
-        name = file.name if os.path.isdir(file) else file.parent.name if file.name == "config.json" else file.stem
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name) or "model"
+    return [os.path.join(path, "config.json") if os.path.isdir(path) else path for path in arguments]

@@ -1,4 +1,4 @@
-"""The inspection record drawn: wavelengths, coherence, and the blur of attention, as SVG or PNG."""
+"""The inspection record drawn: wavelengths, and what is left of trained relations, as SVG or PNG."""
 
 import io
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from rope_jax.diagnosis.theory.details import tokens
 from rope_jax.diagnosis.theory.plain_text import drawn_plainly
-from rope_jax.diagnosis.theory.table import tokens
 
-# Okabe and Ito's colours, told apart by colour-blind readers; markers and dashes say the same again.
+# Okabe and Ito's colours, distinguished by colour-blind readers; markers and dashes say the same again.
 _CLASSES = {
     "unchanged": ("#56b4e9", "s"),
     "extrapolated": ("#009e73", "o"),
@@ -21,8 +21,19 @@ _CLASSES = {
     "out of distribution": ("#d55e00", "X"),
     "still": ("#999999", "v"),
 }
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d1f", "#777777", "#3d2b8f")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+_COLOURS = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#d55e00",
+    "#cc79a7",
+    "#56b4e9",
+    "#8c6d1f",
+    "#777777",
+    "#3d2b8f",
+    "#000000",
+)
+_MARKERS = "os^DvPX<>*"
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rope_jax",
@@ -35,33 +46,26 @@ _STYLE: Any = {
 
 
 def draw(record: Mapping[str, Any], *, kind: str) -> bytes:
-    """Returns the record of `inspect_positions` as a picture of three panels.
+    """Returns an inspection's record as a picture of two panels.
 
     Args:
-      record: the record.
+      record: see `keys.KEYS`.
       kind: "svg" or "png".
     """
     with drawn_plainly(_STYLE):
         # Margins by hand: an automatic layout takes longer than all the drawing.
-        figure = Figure(figsize=(15, 5.8))
-        wavelengths, coherence, blur = figure.subplots(
-            1, 3, gridspec_kw={"left": 0.06, "right": 0.99, "bottom": 0.21, "top": 0.87, "wspace": 0.2}
-        )
+        figure = Figure(figsize=(11, 5.8))
+        margins = {"left": 0.08, "right": 0.99, "bottom": 0.21, "top": 0.87, "wspace": 0.2}
+        wavelengths, coherence = figure.subplots(1, 2, gridspec_kw=margins)
         _wavelengths(wavelengths, record)
-        _coherence(coherence, record)
-        _blur(blur, record)
-        model, settings = record["model"], record["settings"]
+        styles = _coherence(coherence, record)
+        model, deployed = record["model"], record["deployed"]
         figure.suptitle(
-            f"{model['origin']}: {model['original_length']:,} to {model['target_length']:,} tokens, status quo "
-            f"{settings['scaling']} + {settings['bias']}    [{record['status']}]",
+            f"{model['origin']}: {model['trained_length']:,} to {model['target_length']:,} tokens, deployed "
+            f"{deployed['scaling']} + {deployed['bias']}    [{record['status']}]",
             y=0.965,
         )
-        styles = _styles(record)
-        if styles:
-            handles = [blur.plot([], [], label=label, **style)[0] for label, style in _legend(record, styles)]
-            figure.legend(
-                handles=handles, loc="lower center", ncols=min(5, len(handles)), fontsize=8.5, handlelength=3.2
-            )
+        figure.legend(handles=styles, loc="lower center", ncols=5, fontsize=8.5, handlelength=3.2)
         out = io.BytesIO()
         if kind == "png":
             figure.set_dpi(110)
@@ -72,36 +76,12 @@ def draw(record: Mapping[str, Any], *, kind: str) -> bytes:
     return out.getvalue()
 
 
-def _styles(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns a line style for every scaling, in order of rank: the bias is told by dashes."""
-    scalings = list(dict.fromkeys(option["scaling"] for option in record["options"]))
-    return {
-        name: {"color": _COLOURS[k % len(_COLOURS)], "marker": _MARKERS[k % len(_MARKERS)], "markersize": 5}
-        for k, name in enumerate(scalings)
-    }
-
-
-def _dashes(option: Mapping[str, Any]) -> str:
-    return "--" if option["bias"] == "none" else "-"
-
-
-def _legend(record: Mapping[str, Any], styles: Mapping[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    return [
-        (
-            f"{option['rank']}. {option['name']}" + (" (status quo)" if option["option"] == "status quo" else ""),
-            {**styles[option["scaling"]], "linestyle": _dashes(option)},
-        )
-        for option in record["options"]
-    ]
-
-
 def _wavelengths(axis: Axes, record: Mapping[str, Any]) -> None:
-    axis.set_title("Wavelengths: trained (grey) and under the status quo")
-    groups = [group for group in record["layer_groups"] if group["pairs"]]
-    if not groups:
+    axis.set_title("Wavelengths: trained (grey) and deployed")
+    group = record["layer_groups"][record["main_group"]]
+    if not group["pairs"]:
         _nothing(axis)
         return
-    group = max(groups, key=lambda group: group["reach"])
     pairs = [pair for pair in group["pairs"] if pair["wavelength"] is not None]
     axis.plot([p["pair"] for p in pairs], [p["wavelength"] for p in pairs], color="#bbbbbb", linewidth=2, zorder=1)
     for name, (colour, marker) in _CLASSES.items():
@@ -125,51 +105,28 @@ def _wavelengths(axis: Axes, record: Mapping[str, Any]) -> None:
     axis.legend(loc="upper left", fontsize=8, ncols=2, columnspacing=1.0)
 
 
-def _coherence(axis: Axes, record: Mapping[str, Any]) -> None:
+def _coherence(axis: Axes, record: Mapping[str, Any]) -> list[Any]:
+    """Draws one line a scaling, the same for every bias, and returns them."""
     axis.set_title("Coherence in place: what is left of a trained relation")
-    if not any(point["trained"] for option in record["options"] for point in option["curve"]):
+    curves = {option["scaling"]: option["curve"] for option in record["options"]}
+    if not curves:
         _nothing(axis)
-        return
-    drawn = set()
-    for option in record["options"]:
-        if option["scaling"] in drawn:
-            continue
-        drawn.add(option["scaling"])
-        points = [point for point in option["curve"] if point["trained"]]
-        axis.plot(
-            [point["offset"] for point in points],
-            [point["coherence"] for point in points],
-            **_styles(record)[option["scaling"]],
-        )
+        return []
+    lines = []
+    for k, (name, curve) in enumerate(curves.items()):
+        offsets = [point["offset"] for point in curve]
+        colour, marker = _COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)]
+        label = f"{name} (deployed)" if k == 0 else name
+        kept = [point["coherence"] for point in curve]
+        lines += axis.plot(offsets, kept, color=colour, marker=marker, markersize=5, label=label)
     axis.set_ylim(top=1.05)
-    axis.set_xlabel("offset Δ* of the relation (tokens); the same for every bias")
+    axis.set_xlabel("offset Δ* of the relation (tokens)")
     axis.set_ylabel("coherence C(Δ* → Δ*); 1 is untouched")
-    _offset_axis(axis, record, trained_only=True)
-
-
-def _blur(axis: Axes, record: Mapping[str, Any]) -> None:
-    amplitude = record["settings"]["amplitude"]
-    axis.set_title(f"Blur of attention at A = {amplitude:g} nats (dashed: no bias)")
-    if not record["options"]:
-        _nothing(axis)
-        return
-    for option in reversed(record["options"]):
-        # Hot-swapped and tuned anew are different questions: no line joins them.
-        for trained, key in ((True, "g50_hot_swapped"), (False, "g50")):
-            points = [point for point in option["curve"] if point["trained"] == trained]
-            axis.plot(
-                [point["offset"] for point in points],
-                # A logarithmic axis has no 0: half a token stands for it.
-                [max(point[key], 0.5) for point in points],
-                linestyle=_dashes(option),
-                **_styles(record)[option["scaling"]],
-            )
-    if not record["options"][0]["curve"][-1]["trained"]:
-        axis.axvline(record["model"]["original_length"], color="black", linewidth=1, linestyle=":")
-    _log_axis(axis, 0.35, record["model"]["target_length"])
-    axis.set_xlabel("offset Δ* of the relation (tokens)\ndotted: trained length; heads beyond it are tuned anew")
-    axis.set_ylabel("g50: tokens that hold half of attention (0 drawn at 0.5)")
-    _offset_axis(axis, record, trained_only=False)
+    axis.set_xscale("log", subs=[])
+    axis.set_xticks(offsets, [f"{offset:,}" for offset in offsets], rotation=0 if len(offsets) < 8 else 30)
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.grid(visible=True, axis="y", color="#e5e5e5", linewidth=0.6)
+    return lines
 
 
 def _log_axis(axis: Axes, low: float, high: float) -> None:
@@ -179,14 +136,6 @@ def _log_axis(axis: Axes, low: float, high: float) -> None:
     axis.set_yticks(ticks, [tokens(tick) for tick in ticks], minor=False)
     axis.yaxis.set_minor_locator(NullLocator())
     axis.set_ylim(low, high)
-
-
-def _offset_axis(axis: Axes, record: Mapping[str, Any], *, trained_only: bool) -> None:
-    offsets = [p["offset"] for p in record["options"][0]["curve"] if p["trained"] or not trained_only]
-    axis.set_xscale("log", subs=[])
-    axis.set_xticks(offsets, [f"{offset:,}" for offset in offsets], rotation=0 if len(offsets) < 8 else 30)
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.grid(visible=True, axis="y", color="#e5e5e5", linewidth=0.6)
 
 
 def _nothing(axis: Axes) -> None:

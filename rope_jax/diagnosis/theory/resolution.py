@@ -77,11 +77,11 @@ def first_offset_out(trained: Frequencies, scaled: Frequencies, original_length:
 def out_of_distribution_share(
     trained: Frequencies, scaled: Frequencies, *, original_length: int, target_length: int
 ) -> float:
-    r"""Returns the share of (pair, offset) cells, offsets `0 ... L' - 1`, whose phase training never showed.
+    r"""Returns the share of (pair, offset) combinations, offsets `0 ... L' - 1`, whose phase training never showed.
 
     .. math:: \frac{\#\{(i, \Delta) : (L-1)\theta_i < 2\pi,\ \Delta\theta'_i > (L-1)\theta_i\}}{(d/2)\,L'}
 
-    Linear interpolation by exactly `L'/L` leaves a few cells: its last `L'/L - 1` offsets lie less than one trained
+    Linear interpolation by exactly `L'/L` leaves a few of them: its last `L'/L - 1` offsets lie less than one trained
     step beyond `L - 1`.
 
     Args:
@@ -130,7 +130,6 @@ def phase_sum(
     coefficients: Complex128[np.ndarray, "stars pairs"],
     length: int,
     *,
-    first_out: Int64[np.ndarray, " pairs"] | None = None,
     blocks: Int64[np.ndarray, " blocks"] | None = None,
 ) -> Curves:
     r"""Returns a sum of rotating pairs at every offset, `Re \sum_i c_{ni} e^{i\Delta\theta_i}`.
@@ -141,7 +140,6 @@ def phase_sum(
       frequencies: `theta`, radians per token, `[pairs]`.
       coefficients: `c`, complex, `[stars, pairs]`.
       length: offsets `0 ... length - 1`.
-      first_out: a pair is left out from this offset on, `[pairs]`.
       blocks: which `256 a ... 256 a + 255` to work out, rising, `[blocks]`; all by default.
 
     Returns:
@@ -151,28 +149,18 @@ def phase_sum(
     size = len(rows) * BLOCK - max((int(rows[-1]) + 1) * BLOCK - length, 0)
     outer = np.exp(1j * BLOCK * rows[:, None] * frequencies)
     inner = np.exp(1j * np.arange(BLOCK)[:, None] * frequencies)
-    edges: list[tuple[int, int, int]] = []
-    kept = outer
-    if first_out is not None:
-        kept = np.where(rows[:, None] < first_out // BLOCK, outer, 0)
-        at = np.minimum(np.searchsorted(rows, first_out // BLOCK), len(rows) - 1)
-        cut = np.flatnonzero(rows[at] == first_out // BLOCK)
-        edges = [(int(i), int(at[i]), int(first_out[i] % BLOCK)) for i in cut]
     inner_parts = np.concatenate([inner.real, inner.imag], axis=1).T
     sums = np.empty((len(coefficients), size))
     for n, c in enumerate(coefficients):
-        turned = kept * c
-        turned_parts = np.concatenate([turned.real, -turned.imag], axis=1)
+        rotated = outer * c
+        rotated_parts = np.concatenate([rotated.real, -rotated.imag], axis=1)
         # Not `@`: products this small lose more to the BLAS's threads, on a busy machine forty times over.
-        table = np.einsum("rp,pb->rb", turned_parts, inner_parts)
-        for pair, row, count in edges:
-            table[row, :count] += (c[pair] * outer[row, pair] * inner[:count, pair]).real
-        sums[n] = table.reshape(-1)[:size]
+        sums[n] = np.einsum("rp,pb->rb", rotated_parts, inner_parts).reshape(-1)[:size]
     return sums
 
 
 def kernel(frequencies: Frequencies, weights: Frequencies, length: int) -> OffsetCurve:
-    r"""Returns how alike two offsets look that are `delta` apart, for `delta = 0 ... length - 1`.
+    r"""Returns how alike two offsets are that lie `delta` apart, for `delta = 0 ... length - 1`.
 
     .. math:: K(\delta) = \frac{\sum_i w_i \cos \delta\theta_i}{\sum_i w_i}
     """
@@ -215,18 +203,6 @@ def just_noticeable_difference(information: float) -> float:
     return math.inf if information <= 0 else 1 / math.sqrt(information)
 
 
-def kernel_curves(
-    frequencies: Frequencies,
-    weights: Frequencies,
-    stars: Sequence[int],
-    length: int,
-    *,
-    blocks: Int64[np.ndarray, " blocks"] | None = None,
-) -> Curves:
-    r"""Returns `K(\Delta - \Delta^*)` at every offset: a head tuned to `Delta*` under the frequencies in use."""
-    return coherence_curves(frequencies, frequencies, weights, stars, length, blocks=blocks)
-
-
 def coherence_curves(
     trained: Frequencies,
     scaled: Frequencies,
@@ -234,10 +210,9 @@ def coherence_curves(
     stars: Sequence[int],
     length: int,
     *,
-    first_out: Int64[np.ndarray, " pairs"] | None = None,
     blocks: Int64[np.ndarray, " blocks"] | None = None,
 ) -> Curves:
-    r"""Returns retrofit coherence: where a relation trained at `Delta*` lands after the change, and how sharp it is.
+    r"""Returns coherence: where a relation trained at `Delta*` lands after the change, and how sharp it is.
 
     .. math:: C(\Delta^* \to \Delta) = \sum_i \hat w_i \cos(\Delta\theta'_i - \Delta^*\theta_i)
 
@@ -247,23 +222,13 @@ def coherence_curves(
       weights: `w`, `[pairs]`.
       stars: the offsets `Delta*`, tokens.
       length: offsets `Delta = 0 ... length - 1`.
-      first_out: a pair is left out from this offset on, `[pairs]`.
       blocks: which blocks of offsets to work out, see `phase_sum`.
 
     Returns:
       float64 `[stars, length]`, at most 1; with `blocks` only their offsets.
     """
     tuned = np.exp(-1j * np.asarray(stars, dtype=np.float64)[:, None] * trained)
-    return phase_sum(scaled, tuned * normalized(weights), length, first_out=first_out, blocks=blocks)
-
-
-def weight_out(
-    weights: Frequencies, first_out: Int64[np.ndarray, " pairs"], offsets: Int64[np.ndarray, " offsets"]
-) -> OffsetCurve:
-    """Returns the weight of the pairs that are out of distribution at each of `offsets`, from 0 to 1."""
-    order = np.argsort(first_out, kind="stable")
-    running = np.concatenate([[0.0], np.cumsum(normalized(weights)[order])])
-    return running[np.searchsorted(first_out[order], offsets, side="right")]
+    return phase_sum(scaled, tuned * normalized(weights), length, blocks=blocks)
 
 
 def peak(curve: OffsetCurve) -> tuple[int, float]:
@@ -272,94 +237,18 @@ def peak(curve: OffsetCurve) -> tuple[int, float]:
     return top, float(curve[top])
 
 
-Edges = Float64[np.ndarray, " edges"]
-
-
-def _mass_up_to(logits: OffsetCurve, edges: Edges | None) -> tuple[Float64[np.ndarray, " edges"], Edges]:
-    """Returns the softmax's running sum, with a 0 in front, and the offset up to which each of its values sums."""
-    mass = np.exp(logits - logits.max())
-    if edges is None:
-        edges = np.arange(len(logits) + 1.0)
-    else:
-        mass *= np.diff(edges)
-    return np.concatenate([[0.0], np.cumsum(mass)]) / mass.sum(), edges
-
-
-def _mass_between(running: Float64[np.ndarray, " edges"], edges: Edges, star: int, tolerance: int) -> float:
-    low, high = np.interp([star - tolerance, star + tolerance + 1], edges, running)
-    return float(high - low)
-
-
-def mass_within(logits: OffsetCurve, star: int, tolerance: int, *, edges: Edges | None = None) -> float:
-    """Returns the softmax mass of `logits` (nats, by offset) within `tolerance` tokens of `star`.
-
-    Args:
-      logits: nats, one an offset or a sample of offsets, `[offsets]`.
-      star: `Delta*`, tokens.
-      tolerance: tokens.
-      edges: sample `k` stands for the offsets from `edges[k]` up to `edges[k + 1]`; by default for offset `k`.
-    """
-    return _mass_between(*_mass_up_to(logits, edges), star, tolerance)
-
-
-def g50(logits: OffsetCurve, star: int, *, edges: Edges | None = None) -> int:
+def g50(logits: OffsetCurve, star: int) -> int:
     r"""Returns the smallest `g` such that half of the softmax mass lies within `g` tokens of `star`.
 
     With logits `A K(\Delta - \Delta^*) + b(\Delta)` over all `Delta < L'` this is the blur of attention. It depends
     strongly on `A`: show it against `A`.
 
     Args:
-      logits: nats, one an offset or a sample of offsets, `[offsets]`.
+      logits: nats, one an offset, `[offsets]`.
       star: `Delta*`, tokens.
-      edges: see `mass_within`.
     """
-    running, edges = _mass_up_to(logits, edges)
-    low, high = 0, int(edges[-1])
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _mass_between(running, edges, star, middle) >= 0.5 else (middle + 1, high)
-    return low
-
-
-def retained_mass(
-    coherence: OffsetCurve,
-    out: OffsetCurve,
-    bias: OffsetCurve,
-    *,
-    star: int,
-    tolerance: int,
-    amplitude: float,
-    edges: Edges | None = None,
-) -> float:
-    r"""Returns the least softmax mass within `tolerance` of `star`, whatever out-of-distribution cells contribute.
-
-    .. math:: \ell(\Delta) = A\,\big(C(\Delta^* \to \Delta) \mp o(\Delta)\big) + b(\Delta)
-
-    `C` sums the cells that training has shown and `o` is the weight of the others. What weights make of a phase they
-    never met is unknown but bounded by its weight; the worst case takes `-o` near `Delta*` and `+o` elsewhere.
-
-    Args:
-      coherence: `C` without the pairs that are out of distribution at an offset, `[offsets]`.
-      out: `o`, from `weight_out`, `[offsets]`.
-      bias: `b`, nats, `[offsets]`.
-      star: `Delta*`, tokens.
-      tolerance: tokens either side that still count as `Delta*`.
-      amplitude: `A`, nats.
-      edges: see `mass_within`.
-    """
-    worst = coherence + out
-    first, end = max(star - tolerance, 0), star + tolerance + 1
-    near = slice(first, end) if edges is None else slice(*np.searchsorted(edges[:-1], [first, end]))
-    worst[near] = coherence[near] - out[near]
-    return mass_within(amplitude * worst + bias, star, tolerance, edges=edges)
-
-
-def bias_horizon(slopes: Float64[np.ndarray, " heads"], *, amplitude: float) -> Float64[np.ndarray, " heads"]:
-    """Returns `H = A / m` tokens a head: beyond it the bias outweighs the whole rotary logit; infinite for slope 0."""
-    with np.errstate(divide="ignore"):
-        return amplitude / slopes
-
-
-def entropy_cost(*, original_length: int, target_length: int) -> float:
-    r"""Returns the nats a key's logit must gain to hold its share of attention, `\ln(L'/L)`."""
-    return math.log(target_length / original_length)
+    mass = np.exp(logits - logits.max())
+    running = np.concatenate([[0.0], np.cumsum(mass)]) / mass.sum()
+    first, end = np.clip(star - np.arange(len(logits) + 1), 0, None), star + 1 + np.arange(len(logits) + 1)
+    within = running[np.minimum(end, len(logits))] - running[first]
+    return int(np.argmax(within >= 0.5))

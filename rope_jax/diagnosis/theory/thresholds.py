@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from rope_jax.diagnosis.theory import offset_samples
-from rope_jax.diagnosis.theory.resolution import BLOCK, never_turns_fully, phase_sum
+from rope_jax.diagnosis.theory.resolution import BLOCK, phase_sum
 from rope_jax.frequencies import Frequencies
 
 
@@ -20,15 +20,18 @@ def scaled_by_base(frequencies: Frequencies, multiplier: float) -> Frequencies:
     return frequencies * multiplier ** -(np.arange(pairs) / pairs)
 
 
-def in_distribution_multiplier(frequencies: Frequencies, *, original_length: int, target_length: int) -> float | None:
-    r"""Returns the smallest `lambda >= 1` that leaves no (pair, offset) cell out of distribution.
+def in_distribution_multiplier(
+    frequencies: Frequencies, *, trained: Frequencies | None = None, original_length: int, target_length: int
+) -> float | None:
+    r"""Returns the smallest `lambda >= 1` that leaves no pair out of distribution, up to the target length.
 
-    .. math:: \lambda = \max_{i:\,(L-1)\theta_i < 2\pi} \Big(\frac{L'-1}{L-1}\Big)^{d/2i}
+    .. math:: \lambda = \max_{i:\,(L-1)\theta_i < 2\pi} \Big(\frac{(L'-1)\,\theta^0_i}{(L-1)\,\theta_i}\Big)^{d/2i}
 
-    The first pair that does not turn fully in training decides, since base scaling stretches it least.
+    The first pair that does not turn fully in training mostly decides, since base scaling stretches it least.
 
     Args:
-      frequencies: `theta`, trained, `[pairs]`.
+      frequencies: `theta^0`, before any scaling, `[pairs]`.
+      trained: `theta`, those that the weights were trained with, `[pairs]`; by default `theta^0`.
       original_length: `L`, tokens.
       target_length: `L'`, tokens.
 
@@ -38,17 +41,19 @@ def in_distribution_multiplier(frequencies: Frequencies, *, original_length: int
     """
     if original_length < 2:
         return None
-    stretch = (target_length - 1) / (original_length - 1)
-    turning = frequencies > 0
-    partial = np.flatnonzero(never_turns_fully(frequencies, original_length) & turning)
-    if stretch <= 1 or not len(partial):
-        return 1.0
-    if partial[0] == 0:
-        return None
-    return float(stretch ** (len(frequencies) / partial[0]))
+    limit = (original_length - 1) * (frequencies if trained is None else trained)
+    partial = (limit < 2 * np.pi) & (frequencies > 0)
+    with np.errstate(divide="ignore", over="ignore"):
+        stretch = (target_length - 1) * frequencies[partial] / limit[partial]
+        needed = stretch > 1
+        if not needed.any():
+            return 1.0
+        exponents = len(frequencies) / np.flatnonzero(partial)[needed]  # infinite for pair 0
+        largest = float((stretch[needed] ** exponents).max())
+    return largest if np.isfinite(largest) else None
 
 
-_SLAB = 2**7  # blocks of offsets looked at together
+_SLAB = 2**7  # blocks of offsets tried together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +62,11 @@ class NonNegativeBase:
 
     Attributes:
       multiplier: the smallest `lambda` found, or None if there is none up to the scan's end; a lower bound where not
-        every offset was looked at.
+        every offset was tried.
       fails_again_at: the next larger `lambda` of the scan at which `B` dips below zero, up to twice `multiplier`,
         or None.
       step: ratio of neighbouring `lambda` in the scan, less 1; a narrower interval could be missed.
-      offsets: `m` looked at; fewer than `L' + 1` for a very long context.
+      offsets: `m` tried; fewer than `L' + 1` for a very long context.
     """
 
     multiplier: float | None
@@ -87,7 +92,7 @@ def non_negative_multiplier(
 
     It is not monotone in `lambda`: a larger base can fail again, so the answer comes from a scan upwards from 1 in
     steps of a constant ratio, its edge then narrowed by halving. After the first success the scan goes on to twice
-    that `lambda`, to see whether it fails again. Of a very long context not every offset is looked at, see
+    that `lambda`, to see whether it fails again. Of a very long context not every offset is tried, see
     `offset_samples.evenly`: a dip between those that are is missed, and the answer is a lower bound.
 
     Args:
@@ -98,7 +103,8 @@ def non_negative_multiplier(
     """
     known_bad = np.zeros(0, dtype=np.int64)
     coefficients = np.ones((1, len(frequencies)), np.complex128)
-    samples = offset_samples.evenly(target_length + 1, pairs=len(frequencies))
+    most = 8 * offset_samples.most_offsets(len(frequencies))  # a dip is a single offset: its neighbours say little
+    samples, offsets = offset_samples.evenly(target_length + 1, most=most)
 
     def holds(multiplier: float) -> bool:
         nonlocal known_bad
@@ -110,13 +116,13 @@ def non_negative_multiplier(
                 known_bad = np.concatenate([failing[:1], known_bad[known_bad != failing[0]]])
                 return False
         # From the far end, where dips are deepest, in slabs: most lambda fail in the first.
-        for end in range(len(samples.blocks), 0, -_SLAB):
-            blocks = samples.blocks[max(end - _SLAB, 0) : end]
+        for end in range(len(samples), 0, -_SLAB):
+            blocks = samples[max(end - _SLAB, 0) : end]
             curve = phase_sum(theta, coefficients, target_length + 1, blocks=blocks)[0]
             bad = np.flatnonzero(curve < 0)
             if len(bad):
                 first_of_slab = max(end - _SLAB, 0) * BLOCK
-                deepest = samples.offsets[first_of_slab + bad[np.argsort(curve[bad])[:64]]]
+                deepest = offsets[first_of_slab + bad[np.argsort(curve[bad])[:64]]]
                 known_bad = np.concatenate([deepest, np.setdiff1d(known_bad, deepest)])[:256]
                 return False
         return True
@@ -128,9 +134,9 @@ def non_negative_multiplier(
             if first is None:
                 first = _edge(holds, below, multiplier)
         elif first is not None:
-            return NonNegativeBase(first, multiplier, step, len(samples.offsets))
+            return NonNegativeBase(first, multiplier, step, len(offsets))
         below, multiplier = multiplier, multiplier * (1 + step)
-    return NonNegativeBase(first, None, step, len(samples.offsets))
+    return NonNegativeBase(first, None, step, len(offsets))
 
 
 def _edge(holds: Callable[[float], bool], fails: float, succeeds: float) -> float:

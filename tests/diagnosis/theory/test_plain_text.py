@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 
 from rope_jax import cli
 from rope_jax.diagnosis.report import svg
+from rope_jax.diagnosis.theory.inspection import inspect
 from rope_jax.diagnosis.theory.plot import draw
-from rope_jax.diagnosis.theory.record import inspect_positions, read_model
 
 NAMES = st.text(st.characters(blacklist_categories=("Cc", "Cs", "Cn", "Z")), min_size=1, max_size=20)
 
 
 @pytest.fixture(scope="module")
 def record():
-    return inspect_positions(read_model(preset="pythia-410m"), target_length=4096)
+    return inspect("pythia-410m", target_length=4096).record
 
 
 def texts(picture: bytes | str) -> list[str]:
@@ -38,11 +38,11 @@ def test_a_name_is_drawn_as_it_stands(record, name):
     named = copy.deepcopy(record)
     named["model"]["origin"] = name
     for option in named["options"]:
-        option["name"] = f"{name} {option['name']}"
+        option["scaling"] = f"{name} {option['scaling']}"
     found = texts(draw(named, kind="svg"))
     assert any(text.startswith(f"{name}: ") for text in found)
     for option in named["options"]:
-        assert any(option["name"] in text for text in found)
+        assert any(option["scaling"] in text for text in found)
     assert draw(named, kind="png").startswith(b"\x89PNG")
 
 
