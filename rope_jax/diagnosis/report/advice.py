@@ -67,7 +67,7 @@ def advice(record: Record, verdict: Record, costs: Sequence[Record] = ()) -> lis
             first = f"P(first of {len(places)}) {probability(place['probability_first'])}"
             beside = first if len(places) > 1 else "the only one of the three measured"
             lines = [f"expected gain {gain}"]
-            lines += ["it stands first, and is worse than what is deployed: keep that"] if worse else []
+            lines += ["it loses least of those measured: what is deployed is better"] if worse else []
             lines += [] if change is None else _gains_and_price(record, verdict, change, costs)
             lines += [place["demoted"]] if place["demoted"] else []
             lines += _apart(verdict)
@@ -99,7 +99,6 @@ def _repair(verdict: Record) -> Advice:
     lines = []
     if verdict["implementation"]["repair"]:
         lines.append("an exact run wins back: " + _shifts(verdict["implementation"]["repair"]))
-    lines.append("the changes below are counted from the exact run")
     return Advice("TRY FIRST", "repair: run what is deployed exactly", "before any change", tuple(lines))
 
 

@@ -8,6 +8,7 @@ from rope_jax.diagnosis.report import labels
 from rope_jax.diagnosis.report.advice import change_of, leading
 from rope_jax.diagnosis.report.wording import (
     TASKS,
+    answered,
     capital,
     estimate,
     listed,
@@ -105,10 +106,14 @@ def _configurations(record: Record) -> Section:
         tables.append(Table(columns, tuple(by_model), "Each model by itself."))
     names = dict.fromkeys(one[key] for one in record["configurations"] for key in ("scaling", "bias"))
     known = [f"{name}: {labels.explanation(name)}" for name in names if name != "none" and labels.explanation(name)]
-    fitted = [f"{one['name']}: {one['fitted']}" for one in record["configurations"] if one["fitted"]]
+    fitted: dict[str, list[str]] = {}
+    for one in record["configurations"]:
+        if one["fitted"]:
+            fitted.setdefault(one["fitted"], []).append(one["name"])
+    made = [capital(f"{listed(names)}: {text}") for text, names in fitted.items()]
     chance = record["tasks"]["chance"]
     texts = ["Chance: " + ", ".join(f"{task} {chance[task] * 100:.0f} %" for task in used if task in chance) + "."]
-    texts = [*(texts if used else []), *(["; ".join(known) + "."] if known else []), *dict.fromkeys(fitted)]
+    texts = [*(texts if used else []), *(["; ".join(known) + "."] if known else []), *made]
     return Section("configurations", "Every configuration", tuple(texts), tuple(tables))
 
 
@@ -265,7 +270,7 @@ def _models(judgement: Record) -> Table:
         regression = verdict["regression"]
         rows.append(
             (
-                str(number),
+                f"model {number}",
                 regression["answer"],
                 listed(regression["lost"]) or "-",
                 first,
@@ -275,7 +280,7 @@ def _models(judgement: Record) -> Table:
                 verdict["shipping"]["answer"],
             )
         )
-    head = ("model", "this regression", "lost", "first", "P(first)", "gain (nats)", "cause", "ships")
+    head = ("", "this regression", "lost", "first", "P(first)", "gain (nats)", "cause", "ships")
     return Table(head, tuple(rows))
 
 
@@ -287,7 +292,7 @@ def _adapted(record: Record) -> Iterator[Section]:
         texts.append(capital(verdict["regression"]["sentence"]))
         if ranking and ranking["places"]:
             texts.append(f"First: {ranking['places'][0]['change']}.")
-        texts.append(f"Enough to ship? {verdict['shipping']['answer']}. {capital(verdict['shipping']['sentence'])}")
+        texts.append(f"Enough to ship? {answered(verdict['shipping']['answer'], verdict['shipping']['sentence'])}")
         tables = (*_rankings(verdict), *_changes(record, verdict))
         yield Section(
             "adapted", f"After training in every configuration ({judgement['deployed']})", tuple(texts), tables

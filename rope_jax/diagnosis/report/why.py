@@ -143,8 +143,8 @@ def _line(slopes: np.ndarray, target: int) -> list[str]:
     return [
         f"{line}, and at {where} it hides what is far in {hidden} of {len(far)} heads",
         step,
-        f"{hides}; hidden is what only odds of 10,000 to 1 by content outweigh; in {light} heads it takes less than "
-        f"{_SEEN:g} nat",
+        f"{hides}; hidden is what only odds of 10,000 to 1 by content outweigh; it takes less than {_SEEN:g} nat in "
+        f"{light} of them",
     ]
 
 
@@ -211,8 +211,8 @@ def _angle(
         said.append(f"slowing the other {slow} by a factor of {target / length:.3g} keeps them in trained angles")
     if other is not None and len(other[1]) == len(trained):
         parts = {f"the {fast} fast pairs": known, f"the {slow} others": partial}
-        does = [_slowing(trained, other[1], pairs, whom) for whom, pairs in parts.items() if pairs.any()]
-        said.append(f"option 3 by {other[0]} {' and '.join(does)}")
+        slowed = [_slowing(trained, other[1], pairs, whom) for whom, pairs in parts.items() if pairs.any()]
+        said.append(f"option 3 by {other[0]} {' and '.join(slowed)}")
     return said
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from rope_jax.biases import paper_slopes
 from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.diagnosis.evaluation.probes import Answers
-from rope_jax.diagnosis.result import Condition, Diagnosis, Judgement, Tasks
-from rope_jax.diagnosis.tasks import contexts
+from rope_jax.diagnosis.result import Condition, Findings, Judgement, Tasks
 from rope_jax.diagnosis.tasks.subject import Items, Subject
 from rope_jax.diagnosis.verdict.answers import (
     Cause,
@@ -250,7 +249,7 @@ def diagnosis(
     models: int = 1,
     names: Sequence[str] = tuple(RIGHT),
     **changes: Any,
-) -> Diagnosis:
+) -> Findings:
     asked = [subject(contexts=4 if used else 0, name=f"seed-{number}") for number in range(models)]
     made: dict[str, Any] = {
         "subjects": asked,
@@ -266,6 +265,7 @@ def diagnosis(
         "judgements": [judgement(one) for one in (verdicts or (verdict(used=used),))],
         "shared": "",
         "adapted": [],
+        "adapted_panels": {},
         "prediction": None,
         "ratios": [],
         "costs": [{"configuration": name, "milliseconds": 12.0, "mib": 30.5} for name in names],
@@ -274,4 +274,4 @@ def diagnosis(
         "seconds": {"configurations": 3.2},
         "versions": {"rope_jax": "0.1.0", "jax": "0.10.2"},
     }
-    return Diagnosis(**{**made, **changes})
+    return Findings(**{**made, **changes})
