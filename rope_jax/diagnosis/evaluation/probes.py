@@ -93,7 +93,7 @@ def picked(logits: ChoiceLogits, choices: Int32[np.ndarray, "rows Q 8"]) -> Int3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answers:
-    """What a model answered in one cell, at one length.
+    """What a model answered under one configuration, at one length.
 
     Attributes:
       log_odds: nats, `[rows, Q]`.
@@ -152,8 +152,8 @@ def asked_probes(items: Contexts) -> tuple[str, ...]:
 
 
 def offset_errors(given: Answers, items: Contexts) -> Mapping[int, int]:
-    """Returns how often `bind` answered with the item `e` places after the one asked for; 0 is right."""
-    asked = items.probe == PROBES.index("binding")
+    """Returns how often `binding` was answered with the item `e` places after the one asked for; 0 is right."""
+    asked = items.probe == index_of("binding")
     chosen = np.take_along_axis(items.choice_offsets, given.picked[..., None], axis=-1)[..., 0]
     errors, counts = np.unique((chosen - items.asked)[asked], return_counts=True)
     return {int(error): int(count) for error, count in zip(errors, counts, strict=True)}

@@ -98,8 +98,7 @@ class Extension:
             wanted = wanted.make(self.factor, self.length_before)
         return extension_rule(
             wanted,
-            group,
-            original_length=self.original_length,
+            self.config,
             trained=self.trained_length,
             target=self.target_length,
             compose=self.compose,

@@ -9,6 +9,7 @@ from jaxtyping import Float64
 
 Reach = Literal["short", "long"]
 Values = Float64[np.ndarray, "models units"]
+Losses = Float64[np.ndarray, "models rows"]
 
 LIMIT = 4.6
 """Log-odds count up to this many nats either way, odds of 100 to 1: more certainty changes no answer."""
@@ -33,7 +34,7 @@ class Panel:
 
     log_odds: Mapping[Reach, Mapping[str, Values]]
     accuracy: Mapping[Reach, Mapping[str, Values]]
-    loss: Mapping[Reach, Values]
+    loss: Mapping[Reach, Losses]
 
 
 @dataclasses.dataclass(frozen=True)
