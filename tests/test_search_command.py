@@ -1,6 +1,5 @@
 """The search command: its result, that a killed search goes on to the same, and what it refuses in one line."""
 
-import functools
 import json
 import os
 
@@ -11,10 +10,10 @@ from rope_jax import cli
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.commands import factors_file
 from rope_jax.decoder import Decoder, DecoderConfig
+from rope_jax.diagnosis import judging
 from rope_jax.diagnosis.evaluation import kept_files
 from rope_jax.diagnosis.search import factor_search
 from rope_jax.diagnosis.tasks import contexts
-from rope_jax.diagnosis.verdict.answers import Margins
 
 SMALL = ["--target_length=256", "--population=9", "--generations=2", "--contexts=2"]
 
@@ -60,7 +59,8 @@ def one_program(programs, monkeypatch):
 @pytest.fixture
 def all_learned(monkeypatch):
     """What no model has learned counts as learned."""
-    monkeypatch.setattr("rope_jax.diagnosis.verdict.answers.Margins", functools.partial(Margins, learned=0.0))
+    tasks_of = judging.tasks_of
+    monkeypatch.setattr(judging, "tasks_of", lambda panel, subject, learned: tasks_of(panel, subject, learned=0.0))
 
 
 @pytest.fixture(autouse=True)
