@@ -56,7 +56,7 @@ def test_writes_a_config_and_says_how_close_it_is(workdir, capsys):
     # An old result is replaced, and can be exported on.
     assert cli.main(["export", "out.json", *CASE[2:-1], "--scaling=none", "--out=again.json", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert (record["on_top_of"], record["rope_type"]) == ("yarn", "yarn")
+    assert (record["on_top_of"], record["in_place_of"], record["rope_type"]) == ("yarn", None, "yarn")
     assert record["notes"] == ["nothing was added to the config's own yarn"]
 
 
@@ -218,5 +218,6 @@ def test_a_preset_without_jax(workdir):
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "set()\n")
-    assert "linear stacks on the config's own llama3" in done.stdout
+    assert "a factor of 32" in done.stdout
+    assert "linear takes the place of the config's own llama3: its factor is against the 8192 tokens" in done.stdout
     assert "vllm serve MODEL --hf-overrides" in done.stdout

@@ -10,10 +10,10 @@ from rope_jax import cli
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.commands import factors_file
 from rope_jax.decoder import Decoder, DecoderConfig
+from rope_jax.diagnosis import judging
 from rope_jax.diagnosis.evaluation import kept_files
 from rope_jax.diagnosis.search import factor_search
 from rope_jax.diagnosis.tasks import contexts
-from rope_jax.diagnosis.verdict import attribution
 
 SMALL = ["--target_length=256", "--population=9", "--generations=2", "--contexts=2"]
 
@@ -57,9 +57,10 @@ def one_program(programs, monkeypatch):
 
 
 @pytest.fixture
-def no_gate(monkeypatch):
-    gated = attribution.gated
-    monkeypatch.setattr(attribution, "gated", lambda scores, gate: gated(scores, gate=0.0))
+def all_learned(monkeypatch):
+    """What no model has learned counts as learned."""
+    tasks_of = judging.tasks_of
+    monkeypatch.setattr(judging, "tasks_of", lambda panel, subject, learned: tasks_of(panel, subject, learned=0.0))
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,7 @@ def workdir(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_killed_search_goes_on_to_the_same_result(tiny, no_gate, workdir, capsys, monkeypatch):
+def test_a_killed_search_goes_on_to_the_same_result(tiny, all_learned, workdir, capsys, monkeypatch):
     assert cli.main(["search", tiny, *SMALL, "--out=whole", "--json"]) == 0
     out, _ = capsys.readouterr()
     record = json.loads(out)
@@ -99,7 +100,7 @@ def test_a_killed_search_goes_on_to_the_same_result(tiny, no_gate, workdir, caps
     for name in ("search.json", "search-state.json"):
         assert (workdir / "parts" / name).read_bytes() == (workdir / "whole" / name).read_bytes()
     lines = out.splitlines()
-    assert lines[0].endswith("192 -> 256 tokens, bias none, probes retrieval, binding, order")
+    assert lines[0].endswith("192 -> 256 tokens, bias none, tasks retrieval, binding, order")
     assert lines[-1] == "written to parts/search.json"
     # The result is what export reads, every key of it.
     assert set(record) == set(factors_file.KEYS)
@@ -114,7 +115,7 @@ def test_a_killed_search_goes_on_to_the_same_result(tiny, no_gate, workdir, caps
     assert cli.main(argv) == 0
 
 
-def test_a_state_that_does_not_hold_is_said_and_searched_anew(tiny, no_gate, workdir, capsys):
+def test_a_state_that_does_not_hold_is_said_and_searched_anew(tiny, all_learned, workdir, capsys):
     file = workdir / "out" / "search-state.json"
     argv = ["search", tiny, *SMALL, "--generations=1", "--out=out", "--json"]
     assert cli.main(argv) == 0
@@ -144,7 +145,7 @@ def test_a_state_that_does_not_hold_is_said_and_searched_anew(tiny, no_gate, wor
     assert "search-state.json: computed from something else" in capsys.readouterr().err
 
 
-def test_a_pipe_in_place_of_the_state_is_refused(tiny, no_gate, workdir, capsys):
+def test_a_pipe_in_place_of_the_state_is_refused(tiny, all_learned, workdir, capsys):
     (workdir / "out").mkdir()
     os.mkfifo(workdir / "out" / "search-state.json")
     assert cli.main(["search", tiny, *SMALL, "--generations=1", "--out=out"]) == 2
@@ -158,12 +159,13 @@ def test_too_many_contexts_are_refused_with_their_bytes(tiny, workdir, capsys):
     assert list(workdir.iterdir()) == []
 
 
-def test_every_candidate_runs_with_the_bias(tiny, no_gate, workdir, capsys):
+def test_every_candidate_runs_with_the_bias(tiny, all_learned, workdir, capsys):
     assert cli.main(["search", tiny, *SMALL, "--generations=1", "--bias=alibi_star", "--json"]) == 0
     out, _ = capsys.readouterr()
     record = json.loads(out)
     assert record["bias"]["name"] == "alibi_star"
-    assert record["bias"]["multiplier"] > 0
+    assert min(record["bias"]["slopes"]) > 0
+    assert "times the paper's slopes" in record["bias"]["fitted"]
     assert record["named"]["none"]["long"]["log_odds"] != record["unchanged"]["long"]["log_odds"]
     # No config holds the bias, and without it the factors are not what was found.
     (workdir / "found.json").write_text(out)
@@ -173,7 +175,7 @@ def test_every_candidate_runs_with_the_bias(tiny, no_gate, workdir, capsys):
     assert not (workdir / "config.json").exists()
 
 
-def test_a_state_of_absurd_size_is_not_read(tiny, no_gate, workdir, capsys):
+def test_a_state_of_absurd_size_is_not_read(tiny, all_learned, workdir, capsys):
     (workdir / "out").mkdir()
     with open(workdir / "out" / "search-state.json", "wb") as file:
         file.truncate(300 * 2**30)
@@ -197,7 +199,7 @@ def test_a_state_of_absurd_size_is_not_read(tiny, no_gate, workdir, capsys):
         (["TINY", "--seed=-1"], "--seed must be from 0"),
         (["TINY", "--bias=t5"], "bias"),
         (["TINY", "--out=a/b"], "no such directory"),
-        (["TINY"], "no probe is learned"),
+        (["TINY"], "no task is learned"),
     ],
 )
 def test_refuses_in_one_line_and_writes_nothing(tiny, workdir, capsys, arguments, reason):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rope_jax.checkpoints.dialects import LENGTHS
+from rope_jax.checkpoints.extending import declares_scaling, length_before
 from rope_jax.checkpoints.model_types import MODEL_TYPES, UNKNOWN
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.checkpoints.rope_types import ORIGINAL
@@ -20,6 +21,7 @@ from rope_jax.errors import ScalingError, UnsupportedError
 from rope_jax.frequencies import Rotary, inverse_frequencies
 from rope_jax.length_rules import DynamicNtk, LengthRule, LongRope, at_length
 from rope_jax.rules import Rule
+from rope_jax.scaling.registry import scaling_rule
 
 Peer = Literal["transformers", "vllm"]
 PEERS: tuple[Peer, ...] = ("transformers", "vllm")
@@ -39,9 +41,10 @@ class Wanted:
     Attributes:
       group: the layers that are scaled.
       rotary: their unscaled record.
-      rules: the config's own rule, if any, then the new one; "none" is left out.
-      trained_length: `L`, tokens up to which the model counts as trained.
+      rules: the new rule, after the config's own where it is composed with that; "none" is left out.
+      trained_length: tokens up to which the model counts as trained before `rules` but for a declared one.
       target_length: `L'`, tokens.
+      replaces: whether the new rule takes the place of the config's own.
     """
 
     group: LayerGroup
@@ -49,6 +52,7 @@ class Wanted:
     rules: tuple[Rule | LengthRule, ...]
     trained_length: int
     target_length: int
+    replaces: bool = False
 
     def at(self, length: int) -> Rotary:
         """Returns the scaled record for sequences of `length` tokens."""
@@ -75,32 +79,38 @@ class Exported:
     how: str
 
 
-def trained_length_of(positions: PositionConfig) -> int:
-    """Returns `L`: the original length, or the declared one of a model shipped (so trained or tuned) with a scaling."""
-    plain = _scaled_group(positions).rule.name == "none"
-    return positions.original_length if plain else positions.declared_length
-
-
 def wanted_scaling(
-    positions: PositionConfig, rule: Rule | LengthRule, *, trained_length: int, target_length: int
+    positions: PositionConfig,
+    scaling: str | Rule | LengthRule,
+    *,
+    trained_length: int,
+    target_length: int,
+    compose: bool = False,
 ) -> Wanted:
-    r"""Returns `rule` on top of what the config declares, as `rules.py` lets rules follow each other.
+    r"""Returns a scaling in the place of what the config declares, or on top of it.
 
-    .. math:: \theta' = rule(declared(\theta))
+    .. math:: \theta' = rule(\theta), \quad \text{composed: } \theta' = rule(declared(\theta))
 
     Args:
       positions: what the config says.
-      rule: the scaling to add; "none" keeps the declared one.
+      scaling: a name of the registry, or a rule; "none" keeps the declared one.
       trained_length: `L`, tokens.
-      target_length: `L'`, tokens.
+      target_length: `L'`, tokens; the factor is taken against `extending.length_before`.
+      compose: whether it comes on top of the declared one, as `rules.py` lets rules follow each other.
 
     Raises:
-      UnsupportedError: if no layer turns, or layers of several types turn in ways that one section cannot tell apart.
-      ScalingError: if the declared rule leaves the new one without a single meaning.
+      InputError: if there is no such scaling.
+      UnsupportedError: if no layer rotates, or layers of several types rotate in ways that one section cannot tell
+        apart.
+      ScalingError: if the declared rule leaves a composed one without a single meaning.
     """
     group = _scaled_group(positions)
     assert group.rotary is not None
     declared = group.rule
+    before = length_before(positions, trained=trained_length, compose=compose)
+    rule = scaling_rule(scaling, factor=target_length / before, original_length=before)
+    if rule.name != "none" and declares_scaling(positions) and not compose:
+        return Wanted(group, group.rotary, (rule,), before, target_length, replaces=True)
     if isinstance(declared, LongRope) and declared.short_factor == declared.long_factor:
         declared = declared.at(trained_length)
     rotary = group.rotary
@@ -252,7 +262,7 @@ def _state(wanted: Wanted, peer: Peer, model_type: str) -> tuple[dict[str, Any],
         if np.allclose(anew, new.inverse_frequencies, rtol=1e-9, atol=0):
             return {"rope_type": "default", "rope_theta": new.base}, "another rope_theta, of the default rope type"
     if not (new.inverse_frequencies > 0).all():
-        raise ScalingError("a pair that does not turn has no finite factor: no factor list says that")
+        raise ScalingError("a pair that does not rotate has no finite factor: no factor list says that")
     factors = (old.inverse_frequencies / new.inverse_frequencies).tolist()
     original, first = wanted.trained_length, wanted.rules[0]
     if len(wanted.rules) == 1 and isinstance(first, Rule):

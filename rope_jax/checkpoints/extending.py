@@ -1,7 +1,8 @@
 """How long a model was trained to read, and what a new scaling does to one that its config declares.
 
 For every command the same: up to the length of a declared scaling counts as trained; a new scaling *replaces* a
-declared one, with its factor taken against the length before any extension, unless composition is asked for.
+declared one, with its factor taken against the length before any extension, unless composition is asked for. Which
+pairs rotate at all (`proportional`) is no scaling, and stays.
 """
 
 import dataclasses
@@ -10,12 +11,13 @@ from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.frequencies import Rotary
 from rope_jax.length_rules import LengthRule, at_length
 from rope_jax.rules import Rule
+from rope_jax.scaling import proportional
 from rope_jax.scaling.registry import scaling_rule
 
 
 def trained_length(positions: PositionConfig) -> int:
     """Returns `L`, tokens: what weights were trained, or at least tuned, to read, with the scaling they ship with."""
-    return positions.declared_length if _declares(positions) else positions.original_length
+    return positions.declared_length if declares_scaling(positions) else positions.original_length
 
 
 def trained_rotary(group: LayerGroup, *, length: int, compose: bool = False) -> Rotary | None:
@@ -30,9 +32,22 @@ def trained_rotary(group: LayerGroup, *, length: int, compose: bool = False) -> 
     if group.rotary is None:
         return None
     rotary = at_length(group.rule, length)(group.rotary)
-    if compose or group.rule.name == "none":
+    if compose or not _scales(group.rule):
         return rotary
-    return dataclasses.replace(rotary, rules=(), unscaled=group.rotary)
+    return dataclasses.replace(rotary, rules=(), unscaled=_unscaled(group))
+
+
+def length_before(positions: PositionConfig, *, trained: int, compose: bool = False) -> int:
+    """Returns the tokens that the factor of a new scaling is taken against.
+
+    Those before a declared scaling that it replaces; without one, or composed with it, the trained length.
+
+    Args:
+      positions: of the model.
+      trained: `L`, tokens.
+      compose: whether it comes on top of a declared scaling, rather than in its place.
+    """
+    return trained if compose or not declares_scaling(positions) else positions.original_length
 
 
 def extension_rule(
@@ -57,11 +72,9 @@ def extension_rule(
       InputError: if there is no such scaling.
       ScalingError: (the rule, when applied) if it has no meaning on top of the declared one.
     """
-    if scaling == "none" or compose or not _declares(positions):
-        return at_length(scaling_rule(scaling, factor=target / trained, original_length=trained), target)
-    original = positions.original_length
-    rule = at_length(scaling_rule(scaling, factor=target / original, original_length=original), target)
-    if rule.name == "none":
+    before = length_before(positions, trained=trained, compose=compose)
+    rule = at_length(scaling_rule(scaling, factor=target / before, original_length=before), target)
+    if rule.name == "none" or compose or not declares_scaling(positions):
         return rule
 
     def replacing(rotary: Rotary) -> Rotary:
@@ -70,7 +83,20 @@ def extension_rule(
     return dataclasses.replace(rule, transform=replacing)
 
 
-def _declares(positions: PositionConfig) -> bool:
+def declares_scaling(positions: PositionConfig) -> bool:
     """Returns whether the layers that see the whole context are scaled by the config itself."""
-    rule = positions.main_group.rule
-    return not (isinstance(rule, Rule) and rule.name == "none")
+    return _scales(positions.main_group.rule)
+
+
+def _scales(rule: Rule | LengthRule) -> bool:
+    if isinstance(rule, Rule) and rule.name == "proportional":
+        return rule.hyperparameters["factor"] != 1
+    return rule.name != "none"
+
+
+def _unscaled(group: LayerGroup) -> Rotary:
+    """Returns the rotary embedding before a declared scaling, with the pairs that rotate."""
+    assert group.rotary is not None
+    if isinstance(group.rule, Rule) and group.rule.name == "proportional":
+        return proportional(proportion=group.rule.hyperparameters["proportion"])(group.rotary)
+    return group.rotary

@@ -20,7 +20,6 @@ from rope_jax.errors import InputError, RopeJaxError
 if TYPE_CHECKING:
     from rope_jax.checkpoints.exporting import Exported, Wanted
     from rope_jax.checkpoints.positions import PositionConfig
-    from rope_jax.length_rules import LengthRule
     from rope_jax.rules import Rule
 
 SUMMARY = "write a chosen scaling as transformers' or vLLM's config, read it back and compare"
@@ -37,14 +36,20 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     string(
         "scaling",
         None,
-        "Scaling to write, by target over trained length; a wrong name lists them. It comes on top of a scaling that "
-        "the config declares; none keeps that one.",
+        "Scaling to write; a wrong name lists them. It takes the place of one that the config declares, its factor then "
+        "against the length before that; none keeps the declared one.",
     )
     string(
         "factors",
         None,
         "In place of --scaling: a JSON file, the list f or an object with it as 'factors' (and perhaps an "
         "'attention_factor') or what a search without a bias wrote, one number a rotary pair; theta becomes theta / f.",
+    )
+    absl_flags.DEFINE_boolean(
+        "compose",
+        False,
+        "The scaling comes on top of one that the config declares, rather than in its place.",
+        flag_values=flag_values,
     )
     integer("target_length", None, "Tokens to be served; required.")
     integer(
@@ -65,7 +70,8 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     source, out = _checked(arguments, flags)
 
     from rope_jax.checkpoints.dialects import positions_of, read_config
-    from rope_jax.checkpoints.exporting import export_config, trained_length_of, wanted_scaling
+    from rope_jax.checkpoints.exporting import export_config, wanted_scaling
+    from rope_jax.checkpoints.extending import trained_length as trained_length_of
     from rope_jax.checkpoints.presets import preset
 
     if source is None:
@@ -79,15 +85,21 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
             f"--target_length={flags.target_length} is below the {trained_length} tokens that {origin} was trained on: "
             "nothing is extended"
         )
-    rule = _rule(flags, trained_length=trained_length)
+    scaling = _scaling(flags)
     try:
-        wanted = wanted_scaling(positions, rule, trained_length=trained_length, target_length=flags.target_length)
+        wanted = wanted_scaling(
+            positions,
+            scaling,
+            trained_length=trained_length,
+            target_length=flags.target_length,
+            compose=flags.compose,
+        )
         exported = export_config(config, positions, wanted, peer=flags.to)
     except RopeJaxError as error:
         asked = f"--factors={flags.factors}" if flags.factors else f"--scaling={flags.scaling}"
         raise InputError(f"{asked}: {error}") from None
     difference, after = _write(out, flags.out, exported.config, functools.partial(_compare, positions, wanted))
-    record = _record(flags, positions, wanted, exported, after, difference)
+    record = _record(flags, positions, trained_length, wanted, exported, after, difference)
     print(json.dumps(record, allow_nan=False) if flags.json else _text(record))
     return 0
 
@@ -137,15 +149,14 @@ def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathli
     return source, checked_file(flags.out, flag="--out", inputs=inputs)
 
 
-def _rule(flags: absl_flags.FlagValues, *, trained_length: int) -> "Rule | LengthRule":
+def _scaling(flags: absl_flags.FlagValues) -> "str | Rule":
+    """Returns the name of the scaling that is asked for, or the rule of factors from a file."""
     from rope_jax import scaling
-    from rope_jax.diagnosis.evaluation.scalings import scaling_rule
 
     if flags.scaling is not None:
         if flags.scaling == "config":
             raise InputError("--scaling=config: name a scaling, or none to keep what the config declares")
-        factor = flags.target_length / trained_length
-        return scaling_rule(flags.scaling, factor=factor, original_length=trained_length)
+        return flags.scaling
     factors, attention_factor = read_factors(pathlib.Path(flags.factors))
     return scaling.per_pair(factors=factors, attention_factor=attention_factor)
 
@@ -184,36 +195,45 @@ def _write(target: pathlib.Path, out: str, config: Mapping[str, Any], compare: A
 def _record(
     flags: absl_flags.FlagValues,
     positions: "PositionConfig",
+    trained_length: int,
     wanted: "Wanted",
     exported: "Exported",
     after: "PositionConfig",
     difference: float,
 ) -> dict[str, Any]:
     """Returns what `--json` prints: lengths in tokens, factors and differences unrounded."""
-    declared = wanted.group.rule.name
+    declared = None if wanted.group.rule.name == "none" else wanted.group.rule.name
     return {
         "out": flags.out,
         "to": flags.to,
         "origin": positions.origin,
         "model_type": positions.model_type,
         "scaling": flags.scaling or "per_pair",
-        "on_top_of": None if declared == "none" else declared,
-        "trained_length": wanted.trained_length,
+        "on_top_of": None if wanted.replaces else declared,
+        "in_place_of": declared if wanted.replaces else None,
+        "trained_length": trained_length,
         "target_length": wanted.target_length,
         "factor": wanted.target_length / wanted.trained_length,
         "rope_type": exported.section["rope_type"],
         "how": exported.how,
         "rope_parameters": exported.section,
         "largest_relative_difference": difference,
-        "notes": _notes(positions, wanted, exported, after),
+        "notes": _notes(positions, trained_length, wanted, exported, after),
         "vllm_command": _serve(_model(flags, positions), wanted, exported) if flags.to == "vllm" else None,
     }
 
 
-def _notes(positions: "PositionConfig", wanted: "Wanted", exported: "Exported", after: "PositionConfig") -> list[str]:
+def _notes(
+    positions: "PositionConfig", length: int, wanted: "Wanted", exported: "Exported", after: "PositionConfig"
+) -> list[str]:
     notes = []
-    declared, length = wanted.group.rule.name, wanted.trained_length
-    if declared != "none" and len(wanted.rules) == 2:
+    declared = wanted.group.rule.name
+    if wanted.replaces:
+        notes.append(
+            f"{wanted.rules[0].name} takes the place of the config's own {declared}: its factor is against the "
+            f"{wanted.trained_length} tokens before any extension (--compose puts it on top instead)"
+        )
+    elif declared != "none" and len(wanted.rules) == 2:
         notes.append(
             f"{wanted.rules[1].name} stacks on the config's own {declared}, with which the model counts as trained up "
             f"to {length} tokens"

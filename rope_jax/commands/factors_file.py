@@ -9,7 +9,7 @@ from rope_jax.errors import InputError
 from rope_jax.regular_files import read_regular
 
 KEYS = (
-    "factors", "attention_factor", "model", "lengths", "settings", "bias", "probes", "unchanged", "winner", "named",
+    "factors", "attention_factor", "model", "lengths", "settings", "bias", "tasks", "unchanged", "winner", "named",
     "gain", "interval_method", "omitted", "history", "compilations", "versions",
 )  # fmt: skip
 """Those of an object of factors: all that `search.json` has."""

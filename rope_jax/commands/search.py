@@ -1,15 +1,15 @@
-"""`rope-jax search`: looks for per-pair factors that beat every named rule on the probes of the diagnosis.
+"""`rope-jax search`: looks for per-pair factors that beat every named rule on the tasks of the diagnosis.
 
 `search.json` holds, outermost keys first; an estimate is `{"mean", "low", "high"}` with a 95 % interval:
 
 - `factors`, `attention_factor`: the winner, as `rope-jax export --factors` reads it.
-- `model`, `lengths`, `settings`, `bias`, `versions`: what was searched; `probes`: used, and refused with the reason.
+- `model`, `lengths`, `settings`, `bias`, `versions`: what was searched; `tasks`: used, and refused with the reason.
 - `unchanged`, `winner`, `named`: accuracy and log-odds; `objective` on the contexts of the search, where the winner's
   is flattered by having been chosen there, and on fresh ones, as an estimate.
 - `gain`: of the winner over the named rule that was best in the search, context by context on the fresh ones; what
   another search would have found is not in its interval.
 - `history`: best and median objective of every generation, and how many candidates were scored in it.
-- `omitted`: named rules that do not compose with the config's own, and why; `interval_method`; `compilations`.
+- `omitted`: named rules without a meaning on this model, and why; `interval_method`; `compilations`.
 """
 
 import dataclasses
@@ -32,9 +32,10 @@ from rope_jax.errors import InputError
 if TYPE_CHECKING:
     from rope_jax.diagnosis.search.factor_search import FactorRuns, Judge, Population
     from rope_jax.diagnosis.tasks.subject import Subject
-    from rope_jax.diagnosis.verdict.verdict import Margins
+    from rope_jax.diagnosis.verdict.answers import Margins
+    from rope_jax.diagnosis.verdict.panel import Panel
 
-SUMMARY = "search per-pair factors that beat the named rules on a bundled test model's probes"
+SUMMARY = "search per-pair factors that beat the named rules on a bundled test model's tasks"
 USAGE = "rope-jax search [CHECKPOINT] [--target_length=N] [--out=DIR] [flags]"
 
 _RESULT, _STATE = "search.json", "search-state.json"
@@ -51,7 +52,7 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
         "bias",
         "none",
         ["none", "alibi_star"],
-        "Bias that every candidate runs with; alibi_star is ALiBi with the largest multiplier harmless short.",
+        "Bias that every candidate runs with; alibi_star is ALiBi with the largest safe slopes.",
         flag_values=flag_values,
     )
     integer("population", 16, "Candidates of a generation, the named rules among the first.")
@@ -81,9 +82,10 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
 
     # JAX is imported only once the flags are known to be good.
     from rope_jax.diagnosis.evaluation import kept_files
+    from rope_jax.diagnosis.judging import tasks_of
     from rope_jax.diagnosis.search import factor_search
     from rope_jax.diagnosis.tasks.subject import read_bundled_model
-    from rope_jax.diagnosis.verdict.verdict import Margins, attribution
+    from rope_jax.diagnosis.verdict.answers import Margins
 
     margins = Margins()
     # Of the diagnosis' items only the text that a bias is fitted on is used.
@@ -92,12 +94,12 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     runs = factor_search.FactorRuns(subject, rows=flags.contexts)
     items = factor_search.items_of(subject, rows=flags.contexts, seed=flags.seed)
     unchanged = runs.unchanged(items[0])
-    used = attribution.gated([unchanged], gate=margins.gate)
-    if not used.names:
-        raise InputError(f"{subject.checkpoint.origin}: no probe is learned: right in {_shares(used.accuracy)}")
+    tasks = tasks_of(unchanged, subject, learned=margins.learned)
+    if not tasks.used:
+        raise InputError(f"{subject.checkpoint.origin}: no task is learned: right in {_shares(tasks.accuracy)}")
     bias, fitted = _bias(flags.bias, subject, runs, margins)
     searched, fresh = (
-        factor_search.Judge(runs, asked, before, used, margins.short_accuracy, bias)
+        factor_search.Judge(runs, asked, before, tasks.used, margins.short_accuracy, bias)
         for asked, before in zip(items, (unchanged, runs.unchanged(items[1])), strict=True)
     )
     settings = _settings(flags, margins, runs)
@@ -125,7 +127,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
             "lengths": {"trained": subject.trained_length, "target": subject.target_length, "factor": subject.factor},
             "settings": settings,
             "bias": fitted,
-            "probes": {"used": list(used.names), "refused": dict(used.refused)},
+            "tasks": {"used": list(tasks.used), "refused": dict(tasks.refused)},
             **_judged(found.factors[0], searched, fresh, progress),
             "omitted": dict(runs.omitted),
             "history": [dict(line) for line in found.history],
@@ -164,16 +166,16 @@ def _directory(arguments: list[str]) -> pathlib.Path:
 
 
 def _bias(name: str, subject: "Subject", runs: "FactorRuns", margins: "Margins") -> tuple[Any, dict[str, Any]]:
-    """Returns the bias and its record; A* is fitted as the diagnosis fits it."""
-    from rope_jax.diagnosis.evaluation.case_setup import Settings, fit_biases
+    """Returns the bias and its record; it is fitted as the diagnosis fits it."""
+    from rope_jax.biases.registry import BiasRequest, bias_of
+    from rope_jax.diagnosis.evaluation.fitter import FitSettings, ModelFitter
 
     if name == "none":
         return None, {"name": name}
-    fitted = fit_biases(subject, runs.arms, Settings(margins=margins), {name})
-    bias: Any = fitted.biases[name]
-    assert fitted.star is not None
-    described = {"multiplier": fitted.star.value, "short_cost": fitted.star.cost, "slopes": bias.slopes.tolist()}
-    return bias, {"name": name, **described}
+    fitter = ModelFitter(subject, runs.maker, runs.maker.original(), FitSettings(margins.short_loss))
+    heads = subject.checkpoint.config.num_heads
+    bias: Any = bias_of(name, BiasRequest(heads, subject.trained_length, subject.target_length, fitter))
+    return bias, {"name": name, "fitted": fitter.found, "slopes": bias.slopes.tolist()}
 
 
 def _settings(flags: absl_flags.FlagValues, margins: "Margins", runs: "FactorRuns") -> dict[str, Any]:
@@ -182,7 +184,7 @@ def _settings(flags: absl_flags.FlagValues, margins: "Margins", runs: "FactorRun
     return {
         **{name: getattr(flags, name) for name in ("bias", "population", "generations", "contexts", "seed")},
         "fresh_contexts": factor_search.FRESH * flags.contexts,
-        "gate": margins.gate,
+        "learned": margins.learned,
         "margin": margins.short_accuracy,
         "penalty": factor_search.PENALTY,
         "largest_factor": runs.largest,
@@ -205,7 +207,7 @@ def _judged(winner, searched: "Judge", fresh: "Judge", progress: Progress) -> di
     best = max(named, key=lambda name: named[name]["objective"]["search"])
     rule = next((name for name, factors in runs.named.items() if (factors == winner).all()), None)
     return {
-        "unchanged": _outcomes(fresh.unchanged, fresh),
+        "unchanged": _outcomes(fresh.unchanged, fresh.used),
         "winner": {"rule": rule, **outcomes},
         "named": named,
         "gain": {"over": best, "objective": _estimate(objective - objectives[best])},
@@ -216,26 +218,25 @@ def _judged(winner, searched: "Judge", fresh: "Judge", progress: Progress) -> di
 def _described(factors, searched: "Judge", fresh: "Judge") -> tuple[Any, dict[str, Any]]:
     from rope_jax.diagnosis.search import factor_search
 
-    scores = fresh.scores(factors)
-    objective = factor_search.objective(scores, fresh.unchanged, fresh.used, margin=fresh.margin)
+    panel = fresh.outcomes(factors)
+    objective = factor_search.objective(panel, fresh.unchanged, fresh.used, margin=fresh.margin)
     return objective, {
         "objective": {"search": searched.score(factors), "fresh": _estimate(objective)},
-        "short_loss": _estimate(factor_search.short_loss(scores, fresh.unchanged, fresh.used)),
-        **_outcomes(scores, fresh),
+        "short_loss": _estimate(factor_search.short_loss(panel, fresh.unchanged, fresh.used)),
+        **_outcomes(panel, fresh.used),
     }
 
 
-def _outcomes(scores, fresh: "Judge") -> dict[str, Any]:
-    from rope_jax.diagnosis.verdict import attribution
+def _outcomes(panel: "Panel", used: tuple[str, ...]) -> dict[str, Any]:
+    from rope_jax.diagnosis.search.factor_search import mean_of
 
     record: dict[str, Any] = {}
-    for reach in scores.log_odds:
-        by_kind = {
-            kind: attribution.outcome([scores], reach, fresh.used.names, accuracy=kind == "accuracy")[0]
-            for kind in ("accuracy", "log_odds")
+    for reach, of_task in panel.log_odds.items():
+        record[reach] = {
+            "accuracy": _estimate(mean_of(panel, reach, used, accuracy=True)),
+            "log_odds": _estimate(mean_of(panel, reach, used)),
+            "by_task": {name: _estimate(of_task[name][0]) for name in used},
         }
-        record[reach] = {kind: _estimate(rows) for kind, rows in by_kind.items()}
-        record[reach]["by_probe"] = {name: _estimate(scores.log_odds[reach][name]) for name in fresh.used.names}
     return record
 
 
@@ -257,7 +258,8 @@ def _key(subject: "Subject", settings: Mapping[str, Any], searched: "Judge") -> 
         "versions": _versions(),
     }
     runs = searched.runs
-    scheme, named = runs.arms.schemes("none", searched.bias), list(runs.named.values())
+    unscaled = dataclasses.replace(runs.maker.original(), bias=searched.bias)
+    scheme, named = runs.maker(unscaled), list(runs.named.values())
     return kept_files.digest(described, scheme, named, searched.items)
 
 
@@ -305,7 +307,7 @@ def _table(record: Mapping[str, Any]) -> str:
     lengths, settings, winner, gain = (record[key] for key in ("lengths", "settings", "winner", "gain"))
     lines = [
         f"{record['model']['origin']}: {lengths['trained']} -> {lengths['target']} tokens, bias {settings['bias']}, "
-        f"probes {', '.join(record['probes']['used'])}",
+        f"tasks {', '.join(record['tasks']['used'])}",
         "",
         f"{'factors':<12} {'objective in nats':>44} {'log-odds':>10} {'accuracy, fresh':>17}",
         f"{'':<12} {'searched':>10} {'fresh, 95 % interval':>33} {'long':>10} {'short':>8} {'long':>8}",
@@ -328,7 +330,7 @@ def _conclusion(rule: str | None, gain: Mapping[str, Any]) -> str:
         return f"* the named rule {rule}: nothing better was found"
     value = gain["objective"]
     low, high = value["low"], value["high"]
-    answer = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+    answer = "better" if low > 0 else "worse" if high < 0 else "not distinguished"
     return f"on fresh contexts, found over {gain['over']}, the best named in the search: {_shown(value)} nats: {answer}"
 
 

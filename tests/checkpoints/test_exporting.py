@@ -9,12 +9,13 @@ import pytest
 
 from rope_jax import scaling
 from rope_jax.checkpoints.dialects import positions_of
-from rope_jax.checkpoints.exporting import export_config, largest_difference, trained_length_of, wanted_scaling
+from rope_jax.checkpoints.exporting import export_config, largest_difference, wanted_scaling
+from rope_jax.checkpoints.extending import trained_length
 from rope_jax.checkpoints.presets import preset
-from rope_jax.diagnosis.evaluation.scalings import BY_NAME, scaling_rule
 from rope_jax.errors import ScalingError, UnsupportedError
 from rope_jax.frequencies import base_multiplier, inverse_frequencies
 from rope_jax.rules import Rule
+from rope_jax.scaling.registry import SCALINGS
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -38,14 +39,12 @@ LLAMA3 = {
 FACTORS = np.linspace(1.0, 8.0, 32).tolist()
 
 
-def export(config, rule, *, peer="transformers", target=TARGET, trained=None):
+def export(config, rule, *, peer="transformers", target=TARGET, trained=None, compose=False):
     """Returns the export, checked: it reads back as the rule, and nothing that is not about positions was touched."""
     before = copy.deepcopy(config)
     positions = positions_of(config, origin="test.json")
-    trained = trained_length_of(positions) if trained is None else trained
-    if isinstance(rule, str):
-        rule = scaling_rule(rule, factor=target / trained, original_length=trained)
-    wanted = wanted_scaling(positions, rule, trained_length=trained, target_length=target)
+    trained = trained_length(positions) if trained is None else trained
+    wanted = wanted_scaling(positions, rule, trained_length=trained, target_length=target, compose=compose)
     exported = export_config(config, positions, wanted, peer=peer)
     assert config == before, "a config is read, not changed"
     written = json.loads(json.dumps(exported.config, allow_nan=False))
@@ -58,7 +57,7 @@ def export(config, rule, *, peer="transformers", target=TARGET, trained=None):
 
 
 @pytest.mark.parametrize("peer", ["transformers", "vllm"])
-@pytest.mark.parametrize("name", [name for name in BY_NAME if name != "dynamic_ntk"])
+@pytest.mark.parametrize("name", [name for name in SCALINGS if name not in ("dynamic_ntk", "no_rotation")])
 def test_every_scaling_reads_back(name, peer):
     exported, after = export(LLAMA, name, peer=peer)
     assert exported.config["rope_theta"] == exported.section["rope_theta"]
@@ -142,24 +141,52 @@ def test_rounding_takes_no_token_away(name, trained, target):
     assert after.declared_length == target
 
 
-def test_a_new_scaling_stacks_on_the_declared_one_where_rules_allow():
+def test_a_new_scaling_takes_the_place_of_a_declared_one():
+    declared = {**LLAMA, "rope_scaling": LLAMA3}  # 512 tokens, extended to 4096
+    for name in ("yarn", "ntk", "by_parts", "llama3", "linear", "yarn_map"):
+        exported, after = export(declared, name)
+        fresh, alike = export({**LLAMA, "max_position_embeddings": 512}, name)
+        for one, other in zip(after.groups, alike.groups, strict=True):
+            np.testing.assert_array_equal(
+                one.rule(one.rotary).inverse_frequencies
+                if isinstance(one.rule, Rule)
+                else one.rule.at(TARGET)(one.rotary).inverse_frequencies,
+                other.rule(other.rotary).inverse_frequencies
+                if isinstance(other.rule, Rule)
+                else other.rule.at(TARGET)(other.rotary).inverse_frequencies,
+            )
+        assert exported.section == fresh.section
+    assert export(declared, "yarn")[0].section["factor"] == TARGET / 512
+    assert export(declared, "dynamic_ntk")[1].original_length == 512
+    kept, _ = export(declared, "none")
+    assert {key: kept.section[key] for key in LLAMA3} == LLAMA3
+
+
+def test_a_composed_scaling_stacks_on_the_declared_one_where_rules_allow():
     declared = {**LLAMA, "rope_scaling": LLAMA3}
-    exported, after = export(declared, "linear")
+    exported, after = export(declared, "linear", compose=True)
     group = positions_of(declared, origin="test.json").groups[0]
     trained = group.rule(group.rotary).inverse_frequencies
     np.testing.assert_allclose(after.groups[0].rule.at(1)(group.rotary).inverse_frequencies, trained / 8, rtol=1e-14)
     assert exported.section["rope_type"] == "longrope"
     assert exported.section["original_max_position_embeddings"] == L  # up to which it was trained with llama3
-    again, _ = export(exported.config, "linear", target=2 * TARGET)
+    again, _ = export(exported.config, "linear", target=2 * TARGET, compose=True)
     assert again.section["long_factor"] == pytest.approx([2 * f for f in exported.section["long_factor"]])
-    kept, _ = export(declared, "none")
-    assert {key: kept.section[key] for key in LLAMA3} == LLAMA3
+
+
+def test_yarn_is_yarn_and_its_map_alone_has_no_temperature():
+    yarn, yarn_map = (export(LLAMA, name, peer="vllm")[0].section for name in ("yarn", "yarn_map"))
+    assert yarn["attention_factor"] == pytest.approx(0.1 * math.log(8) + 1, rel=1e-15)
+    assert yarn_map["attention_factor"] == yarn_map["short_mscale"] == yarn_map["long_mscale"] == 1
+    group = positions_of(export(LLAMA, "yarn")[0].config, origin="yarn.json").groups[0]
+    trained = inverse_frequencies(64, base=10000.0)
+    np.testing.assert_allclose(trained / yarn_map["long_factor"], group.rule(group.rotary).inverse_frequencies)
 
 
 @pytest.mark.parametrize("name", ["yarn", "ntk", "by_parts", "llama3", "dynamic_ntk"])
 def test_what_has_no_single_meaning_on_top_is_refused(name):
     with pytest.raises(ScalingError, match=r"test\.json declares llama3"):
-        export({**LLAMA, "rope_scaling": LLAMA3}, name)
+        export({**LLAMA, "rope_scaling": LLAMA3}, name, compose=True)
 
 
 def test_rules_by_length_take_nothing_on_top():
@@ -174,7 +201,8 @@ def test_rules_by_length_take_nothing_on_top():
     ):
         config = {**LLAMA, "rope_scaling": rope}
         with pytest.raises(ScalingError, match="depend on the length"):
-            export(config, "linear")
+            export(config, "linear", compose=True)
+        assert export(config, "linear")[0].section["rope_type"] == "linear"
         kept, _ = export(config, "none")
         assert kept.section["rope_type"] == rope["rope_type"]
         with pytest.raises(UnsupportedError, match="cannot be exported to vllm"):
@@ -244,7 +272,7 @@ def test_models_with_limits_of_their_own():
         export(glm, rule, peer="vllm")
     with pytest.raises(UnsupportedError, match="no rotary embedding"):
         export({"model_type": "bloom", "n_layer": 2, "n_head": 4, "hidden_size": 64, "seq_length": 64}, "none")
-    with pytest.raises(ScalingError, match="does not turn"):
+    with pytest.raises(ScalingError, match="does not rotate"):
         export(LLAMA, Rule("mine", scaling.proportional(proportion=0.5).transform))
     with pytest.raises(ScalingError, match="31 per-pair factors given for 32"):
         export(LLAMA, scaling.per_pair(factors=FACTORS[1:]))

@@ -15,9 +15,10 @@ with warnings.catch_warnings():
 
 from rope_jax import scaling  # noqa: E402
 from rope_jax.checkpoints.dialects import positions_of  # noqa: E402
-from rope_jax.checkpoints.exporting import export_config, trained_length_of, wanted_scaling  # noqa: E402
+from rope_jax.checkpoints.exporting import export_config, wanted_scaling  # noqa: E402
+from rope_jax.checkpoints.extending import trained_length  # noqa: E402
 from rope_jax.checkpoints.loading import load_checkpoint  # noqa: E402
-from rope_jax.diagnosis.evaluation.scalings import BY_NAME, scaling_rule  # noqa: E402
+from rope_jax.scaling.registry import SCALINGS  # noqa: E402
 from rope_jax.scheme import build  # noqa: E402
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "golden"))
@@ -26,7 +27,7 @@ from record_transformers_logits import peer_logits  # noqa: E402
 
 TARGET = 8 * L
 LISTS = {"factors": scaling.per_pair(factors=[1.0, 1.1, 1.5, 2.0, 3.0, 5.0, 7.0, 8.0], attention_factor=1.1)}
-NAMES = [*BY_NAME, *LISTS]
+NAMES = [*(name for name in SCALINGS if name != "no_rotation"), *LISTS]
 # As in test_transformers_parity: float32 angles of both libraries near and far.
 TOLERANCES = {"short": 2e-5, "long": 2e-5, "far": 1e-3}
 
@@ -38,11 +39,12 @@ def quiet_threads():
     transformers.logging.disable_progress_bar()
 
 
-def exported(config, name, *, peer="transformers", target=TARGET):
+def exported(config, name, *, peer="transformers", target=TARGET, compose=False):
     positions = positions_of(config, origin="test.json")
-    trained = trained_length_of(positions)
-    rule = LISTS.get(name) or scaling_rule(name, factor=target / trained, original_length=trained)
-    wanted = wanted_scaling(positions, rule, trained_length=trained, target_length=target)
+    scaling = LISTS.get(name) or name
+    wanted = wanted_scaling(
+        positions, scaling, trained_length=trained_length(positions), target_length=target, compose=compose
+    )
     return export_config(config, positions, wanted, peer=peer).config, wanted
 
 

@@ -93,7 +93,7 @@ def picked(logits: ChoiceLogits, choices: Int32[np.ndarray, "rows Q 8"]) -> Int3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answers:
-    """What a model answered in one cell, at one length.
+    """What a model answered under one configuration, at one length.
 
     Attributes:
       log_odds: nats, `[rows, Q]`.

@@ -15,18 +15,17 @@ from scipy import optimize
 from rope_jax import scaling
 from rope_jax.biases import Bias
 from rope_jax.decoder import Schemes
-from rope_jax.diagnosis.evaluation.arms import Arms, declared_rotary
-from rope_jax.diagnosis.evaluation.case_setup import rules_of
-from rope_jax.diagnosis.evaluation.cell_runs import Scores, outcomes
+from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
+from rope_jax.diagnosis.evaluation.runs import Scores, panel_of
+from rope_jax.diagnosis.evaluation.schemes import SchemeMaker
 from rope_jax.diagnosis.tasks.context_sizes import check_size
 from rope_jax.diagnosis.tasks.contexts import Contexts
-from rope_jax.diagnosis.tasks.subject import REACHES, Subject
-from rope_jax.diagnosis.verdict import attribution
-from rope_jax.diagnosis.verdict.attribution import Used
-from rope_jax.errors import CheckpointError, InputError
+from rope_jax.diagnosis.tasks.subject import Items, Reach, Subject
+from rope_jax.diagnosis.verdict.panel import Panel
+from rope_jax.errors import CheckpointError, InputError, ScalingError
 
-NAMED = ("none", "linear", "ntk", "by_parts", "yarn", "llama3", "ntk4")
+NAMED = ("none", "linear", "ntk", "by_parts", "yarn_map", "llama3", "ntk4")
 """Rules that the search starts from and is compared with, all without a temperature."""
 
 BOUND = 4.0
@@ -69,99 +68,115 @@ def items_of(subject: Subject, *, rows: int, seed: int) -> tuple[Asked, Asked]:
 
 
 class FactorRuns:
-    """Asks one model under any factors, with or without ALiBi, through one compiled program a length.
+    """Asks one model under any factors, with or without a bias, through one compiled program a length.
 
     Args:
       subject: the model and its lengths.
       rows: contexts a call of the program takes.
 
     Attributes:
-      named: the factors of every rule of `NAMED` that composes with the config's own.
-      omitted: why the others do not.
+      named: the factors of every rule of `NAMED` that has a meaning on this model.
+      omitted: why the others have none.
       largest: the largest factor a candidate may have, `BOUND * s`.
-      arms: the model as trained, for fitting a bias.
+      maker: of the model's schemes, for fitting a bias.
 
     Raises:
-      InputError: if nothing turns, so that there is nothing to scale.
+      InputError: if some rotary pair does not rotate, so that it has no factor.
     """
 
     def __init__(self, subject: Subject, *, rows: int) -> None:
         self._rows, self._origin = rows, subject.checkpoint.origin
         self._program = ProbeProgram(subject.checkpoint.model)
+        self._trained_length = subject.trained_length
         self.largest = BOUND * subject.factor
-        every = rules_of(subject.factor, subject.trained_length)
-        self.arms = Arms(
+        self.maker = SchemeMaker(
             positions=subject.checkpoint.positions,
-            rules={name: every[name] for name in NAMED},
             layout=subject.checkpoint.layout,
             phase="exact",
-            length=subject.target_length,
-            max_offset=0,
+            trained_length=subject.trained_length,
+            target_length=subject.target_length,
         )
-        group = subject.checkpoint.positions.main_group
-        trained = None if group.rotary is None else declared_rotary(group, group.rotary, length=subject.target_length)
-        if trained is None or not (trained.inverse_frequencies > 0).all():
-            raise InputError(f"{self._origin}: some rotary pairs do not turn: they have no factor to search for")
-        rules, self.omitted = self.arms.meaningful()
-        self.named = {
-            name: admissible(trained.inverse_frequencies / rule(trained).inverse_frequencies, largest=self.largest)
-            for name, rule in rules.items()
-        }
+        trained = self.maker.original().rotary
+        if not (trained.inverse_frequencies > 0).all():
+            raise InputError(f"{self._origin}: some rotary pairs do not rotate: they have no factor to search for")
+        self.named: dict[str, Factors] = {}
+        self.omitted: dict[str, str] = {}
+        for name in NAMED:
+            try:
+                scaled = self.maker.rule(name)(trained)
+            except ScalingError as error:
+                self.omitted[name] = str(error)
+                continue
+            factors = trained.inverse_frequencies / scaled.inverse_frequencies
+            self.named[name] = admissible(factors, largest=self.largest)
 
     @property
     def compilations(self) -> int:
         """Programs compiled so far: one a length, whatever the factors, the bias and the contexts."""
         return self._program.compilations
 
-    def unchanged(self, items: Asked) -> Scores:
-        """Returns the scores of the model as trained."""
-        return self._scores(self.arms.schemes("none", None), items)
+    def unchanged(self, items: Asked) -> Panel:
+        """Returns the outcomes of the model as trained."""
+        return self._outcomes(self.maker(self.maker.original()), items)
 
-    def __call__(self, factors: Factors, items: Asked, *, bias: Bias | None) -> Scores:
-        """Returns the scores under `theta'_i = theta_i / f_i` and a bias.
+    def __call__(self, factors: Factors, items: Asked, *, bias: Bias | None) -> Panel:
+        """Returns the outcomes under `theta'_i = theta_i / f_i` and a bias.
 
         Raises:
           CheckpointError: if the model overflows float32 under them.
         """
         rule = scaling.per_pair(factors=factors.tolist())
-        arms = dataclasses.replace(self.arms, rules={"none": scaling.none(), "factors": rule})
-        return self._scores(arms.schemes("factors", bias), items)
+        return self._outcomes(self.maker(dataclasses.replace(self.maker.original(), rule=rule, bias=bias)), items)
 
-    def _scores(self, schemes: Schemes, items: Asked) -> Scores:
-        logits: dict[str, np.ndarray] = {}
-        for reach, asked in zip(REACHES, items, strict=True):
-            starts = range(0, len(asked.tokens), self._rows)
-            parts = [Contexts(*(column[at : at + self._rows] for column in asked)) for at in starts]
-            logits[reach] = np.concatenate([self._program(schemes, part) for part in parts])
-            if not np.isfinite(logits[reach]).all():
+    def _outcomes(self, schemes: Schemes, items: Asked) -> Panel:
+        asked: dict[Reach, Contexts] = {"short": items.short, "long": items.long}
+        answers = {}
+        for reach, contexts in asked.items():
+            starts = range(0, len(contexts.tokens), self._rows)
+            parts = [Contexts(*(column[at : at + self._rows] for column in contexts)) for at in starts]
+            logits = np.concatenate([self._program(schemes, part) for part in parts])
+            if not np.isfinite(logits).all():
                 raise CheckpointError(f"{self._origin}: a scheme gives values beyond float32")
-        return Scores(*outcomes(logits, dict(zip(REACHES, items, strict=True))), {}, np.empty((0, 0)))
+            answers[reach] = probes.answers(logits, contexts)
+        no_text = np.empty((0, items.long.tokens.shape[1]), np.int32)
+        everything = Items(items.short, items.long, no_text, np.empty((0, no_text.shape[1] - 1)))
+        scores = Scores(answers, np.empty((0, no_text.shape[1] - 1), np.float32))
+        return panel_of([scores], everything, self._trained_length)
 
 
-def objective(scores: Scores, unchanged: Scores, used: Used, *, margin: float) -> Float64[np.ndarray, " rows"]:
+def objective(
+    panel: Panel, unchanged: Panel, used: tuple[str, ...], *, margin: float
+) -> Float64[np.ndarray, " contexts"]:
     r"""Returns what the search makes large, nats, as one number a context whose mean is the objective.
 
     .. math:: J(f) = \frac{1}{N} \sum_{n=1}^N \bar o_n(f) - \lambda \max\big(0,\; A_0 - A(f) - m\big)
 
-    with `o_n` the clipped log-odds of long context `n`, mean over the probes used, each probe weighing alike; `A` the
-    accuracy of the same probes at the trained length, `A_0` that of the unchanged model; `lambda = PENALTY`. Where the
+    with `o_n` the clipped log-odds of long context `n`, mean over the tasks used, each task weighing alike; `A` the
+    accuracy of the same tasks at the trained length, `A_0` that of the unchanged model; `lambda = PENALTY`. Where the
     penalty is at work, short context `n` carries its share of it; the two are independent draws.
 
     Args:
-      scores: of a candidate.
+      panel: outcomes of a candidate.
       unchanged: of the model as trained, on the same contexts.
-      used: probes that passed their gate on the unchanged model.
+      used: tasks that the unchanged model has learned.
       margin: `m`, accuracy at the trained length that may be lost.
     """
-    gained = attribution.outcome([scores], "long", used.names)[0]
-    excess = short_loss(scores, unchanged, used) - margin
+    gained = mean_of(panel, "long", used)
+    excess = short_loss(panel, unchanged, used) - margin
     return gained - PENALTY * excess if excess.mean() > 0 else gained
 
 
-def short_loss(scores: Scores, unchanged: Scores, used: Used) -> Float64[np.ndarray, " rows"]:
+def short_loss(panel: Panel, unchanged: Panel, used: tuple[str, ...]) -> Float64[np.ndarray, " contexts"]:
     """Returns the fall of accuracy at the trained length against the unchanged model, a number a context."""
-    before, after = (attribution.outcome([one], "short", used.names, accuracy=True)[0] for one in (unchanged, scores))
-    return before - after
+    return mean_of(unchanged, "short", used, accuracy=True) - mean_of(panel, "short", used, accuracy=True)
+
+
+def mean_of(
+    panel: Panel, reach: Reach, used: tuple[str, ...], *, accuracy: bool = False
+) -> Float64[np.ndarray, " contexts"]:
+    """Returns the mean log-odds in nats, or accuracy, of the tasks used, each weighing alike, a number a context."""
+    outcomes = (panel.accuracy if accuracy else panel.log_odds)[reach]
+    return np.mean([outcomes[task][0] for task in used], axis=0)
 
 
 class Judge:
@@ -170,20 +185,20 @@ class Judge:
     Args:
       runs: the model.
       items: the contexts.
-      unchanged: scores of the model as trained on them.
-      used: probes that passed their gate.
+      unchanged: outcomes of the model as trained on them.
+      used: tasks that it has learned.
       margin: accuracy at the trained length that may be lost.
       bias: what every candidate runs with.
     """
 
     def __init__(
-        self, runs: FactorRuns, items: Asked, unchanged: Scores, used: Used, margin: float, bias: Bias | None
+        self, runs: FactorRuns, items: Asked, unchanged: Panel, used: tuple[str, ...], margin: float, bias: Bias | None
     ) -> None:
         self.runs, self.unchanged, self.used, self.margin = runs, unchanged, used, margin
         self.items, self.bias = items, bias
         self._known: dict[bytes, float] = {}
 
-    def scores(self, factors: Factors) -> Scores:
+    def outcomes(self, factors: Factors) -> Panel:
         """Returns all that a candidate answered."""
         return self.runs(factors, self.items, bias=self.bias)
 
@@ -191,7 +206,7 @@ class Judge:
         """Returns the objective of a candidate, nats."""
         key = factors.tobytes()
         if key not in self._known:
-            rows = objective(self.scores(factors), self.unchanged, self.used, margin=self.margin)
+            rows = objective(self.outcomes(factors), self.unchanged, self.used, margin=self.margin)
             self._known[key] = float(rows.mean())
         return self._known[key]
 

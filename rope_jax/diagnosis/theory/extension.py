@@ -5,7 +5,7 @@ import dataclasses
 from rope_jax import scaling as rules
 from rope_jax.biases.protocol import Bias
 from rope_jax.biases.registry import BiasRecord
-from rope_jax.checkpoints.extending import extension_rule, trained_rotary
+from rope_jax.checkpoints.extending import declares_scaling, extension_rule, trained_rotary
 from rope_jax.checkpoints.extending import trained_length as declared_trained_length
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.diagnosis.theory.bias_facts import DeployedBias, deployed_bias
@@ -62,7 +62,7 @@ class Extension:
     @property
     def replaces(self) -> bool:
         """Whether a scaling takes the place of a declared one."""
-        return self.main.rule.name != "none" and not self.compose
+        return declares_scaling(self.config) and not self.compose
 
     @property
     def length_before(self) -> int:

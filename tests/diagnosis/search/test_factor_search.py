@@ -5,19 +5,17 @@ import json
 
 import numpy as np
 import pytest
-from flax import nnx
+from cases import save_bundled_model
 
 from rope_jax.biases import alibi_paper
-from rope_jax.checkpoints.saving import llama_config, save_llama
-from rope_jax.decoder import Decoder, DecoderConfig
-from rope_jax.diagnosis.evaluation.cell_runs import Scores
 from rope_jax.diagnosis.search import factor_search
 from rope_jax.diagnosis.search.factor_search import FactorRuns, Population, admissible, evolve, objective
 from rope_jax.diagnosis.tasks import contexts
 from rope_jax.diagnosis.tasks.subject import read_bundled_model
-from rope_jax.diagnosis.verdict.attribution import Used
+from rope_jax.diagnosis.verdict.panel import Panel
+from rope_jax.scaling.registry import SCALINGS
 
-USED = Used(("binding",), True, {}, {})
+USED = ("retrieval", "binding")
 LARGEST = 32.0
 NAMED = {"none": np.ones(6), "linear": np.full(6, 8.0)}
 WANTED = np.log([1.0, 1.0, 1.5, 4.0, 8.0, 12.0])
@@ -87,37 +85,37 @@ def test_a_search_that_goes_on_is_the_search_that_was_not_stopped(stopped):
     assert on.history == whole.history
 
 
-def scores(log_odds, accuracy):
-    rows = {name: np.array(log_odds) for name in ("retrieval", "binding", "order")}
-    right = {name: np.array(accuracy) for name in ("retrieval", "binding")}
-    return Scores({}, {"short": {}, "long": rows}, {"short": right, "long": {}}, {}, np.empty((0, 0)))
+def panel(log_odds, accuracy):
+    rows = {name: np.array([log_odds]) for name in ("retrieval", "binding", "order")}
+    right = {name: np.array([accuracy]) for name in ("retrieval", "binding")}
+    return Panel({"short": {}, "long": rows}, {"short": right, "long": {}}, {})
 
 
 def test_the_objective_by_hand():
-    unchanged = scores([0.0, 0.0], [1.0, 0.9])
-    free = objective(scores([1.0, 3.0], [0.98, 0.9]), unchanged, USED, margin=0.02)
+    unchanged = panel([0.0, 0.0], [1.0, 0.9])
+    free = objective(panel([1.0, 3.0], [0.98, 0.9]), unchanged, USED, margin=0.02)
     np.testing.assert_allclose(free, [1, 3])
     # 0.05 lost, 0.03 of it beyond the margin.
-    worse = objective(scores([1.0, 3.0], [0.9, 0.9]), unchanged, USED, margin=0.02)
+    worse = objective(panel([1.0, 3.0], [0.9, 0.9]), unchanged, USED, margin=0.02)
     assert worse.mean() == pytest.approx(2 - factor_search.PENALTY * 0.03)
-    better = objective(scores([1.0, 3.0], [1.0, 1.0]), unchanged, USED, margin=0.02)
+    better = objective(panel([1.0, 3.0], [1.0, 1.0]), unchanged, USED, margin=0.02)
     np.testing.assert_allclose(better, [1, 3])
 
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    config = DecoderConfig(
-        contexts.VOCAB_SIZE, 16, 16, 1, num_heads=2, num_kv_heads=2, head_dim=8, rms_norm_eps=1e-5, tie_embeddings=True
-    )
-    model = Decoder(config, rngs=nnx.Rngs(0))
-    directory = tmp_path_factory.mktemp("tiny")
-    save_llama(directory, model, llama_config(model, base=200.0, trained_length=192))
+    directory = save_bundled_model(tmp_path_factory.mktemp("tiny"))
     return read_bundled_model(directory).asked(rows=1, target_length=384, text_rows=1)
 
 
 @pytest.fixture(scope="module")
 def runs(subject):
     return FactorRuns(subject, rows=2)
+
+
+def test_every_map_without_a_temperature_is_named():
+    maps = {name for name, one in SCALINGS.items() if one.kind in ("none", "base", "map")}
+    assert set(factor_search.NAMED) == maps
 
 
 def test_named_factors(runs):
@@ -142,11 +140,13 @@ def test_factors_answer_as_their_rule_and_compile_once_a_length(subject, runs):
     assert not set(map(bytes, searched.long.tokens)) & set(map(bytes, fresh.long.tokens))
     unchanged = runs.unchanged(searched)
     same = runs(runs.named["none"], searched, bias=None)
-    by_rule = runs._scores(runs.arms.schemes("ntk", None), searched)
+    ntk = runs.maker(dataclasses.replace(runs.maker.original(), rule=runs.maker.rule("ntk")))
+    by_rule = runs._outcomes(ntk, searched)
     by_factors = runs(runs.named["ntk"], searched, bias=None)
     biased = runs(runs.named["ntk"], fresh, bias=alibi_paper(2))
     for got, want in ((same, unchanged), (by_factors, by_rule)):
         for name in contexts.PROBES:
             np.testing.assert_allclose(got.log_odds["long"][name], want.log_odds["long"][name], atol=1e-5)
-    assert np.abs(biased.log_odds["long"]["retrieval"][:2] - by_factors.log_odds["long"]["retrieval"]).max() > 0
+    short_of = by_factors.log_odds["long"]["retrieval"]
+    assert np.abs(biased.log_odds["long"]["retrieval"][:, :2] - short_of).max() > 0
     assert runs.compilations == 2
