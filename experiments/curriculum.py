@@ -16,7 +16,7 @@ KINDS = ("nothing", *contexts.PROBES, "copy")
 SHORTEST = 112
 """Tokens of the shortest row of contexts."""
 
-_FIRST = 128  # what all probes are learned at before rows grow
+_FIRST = 128  # what all tasks are learned at before rows grow
 _STEPWISE = 256  # up to this length rows of several lengths are drawn; each length is a program of its own
 _GROWTH = 4  # most times that rows grow from one phase to the next
 _AHEAD = 4  # batches that every worker may be ahead

@@ -22,7 +22,9 @@ class JointResamples:
     one half is valued on contexts that had no say in it. Below four contexts both halves are the whole.
 
     Attributes:
-      halves: weights of the contexts in either half, each summing to 1, `[resamples, contexts]`.
+      plain: weights of the contexts in either half before it is resampled, each summing to 1, `[resamples, contexts]`:
+        to choose by.
+      halves: the same after it is resampled: to value by.
       sizes: share of the contexts in either half.
       of_models: weights of the models, `[resamples, models]`; of one model, ones.
       stretch: by how much a resample's deviation is to be enlarged, `[resamples]`: it makes up for the spread that
@@ -30,21 +32,21 @@ class JointResamples:
         Student's t.
     """
 
+    plain: tuple[Float64[np.ndarray, "R contexts"], Float64[np.ndarray, "R contexts"]]
     halves: tuple[Float64[np.ndarray, "R contexts"], Float64[np.ndarray, "R contexts"]]
     sizes: tuple[float, float]
     of_models: Float64[np.ndarray, "R models"]
     stretch: Float64[np.ndarray, " R"]
 
-    def means(self, values: Float[np.ndarray, "models units things"]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the mean of each thing in either half of every resample, `[resamples, things]` each.
+    def mean(
+        self, weights: Float64[np.ndarray, "R contexts"], values: Float[np.ndarray, "models units things"]
+    ) -> Float64[np.ndarray, "R things"]:
+        """Returns the mean of each thing in every resample.
 
         Args:
+          weights: one of `plain` or of `halves`.
           values: `[models, units, things]` on all contexts, or on the first of them.
         """
-        first, second = (self._mean(half, np.asarray(values, np.float64)) for half in self.halves)
-        return first, second
-
-    def _mean(self, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
         models, units, things = values.shape
         if units < weights.shape[1]:
             weights = weights[:, :units]
@@ -56,7 +58,7 @@ class JointResamples:
         return np.einsum("rm,rmt->rt", self.of_models, means.reshape(-1, models, things))
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def joint_resamples(contexts: int, models: int = 1, *, seed: int = 0, resamples: int = RESAMPLES) -> JointResamples:
     r"""Returns joint resamples of contexts, and of models where there are several.
 
@@ -79,20 +81,22 @@ def joint_resamples(contexts: int, models: int = 1, *, seed: int = 0, resamples:
     rng = np.random.default_rng(seed)
     if contexts < _FEWEST_HALVED:
         whole = resample_weights(rng, contexts, resamples)
-        halves, sizes, group = (whole, whole), (0.5, 0.5), contexts
+        even = np.full((resamples, contexts), 1 / contexts)
+        plain, halves, sizes, group = (even, even), (whole, whole), (0.5, 0.5), contexts
     else:
         group = contexts // 2
         shuffled = rng.random((resamples, contexts)).argsort(axis=1)
-        parts = [
-            _scattered(resample_weights(rng, part.shape[1], resamples), part, contexts)
-            for part in (shuffled[:, :group], shuffled[:, group:])
-        ]
-        halves, sizes = (parts[0], parts[1]), (group / contexts, 1 - group / contexts)
+        parts = (shuffled[:, :group], shuffled[:, group:])
+        resampled = [resample_weights(rng, part.shape[1], resamples) for part in parts]
+        first, second = (_scattered(w, part, contexts) for w, part in zip(resampled, parts, strict=True))
+        halves, sizes = (first, second), (group / contexts, 1 - group / contexts)
+        first, second = (_scattered(np.full(part.shape, 1 / part.shape[1]), part, contexts) for part in parts)
+        plain = (first, second)
     fewest = contexts if models == 1 else min(contexts, models)
     smallest = group if models == 1 else min(group, models)
     stretch = math.sqrt(smallest / (smallest - 1)) * np.sqrt((fewest - 1) / rng.chisquare(fewest - 1, resamples))
     of_models = np.ones((resamples, 1)) if models == 1 else resample_weights(rng, models, resamples)
-    return JointResamples(halves, sizes, of_models, stretch)
+    return JointResamples(plain, halves, sizes, of_models, stretch)
 
 
 def _scattered(weights: np.ndarray, places: np.ndarray, width: int) -> np.ndarray:

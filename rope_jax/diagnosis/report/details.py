@@ -8,6 +8,7 @@ from rope_jax.diagnosis.report import labels
 from rope_jax.diagnosis.report.advice import change_of, leading
 from rope_jax.diagnosis.report.wording import (
     TASKS,
+    answered,
     capital,
     estimate,
     listed,
@@ -105,10 +106,14 @@ def _configurations(record: Record) -> Section:
         tables.append(Table(columns, tuple(by_model), "Each model by itself."))
     names = dict.fromkeys(one[key] for one in record["configurations"] for key in ("scaling", "bias"))
     known = [f"{name}: {labels.explanation(name)}" for name in names if name != "none" and labels.explanation(name)]
-    fitted = [f"{one['name']}: {one['fitted']}" for one in record["configurations"] if one["fitted"]]
+    fitted: dict[str, list[str]] = {}
+    for one in record["configurations"]:
+        if one["fitted"]:
+            fitted.setdefault(one["fitted"], []).append(one["name"])
+    made = [capital(f"{listed(names)}: {text}") for text, names in fitted.items()]
     chance = record["tasks"]["chance"]
     texts = ["Chance: " + ", ".join(f"{task} {chance[task] * 100:.0f} %" for task in used if task in chance) + "."]
-    texts = [*(texts if used else []), *(["; ".join(known) + "."] if known else []), *dict.fromkeys(fitted)]
+    texts = [*(texts if used else []), *(["; ".join(known) + "."] if known else []), *made]
     return Section("configurations", "Every configuration", tuple(texts), tuple(tables))
 
 
@@ -142,11 +147,19 @@ def _regression(record: Record, verdict: Record) -> tuple[tuple[str, ...], tuple
     if regression["pull"] is not None:
         texts.append(f"Lean of event order to the nearer event: {estimate(regression['pull'])} nats (0 is none).")
     margins = record["margins"]
+    allowed = f"{margins['gain']:g} nats (retrieval {margins['retrieval']:g})"
+    allowed = allowed if record["tasks"]["used"] else f"{margins['long_loss']:g} nats a token"
     note = (
         f"From the original at {short} to the deployed at {long}; positive is worse. Lost: significantly more than "
-        f"{margins['gain']:g} nats (retrieval {margins['retrieval']:g}); kept: significantly no more."
+        f"{allowed}; kept: significantly no more."
     )
-    table = Table(("task", "log-odds lost (nats)", "accuracy lost", ""), tuple(rows), note, whole=True)
+    unit = "log-odds lost (nats)" if record["tasks"]["used"] else "lost (nats a token)"
+    table = Table(("", unit, "accuracy lost", "state"), tuple(rows), note, whole=True)
+    price = verdict["price"]
+    rises = [estimate(price[key], digits=3) for key in ("short_loss", "long_loss")]
+    texts.append(f"Loss of text against the original: {rises[0]} nats a token to {short}, {rises[1]} beyond.")
+    if price["short_accuracy"] is not None:
+        texts.append(f"Accuracy at {short} against the original: {points(negated(price['short_accuracy']), digits=1)}.")
     return tuple(text for text in texts if text), (table,) if rows else ()
 
 
@@ -215,6 +228,8 @@ def _cause(verdict: Record) -> tuple[tuple[str, ...], tuple[Table, ...]]:
     texts = [capital(cause["sentence"])]
     if cause["ahead"] is not None:
         texts.append(f"The larger part is ahead of the other by {estimate(cause['ahead'])} nats.")
+    if len(parts) < 2:
+        return tuple(text for text in texts if text), ()
     note = (
         "Nats lost at the target length due to each part (Shapley values of the 2 x 2: with and without either). They "
         "divide what both cost together; the ranking counts what one change of what is deployed wins back."
@@ -265,7 +280,7 @@ def _models(judgement: Record) -> Table:
         regression = verdict["regression"]
         rows.append(
             (
-                str(number),
+                f"model {number}",
                 regression["answer"],
                 listed(regression["lost"]) or "-",
                 first,
@@ -275,7 +290,7 @@ def _models(judgement: Record) -> Table:
                 verdict["shipping"]["answer"],
             )
         )
-    head = ("model", "this regression", "lost", "first", "P(first)", "gain (nats)", "cause", "ships")
+    head = ("", "this regression", "lost", "first", "P(first)", "gain (nats)", "cause", "ships")
     return Table(head, tuple(rows))
 
 
@@ -287,7 +302,7 @@ def _adapted(record: Record) -> Iterator[Section]:
         texts.append(capital(verdict["regression"]["sentence"]))
         if ranking and ranking["places"]:
             texts.append(f"First: {ranking['places'][0]['change']}.")
-        texts.append(f"Enough to ship? {verdict['shipping']['answer']}. {capital(verdict['shipping']['sentence'])}")
+        texts.append(f"Enough to ship? {answered(verdict['shipping']['answer'], verdict['shipping']['sentence'])}")
         tables = (*_rankings(verdict), *_changes(record, verdict))
         yield Section(
             "adapted", f"After training in every configuration ({judgement['deployed']})", tuple(texts), tables

@@ -93,8 +93,8 @@ def _figures(record: Record, section: Section) -> Iterator[str]:
     if section.key == "changes":
         yield figure(
             plots.changes(record, judgement),
-            "Each change with its intervals, against 0 (solid) and the margin (dashed). Green: significantly on the right "
-            "side of the margin; orange: on the wrong side; grey: not resolved, or not enough to matter.",
+            "Each change with its intervals, against 0 (solid) and the margin (dashed). Green: significantly on the "
+            "right side of the margin; orange: on the wrong side; grey: not resolved, or not enough to matter.",
         )
         yield figure(plots.loss_by_position(record, judgement), "Loss of text by position; the lower the better.")
     if section.key == "cause":
@@ -112,7 +112,8 @@ def _figures(record: Record, section: Section) -> Iterator[str]:
 
 def _provenance(record: Record, command: str) -> str:
     models = "".join(
-        f"<li>{escaped(str(model['origin']))}: {model['parameters']:,} parameters, sha256 <code>{model['sha256']}</code></li>"
+        f"<li>{escaped(str(model['origin']))}: {model['parameters']:,} parameters, sha256 "
+        f"<code>{escaped(model['sha256'])}</code></li>"
         for model in record["models"]
     )
     made = f"<p><code>{escaped(command)}</code></p>" if command else ""

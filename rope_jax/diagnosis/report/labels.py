@@ -1,77 +1,45 @@
 """What scalings, biases and whole configurations are called in a report, and which colour they are drawn in."""
 
-import re
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-__all__ = ["Labelled", "base_factor", "colour", "configuration", "explanation", "label", "register"]
+from rope_jax.biases.registry import BIASES, BiasRecord
+from rope_jax.scaling.registry import SCALINGS, Scaling
+
+__all__ = ["base_factor", "colour", "configuration", "explanation", "label"]
 
 Record = Mapping[str, Any]
 
-
-class Labelled(Protocol):
-    """What a registry's record of a scaling or a bias has to say about itself."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def label(self) -> str: ...
-
-    @property
-    def color(self) -> str: ...
-
-    @property
-    def explanation(self) -> str: ...
-
-
 OTHER = "#8a8f96"
-# Distinguished by colour-blind readers, and on white as on black.
-_KNOWN: dict[str, tuple[str, str, str]] = {
-    "none": ("none", "", "as trained"),
-    "linear": ("linear interpolation", "#e08a00", "every pair slowed alike"),
-    "ntk": ("base scaling", "#3b8fd1", "a larger base: the slower a pair, the more it is slowed"),
-    "by_parts": ("by parts", "#009e73", "slow pairs interpolated, fast ones kept"),
-    "yarn_map": ("YaRN's map", "#cc79a7", "by parts, ramped in the pair's index"),
-    "yarn": ("YaRN", "#cc79a7", "by parts, ramped in the pair's index, and sharper logits"),
-    "llama3": ("llama3", "#d55e00", "by parts with a narrow ramp"),
-    "alibi": ("ALiBi", "#3b8fd1", "a penalty that grows with the offset, a slope a head"),
-    "alibi_safe": ("largest safe ALiBi", "#8f7be0", "the largest slopes that cost nothing at the trained length"),
-    "t5": ("T5 buckets", "#009e73", "one number a head and bucket of offsets"),
-}
-_registered: dict[str, tuple[str, str, str]] = {}
 
 
-def register(records: Mapping[str, Labelled]) -> None:
-    """Takes labels, colours and explanations from a registry; they go before those known here."""
-    for name, one in records.items():
-        _registered[name] = (one.label, one.color, one.explanation)
-
-
-def _found(name: str) -> tuple[str, str, str]:
-    return _registered.get(name) or _KNOWN.get(name) or (name, OTHER, "")
+def _record(name: str) -> Scaling | BiasRecord | None:
+    base = name.partition("*")[0]
+    return SCALINGS.get(base) or BIASES.get(base)
 
 
 def label(name: str) -> str:
     """Returns what a scaling or bias is called; a multiple says so, and an unknown one is called by its name.
 
-    >>> label("ntk"), label("alibi*16"), label("mine")
-    ('base scaling', 'ALiBi x16', 'mine')
+    >>> label("t5"), label("alibi*16"), label("mine")
+    ('T5 buckets', 'ALiBi x16', 'mine')
     """
-    multiple = re.fullmatch(r"(.+)\*([\d.e+-]+)", name)
-    return f"{label(multiple[1])} x{multiple[2]}" if multiple else _found(name)[0]
+    known, multiple = _record(name), name.partition("*")[2]
+    return name if known is None else known.label + (f" x{multiple}" if multiple else "")
 
 
 def colour(name: str, *, ink: str) -> str:
     """Returns the colour of a scaling or bias as `#rrggbb`; `ink` for what is as trained."""
-    return _found(name.split("*")[0])[1] or ink
+    known = _record(name)
+    return ink if name == "none" else OTHER if known is None else known.color
 
 
 def explanation(name: str) -> str:
     """Returns one line on a scaling or bias; "" for an unknown one."""
-    return _found(name.split("*")[0])[2]
+    known = _record(name)
+    return "" if known is None else known.explanation
 
 
 def base_factor(original: Record, one: Record) -> float | None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 
 from rope_jax.diagnosis.report.details import Table
+from rope_jax.diagnosis.report.wording import capital
 
 __all__ = ["document", "escaped", "figure", "paragraphs", "table"]
 
@@ -21,6 +22,7 @@ h2 { font-size: 1.2rem; margin-top: 2.4rem; border-top: 1px solid var(--line); p
 h1, h2, h3, p, li, dd { overflow-wrap: anywhere; }
 p, li { max-width: 54rem; }
 .soft, figcaption { color: var(--soft); font-size: .9rem; max-width: 54rem; }
+.tables .soft { max-width: 36rem; }
 .soft + .scroll { margin-top: -.4rem; }
 ul { padding-left: 1.2rem; margin: .3rem 0; }
 figure { margin: 1rem 0; }
@@ -43,8 +45,11 @@ summary { cursor: pointer; }
 .card p { margin: .3rem 0; }
 .finding { display: inline-block; border-radius: 6px; padding: .1rem .7rem; margin: .5rem 0 .2rem; font-weight: 600;
   background: rgba(var(--tone), .2); }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: 0 2.2rem; }
-.columns > div { min-width: 0; }
+.columns { display: grid; grid-template-columns: minmax(0, 1fr); gap: 0 2.2rem; }
+@media (min-width: 70rem) { .columns { grid-template-columns: minmax(0, 1fr) minmax(0, 1.3fr); } }
+@media (max-width: 40rem) { .card { padding: .7rem .7rem .8rem; } .card td .ci { display: block; }
+  .card th, .card td:first-child { white-space: normal; } .card th, .card td { padding: .25rem .2rem; }
+  .card table { font-size: .76rem; } .card td .ci { font-size: .64rem; } }
 .advice { border-left: 4px solid rgb(var(--tone)); padding: .1rem 0 .1rem .8rem; margin: .7rem 0; }
 .advice b { font-size: .8rem; letter-spacing: .04em; color: rgb(var(--tone)); margin-right: .5rem; }
 .advice ul { font-size: .9rem; color: var(--soft); }
@@ -56,8 +61,7 @@ summary { cursor: pointer; }
 
 def escaped(text: str) -> str:
     """Returns plain text as HTML, arrows and multiples set as such."""
-    text = html.escape(text).replace("-&gt;", "&rarr;")
-    return re.sub(r"\bx(?=\d)", "&times;", text)
+    return html.escape(re.sub(r"\bx(?=\d)", "\u00d7", text.replace("->", "\u2192")), quote=False)
 
 
 def document(title: str, parts: Iterable[str]) -> str:
@@ -108,4 +112,4 @@ def paragraphs(texts: Iterable[str]) -> str:
 
 def _headed(text: str) -> str:
     found = re.match(r"(\([iv]+\) [^:]+|the choice): ", text)
-    return f"<b>{escaped(found[1])}.</b> {escaped(text[found.end() :])}" if found else escaped(text)
+    return f"<b>{escaped(capital(found[1]))}</b> {escaped(text[found.end() :])}" if found else escaped(text)

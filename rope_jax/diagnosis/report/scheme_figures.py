@@ -1,4 +1,4 @@
-"""The schemes of a diagnosis drawn from its record: wavelengths, biases by offset, what becomes of trained relations."""
+"""The schemes of a diagnosis drawn from its record: wavelengths, biases by offset, coherence of trained relations."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -67,7 +67,7 @@ def biases(record: Record) -> str:
     """Returns a panel a bias, a line a head; "" where there is no bias whose numbers are known."""
     shown: dict[str, Record] = {}
     for one in record["configurations"]:
-        if one["slopes"] is not None or (one["table"] is not None and record["settings"].get("max_distance")):
+        if one["slopes"] is not None or (one["table"] is not None and _covered(record, one)):
             shown.setdefault(one["bias"], one)
     if not shown:
         return ""
@@ -75,7 +75,7 @@ def biases(record: Record) -> str:
     with styled():
         figure = Figure(figsize=(3.7 * len(shown) + 0.5, 2.9), layout="constrained")
         for axis, (name, one) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
-            offsets, curves, drawn = _curves(one, target, record["settings"].get("max_distance"))
+            offsets, curves, drawn = _curves(one, target, _covered(record, one))
             for head, curve in enumerate(curves):
                 fade = 0.4 + 0.6 * head / max(len(curves) - 1, 1)
                 colour = labels.colour(name, ink=INK)
@@ -91,6 +91,11 @@ def biases(record: Record) -> str:
         figure.supxlabel("offset (tokens, log scale; dotted: trained length)", fontsize=10)
         figure.supylabel("bias (nats)", fontsize=10)
         return written(figure, "The biases against the offset")
+
+
+def _covered(record: Record, one: Record) -> int | None:
+    """Returns up to which offset buckets differ: a fitted table's cover the target; None where not known."""
+    return record["settings"].get("max_distance") or (record["lengths"]["target"] if one["fitted"] else None)
 
 
 def _curves(one: Record, end: int, max_distance: int | None) -> tuple[np.ndarray, np.ndarray, Any]:

@@ -142,6 +142,8 @@ def _notes(record: Record, judgement: Record, verdict: Record) -> Iterator[str]:
     if judgement["agreement"]:
         yield capital(judgement["agreement"])
     yield capital(verdict["implementation"]["sentence"])
+    if verdict["implementation"]["status"] != "exact":
+        yield "Changes are counted from its exact run."
     if not verdict["settled"]:
         yield "More contexts could still change what is tried first."
 
@@ -153,8 +155,8 @@ def _table(record: Record, verdict: Record) -> tuple[tuple[str, ...], tuple[tupl
     change, faulty = first_change(verdict), verdict["implementation"]["status"] != "exact"
     repaired = verdict["first"] == "repair"
     after = exact if repaired else find(record, change["configuration"] if change else None)
-    name = "repaired" if repaired else f"after {change['option'] or 'it'}" if change else "after it"
-    head = ("", f"original @{short}", f"deployed @{long}", f"{name} @{long}", "chance")
+    name = "repaired" if repaired else f"after {change['option'] or 'it'}" if change else ""
+    head: tuple[str, ...] = ("", f"original @{short}", f"deployed @{long}", f"{name} @{long}", "chance")
 
     def right(one: Record | None, reach: str, task: str) -> str:
         return percent(one["accuracy"].get(reach, {}).get(task) if one else None)
@@ -179,6 +181,8 @@ def _table(record: Record, verdict: Record) -> tuple[tuple[str, ...], tuple[tupl
     for reach, words in (("short", f"loss to {short}"), ("long", f"loss beyond {short}")):
         values = [one["loss"].get(reach) if one else None for one in (original, None if faulty else exact, after)]
         rows.append((words, *(estimate(value, sign=False) for value in values), guess))
+    if after is None:  # nothing to show in that column
+        head, rows = (*head[:3], head[4]), [(*row[:3], row[4]) for row in rows]
     return head, tuple(rows)
 
 
@@ -213,8 +217,9 @@ def _said(record: Record, verdict: Record) -> Iterator[str]:
             f"Asked for order, the deployed model leans to the {toward} event, whichever is asked for, by "
             f"{estimate(lean, sign=False)} nats (0 is no lean)."
         )
+    answers = "Right answers; loss" if record["tasks"]["used"] else "Loss"
     yield (
-        f"Right answers; loss of text in nats a token, lower is better, by chance if all tokens were alike. The "
+        f"{answers} of text in nats a token, lower is better, by chance if all tokens were alike. The "
         f"original's loss beyond {short} is of the unchanged model run at {long}."
     )
     change = first_change(verdict)
@@ -236,7 +241,7 @@ def _ship(record: Record, verdict: Record) -> str:
     if decides:
         known = next((value for name, value in _MARGINS.items() if decides.startswith(name)), None)
         margin = f" (margin {record['margins'][known[0]]:g} {known[1]})" if known else ""
-        if decides.lower() not in text.lower() or margin:
+        if decides.lower() not in text.lower():
             text += f" Decided by {decides}{margin}."
     if shipping["resolve"] and shipping["resolve"].lower() not in text.lower():
         text += f" To resolve it: {shipping['resolve']}."

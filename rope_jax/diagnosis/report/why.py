@@ -143,8 +143,8 @@ def _line(slopes: np.ndarray, target: int) -> list[str]:
     return [
         f"{line}, and at {where} it hides what is far in {hidden} of {len(far)} heads",
         step,
-        f"{hides}; hidden is what only odds of 10,000 to 1 by content outweigh; in {light} heads it takes less than "
-        f"{_SEEN:g} nat",
+        f"{hides}; hidden is what only odds of 10,000 to 1 by content outweigh; it takes less than {_SEEN:g} nat in "
+        f"{light} of them",
     ]
 
 
@@ -169,7 +169,7 @@ def _share(verdict: Record, part: str) -> list[str]:
     if not shares:
         return []
     unit = "nats" if any(task in shares for task in ("retrieval", "binding", "order")) else "nats a token"
-    costs = [named(task) for task, share in shares.items() if significant(share) > 0]
+    costs = [named(task) for task, share in shares.items() if significant(share) > 0 and task != "together"]
     exact = [task for task in costs if task in ("event order", "binding")]
     if not costs:
         judged = "measured, it costs none of the tasks significantly"
@@ -211,8 +211,8 @@ def _angle(
         said.append(f"slowing the other {slow} by a factor of {target / length:.3g} keeps them in trained angles")
     if other is not None and len(other[1]) == len(trained):
         parts = {f"the {fast} fast pairs": known, f"the {slow} others": partial}
-        does = [_slowing(trained, other[1], pairs, whom) for whom, pairs in parts.items() if pairs.any()]
-        said.append(f"option 3 by {other[0]} {' and '.join(does)}")
+        slowed = [_slowing(trained, other[1], pairs, whom) for whom, pairs in parts.items() if pairs.any()]
+        said.append(f"option 3 by {other[0]} {' and '.join(slowed)}")
     return said
 
 
@@ -281,6 +281,8 @@ def _reconciled(cause: Record, first: str, others: Sequence[str]) -> list[str]:
     part = cause["part"]
     if acts_on is None:
         return []
+    if cause["ahead"] is None:
+        return []  # no whole 2 x 2 to agree or disagree with
     if part in ("scaling", "bias"):
         if part == acts_on:
             return [f"the 2 x 2 agrees: the {part} costs most, and {first} acts on it"]

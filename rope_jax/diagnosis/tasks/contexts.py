@@ -112,7 +112,7 @@ class Text(NamedTuple):
 
 @dataclasses.dataclass
 class _Question:
-    probe: str
+    task: str
     kind: int  # the token that opens it
     prompt: list[int]
     choices: list[int]
@@ -255,7 +255,7 @@ def _attempt(rng: np.random.Generator, length: int, largest_gap: int, counts: Co
         tokens += [question.kind, *question.prompt]
         padding = _CHOICES - len(question.choices)
         values = (
-            index_of(question.probe),
+            index_of(question.task),
             len(tokens) - 1,
             [*question.choices, *[-1] * padding],
             len(tokens) - 1 - question.at,

@@ -94,8 +94,8 @@ def _sentence(
     decisive: str,
 ) -> str:
     measured = (
-        f"against the unchanged model at the same length, the {larger} costs {wording.interval(costs[larger])} and the "
-        f"{smaller} {wording.interval(costs[smaller])} {_unit(decisive)}"
+        f"against the unchanged model at the same length, {_said(larger, costs[larger])} and "
+        f"{_said(smaller, costs[smaller])} {_unit(decisive)}"
     )
     apart = f"the difference is {wording.interval(ahead)}"
     return {
@@ -123,9 +123,16 @@ def _one_part(evidence: Evidence, base: Panel, contrasts: Contrasts, decisive: s
         {decisive: {only: lost}},
         part,
         None,
-        f"Only one part is in place: against the unchanged model at the same length, the {only} costs "
-        f"{wording.interval(lost)} {_unit(decisive)}.",
+        f"Only one part is in place: against the unchanged model at the same length, {_said(only, lost)} "
+        f"{_unit(decisive)}.",
     )
+
+
+def _said(part: str, cost: Estimate) -> str:
+    """Returns what a part costs, or wins where it is known to."""
+    if cost.high is not None and cost.high < 0:
+        return f"the {part} wins {wording.interval(-cost)}"
+    return f"the {part} costs {wording.interval(cost)}"
 
 
 def _unit(decisive: str) -> str:

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 
-from rope_jax.diagnosis.verdict.answers import Answer, Change, Margins, Shipping, Verdict
+from rope_jax.diagnosis.verdict.answers import Answer, Change, Margins, Regression, Shipping, Verdict
 from rope_jax.diagnosis.verdict.cause import cause
 from rope_jax.diagnosis.verdict.contrasts import Contrasts, above
 from rope_jax.diagnosis.verdict.implementation import implementation, repair_is_likely
-from rope_jax.diagnosis.verdict.next_steps import next_steps
+from rope_jax.diagnosis.verdict.needed import in_words, needed
+from rope_jax.diagnosis.verdict.next_steps import Known, next_steps
 from rope_jax.diagnosis.verdict.panel import RETRIEVAL, Evidence, Option, Panel
 from rope_jax.diagnosis.verdict.ranking import Contest, contest
-from rope_jax.diagnosis.verdict.regression import regression
+from rope_jax.diagnosis.verdict.regression import margin_of, regression
 from rope_jax.diagnosis.verdict.shipping import criteria, shipping, ships
 from rope_jax.statistics.intervals import CONFIDENCE
 from rope_jax.statistics.multiplicity import simultaneous_confidence
@@ -55,7 +56,7 @@ def decide(
     may_ship = _shipping(evidence, base, best, repair_first, contrasts, margins)
     return Verdict(
         deployed=evidence.deployed,
-        contexts=_contexts(evidence.as_deployed, evidence.used),
+        contexts=_contexts(base, evidence.used),
         confidence=confidence,
         regression=symptom,
         price=contrasts.price(evidence.as_deployed, evidence.original),
@@ -66,7 +67,20 @@ def decide(
         changes=changes,
         cause=cause(evidence, base, contrasts, margins),
         shipping=may_ship,
-        next=next_steps(symptom, found, repair_first, best, result.rankings, decisive, may_ship, open_, margins),
+        next=next_steps(
+            Known(
+                evidence.deployed,
+                symptom,
+                _regression_needs(symptom, evidence, contrasts, margins),
+                found,
+                repair_first,
+                result,
+                best,
+                may_ship,
+                open_,
+                sum(option.number == "3" for option in evidence.options),
+            )
+        ),
         settled=not open_ and found.status != "repair may help",
         open=open_,
     )
@@ -114,6 +128,17 @@ def _change(option: Option, evidence: Evidence, base: Panel, contrasts: Contrast
         ships=answer,
         decides=decides,
     )
+
+
+def _regression_needs(symptom: Regression, evidence: Evidence, contrasts: Contrasts, margins: Margins) -> str:
+    """Returns how many contexts would tell of every task whether it is kept, in words."""
+    numbers = []
+    for task in symptom.open:
+        if task in evidence.used:
+            fall = contrasts.fall(evidence.original, evidence.as_deployed, task)
+            numbers.append(needed(symptom.falls[task].log_odds, margin_of(task, margins), fall, contrasts.confidence))
+    known = [number for number in numbers if number is not None]
+    return in_words(max(known), "contexts") if known else ""
 
 
 def _best(changes: Sequence[Change], result: Contest) -> Change | None:

@@ -6,6 +6,7 @@ of a resample, it is valued on the other. Only retrieval that is significantly l
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = ["NUMBERS", "TOGETHER", "Contest", "contest"]
 
 NUMBERS = ("1", "2", "3")
 TOGETHER = "together"
+_SELDOM = 0.01  # a change that is chosen less often does not count in its family's spread
 _LOST = "retrieval is significantly lost"
 
 
@@ -105,64 +107,92 @@ def _ranking(
     gains: Mapping[str, Paired],
     contrasts: Contrasts,
 ) -> Ranking:
-    values, resampled = _values(families, gains, contrasts.seed)
-    inside = [place for place, family in enumerate(families) if family.option in NUMBERS]
-    running = [place for place in inside if not families[place].demoted] or inside
-    first = np.zeros(len(families))
-    if resampled is None:
-        first[running] = 1 / max(1, len(running))  # one context tells no spread
-    else:
-        first[running] = _shares_first(resampled[:, running])
-    for place, family in enumerate(families):
-        if place in inside or family.demoted:
-            continue
-        if resampled is None:
-            first[place] = 1 / (1 + len(running))
-        elif running:
-            first[place] = float((resampled[:, place] > resampled[:, running].max(axis=1)).mean())
-        else:
-            first[place] = 1.0
+    valued = _valued(families, gains, contrasts.seed)
+    inside = [index for index, family in enumerate(families) if family.option in NUMBERS]
+    outside = [index for index in range(len(families)) if index not in inside]
+    running = [index for index in inside if not families[index].demoted] or inside
+    first = dict(zip(running, _shares_first(valued.resampled, running), strict=True))
+    first |= {index: _beats(valued.resampled, index, running) for index in outside if not families[index].demoted}
 
     def place_of(index: int) -> Place:
         family = families[index]
         best = max(family.members, key=lambda one: gains[one.configuration].values.mean())
-        if len(family.members) == 1:
-            gain = contrasts.estimate(gains[best.configuration])
-        else:
-            gain = _spread(values[index], None if resampled is None else resampled[:, index], contrasts.confidence)
-        return Place(family.option, best.words, float(first[index]), gain, _LOST if family.demoted else "")
+        gain = _gain(family, gains, valued.expected[index], valued.chosen[index], contrasts)
+        return Place(family.option, best.words, first.get(index, 0.0), gain, _LOST if family.demoted else "")
 
     def ordered(indices: Sequence[int]) -> tuple[Place, ...]:
         places = [place_of(index) for index in indices]
         return tuple(sorted(places, key=lambda one: (bool(one.demoted), -one.probability_first, -one.gain.mean)))
 
-    outside = [place for place in range(len(families)) if place not in inside]
     return Ranking(by, weights, ordered(inside), ordered(outside))
 
 
-def _values(
-    families: Sequence[_Family], gains: Mapping[str, Paired], seed: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the expected gain of every family, and its gain in every resample; None where nothing varies."""
+def _gain(
+    family: _Family, gains: Mapping[str, Paired], expected: float, chosen: np.ndarray, contrasts: Contrasts
+) -> Estimate:
+    """Returns the gain of a family with its interval.
+
+    The interval is as wide as that of its best change and that of its changes mixed as often as each is chosen, on
+    average: the first is too wide where several are hardly distinguished, the second where they are too narrow.
+    """
+    members = [gains[one.configuration] for one in family.members]
+    best = max(members, key=lambda one: one.values.mean())
+    alone = contrasts.estimate(best)
+    if len(members) == 1 or alone.low is None or alone.high is None:
+        return Estimate(expected, alone.low, alone.high)
+    counted = [(share, one) for share, one in zip(chosen, members, strict=True) if share >= _SELDOM]
+    units = min(one.units for _, one in counted)
+    total = sum(share for share, _ in counted)
+    mixed = sum((share / total * one.values[:, :units] for share, one in counted), start=np.zeros((1, 1)))
+    around = contrasts.estimate(Paired(mixed, best.unseen))
+    assert around.low is not None
+    assert around.high is not None
+    low, high = (
+        (a - alone.mean + b - around.mean) / 2 for a, b in ((alone.low, around.low), (alone.high, around.high))
+    )
+    return Estimate(expected, expected + low, expected + high)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Valued:
+    """Families, valued.
+
+    Attributes:
+      expected: gain of each.
+      resampled: the same in every resample, `[resamples, families]`; None where nothing varies.
+      chosen: how often each of its changes was chosen, by family.
+    """
+
+    expected: list[float]
+    resampled: np.ndarray | None
+    chosen: list[np.ndarray]
+
+
+def _valued(families: Sequence[_Family], gains: Mapping[str, Paired], seed: int) -> _Valued:
     names = [one.configuration for family in families for one in family.members]
     averages = np.array([gains[name].values.mean() for name in names])
+    starts = np.cumsum([0, *(len(family.members) for family in families)])
+    columns = [np.arange(low, high) for low, high in itertools.pairwise(starts)]
     resamples = _resamples([gains[name] for name in names], seed)
-    columns = np.split(np.arange(len(names)), np.cumsum([len(family.members) for family in families])[:-1])
     if resamples is None:
-        return np.array([averages[part].max() for part in columns]), None
-    halves = [_columns(resamples, [gains[name] for name in names], half) for half in (0, 1)]
-    drawn = []
-    for part in columns:
-        first, second = (half[:, part] for half in halves)
-        rows = np.arange(len(first))
-        drawn.append(
-            resamples.sizes[1] * second[rows, first.argmax(axis=1)]
-            + resamples.sizes[0] * first[rows, second.argmax(axis=1)]
-        )
-    values = np.array(
-        [averages[part[0]] if len(part) == 1 else of.mean() for part, of in zip(columns, drawn, strict=True)]
+        best = [int(averages[part].argmax()) for part in columns]
+        chosen = [np.eye(len(part))[index] for part, index in zip(columns, best, strict=True)]
+        return _Valued([float(averages[part].max()) for part in columns], None, chosen)
+    each = [gains[name] for name in names]
+    chooser, valuer = (
+        [_columns(resamples, each, weights) for weights in of] for of in (resamples.plain, resamples.halves)
     )
-    return values, values + (np.stack(drawn, axis=1) - values) * resamples.stretch[:, None]
+    expected, drawn, chosen = [], [], []
+    for part in columns:
+        first, second = (half[:, part] for half in valuer)
+        on_first, on_second = (half[:, part].argmax(axis=1) for half in chooser)
+        rows = np.arange(len(first))
+        value = resamples.sizes[1] * second[rows, on_first] + resamples.sizes[0] * first[rows, on_second]
+        expected.append(float(averages[part[0]] if len(part) == 1 else value.mean()))
+        drawn.append(value)
+        chosen.append(np.bincount(np.concatenate([on_first, on_second]), minlength=len(part)) / (2 * len(rows)))
+    deviations = (np.stack(drawn, axis=1) - expected) * resamples.stretch[:, None]
+    return _Valued(expected, expected + deviations, chosen)
 
 
 def _resamples(gains: Sequence[Paired], seed: int) -> JointResamples | None:
@@ -173,42 +203,49 @@ def _resamples(gains: Sequence[Paired], seed: int) -> JointResamples | None:
     return joint_resamples(most, models if models >= MODELS else 1, seed=seed)
 
 
-def _columns(resamples: JointResamples, gains: Sequence[Paired], half: int) -> np.ndarray:
-    """Returns the mean of every gain in one half of each resample; gains on fewer contexts by those they share."""
-    result = np.empty((len(resamples.stretch), len(gains)))
+def _columns(resamples: JointResamples, gains: Sequence[Paired], weights: np.ndarray) -> np.ndarray:
+    """Returns the mean of every gain in each resample; gains on fewer contexts by those they share."""
+    result = np.empty((len(weights), len(gains)))
     for units in {gain.units for gain in gains}:
         places = [place for place, gain in enumerate(gains) if gain.units == units]
-        result[:, places] = resamples.means(np.stack([gains[place].values for place in places], axis=-1))[half]
+        values = np.stack([gains[place].values for place in places], axis=-1)
+        result[:, places] = resamples.mean(weights, values)
     return result
 
 
-def _shares_first(resampled: np.ndarray) -> np.ndarray:
-    """Returns in what share of the resamples each column is the largest; a tie counts for all that share it."""
-    if not resampled.shape[1]:
-        return np.zeros(0)
-    best = resampled == resampled.max(axis=1, keepdims=True)
-    return (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
+def _shares_first(resampled: np.ndarray | None, running: Sequence[int]) -> list[float]:
+    """Returns in what share of the resamples each is the best of those in the running; ties count for all that share.
+
+    One context tells no spread: each is as likely as the others.
+    """
+    if resampled is None or not running:
+        return [1 / len(running) for _ in running]
+    best = resampled[:, running] == resampled[:, running].max(axis=1, keepdims=True)
+    return [float(share) for share in (best / best.sum(axis=1, keepdims=True)).mean(axis=0)]
 
 
-def _spread(value: float, resampled: np.ndarray | None, confidence: float) -> Estimate:
-    if resampled is None:
-        return Estimate(float(value), None, None)
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(float(value), float(min(low, value)), float(max(high, value)))
+def _beats(resampled: np.ndarray | None, index: int, running: Sequence[int]) -> float:
+    """Returns in what share of the resamples one is better than all that are in the running."""
+    if resampled is None or not running:
+        return 1 / (1 + len(running))
+    return float((resampled[:, index] > resampled[:, running].max(axis=1)).mean())
 
 
 def _leads(families: Sequence[_Family], gains: Mapping[str, Paired], seed: int) -> dict[str, float]:
     """Returns the probability that each change is the best one, by configuration."""
     names = [one.configuration for family in families if not family.demoted for one in family.members]
-    each = [_Family(name, (Option("", "", name),), False) for name in names]
-    if not each:
+    if not names:
         return {}
-    _, resampled = _values(each, gains, seed)
-    shares = np.full(len(each), 1 / len(each)) if resampled is None else _shares_first(resampled)
-    return {name: float(share) for name, share in zip(names, shares, strict=True)}
+    valued = _valued([_alone(name) for name in names], gains, seed)
+    return dict(zip(names, _shares_first(valued.resampled, range(len(names))), strict=True))
 
 
 def _share_above(fall: Paired, margin: float, seed: int) -> float:
-    each = [_Family("", (Option("", "", "fall"),), False)]
-    _, resampled = _values(each, {"fall": fall}, seed)
+    if not fall.units:
+        return 1.0
+    resampled = _valued([_alone("fall")], {"fall": fall}, seed).resampled
     return 1.0 if resampled is None else float((resampled > margin).mean())
+
+
+def _alone(name: str) -> _Family:
+    return _Family(name, (Option("", "", name),), False)

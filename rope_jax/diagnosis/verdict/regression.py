@@ -91,16 +91,16 @@ def _sentence(
     missing = [] if RETRIEVAL in judged else ["retrieval was not learned, so that it cannot be said to be kept"]
     if not any(task in judged for task in PRECISION):
         missing.append("neither order nor binding was learned, so that neither can be said to be lost")
-    opening = {"yes": "Yes", "no": "No", "not resolved": "Not resolved"}[answer]
-    return f"{opening}. " + "; ".join(_capital([*parts, *missing])) + "."
+    return f"{_opening(answer, judged)}. {'. '.join(part[:1].upper() + part[1:] for part in [*parts, *missing])}."
 
 
-_WORDS: tuple[tuple[Answer, str], ...] = (
-    ("no", "kept"),
-    ("yes", "lost"),
-    ("not resolved", "not resolved"),
-)
+_WORDS: tuple[tuple[Answer, str], ...] = (("no", "kept"), ("yes", "lost"), ("not resolved", "open"))
 
 
-def _capital(parts: list[str]) -> list[str]:
-    return [part[:1].upper() + part[1:] if place == 0 else part for place, part in enumerate(parts)]
+def _opening(answer: Answer, judged: Mapping[str, Answer]) -> str:
+    lost = wording.listed([task for task in PRECISION if judged.get(task) == "yes"])
+    if answer == "yes":
+        return f"Yes: retrieval is kept and {lost} lost"
+    if answer == "no":
+        return "No: retrieval itself is lost" if judged[RETRIEVAL] == "yes" else "No: neither order nor binding is lost"
+    return "Not resolved"

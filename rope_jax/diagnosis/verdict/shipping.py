@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from rope_jax.diagnosis.verdict import wording
 from rope_jax.diagnosis.verdict.answers import Answer, Margins, Shipping
 from rope_jax.diagnosis.verdict.contrasts import TEXT, Contrasts, Paired, above
+from rope_jax.diagnosis.verdict.needed import in_words, needed
 from rope_jax.diagnosis.verdict.panel import Panel
 from rope_jax.diagnosis.verdict.regression import margin_of
-from rope_jax.statistics.intervals import Estimate, rule_of_three
+from rope_jax.statistics.intervals import Estimate
 
 __all__ = ["Criterion", "criteria", "resolve", "shipping", "ships"]
 
 SHORT_ACCURACY = "short accuracy"
 SHORT_LOSS = "short loss of text"
-_MOST = 100_000  # contexts or rows; a loss that needs more lies at its margin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +104,9 @@ def resolve(found: Sequence[Criterion]) -> str:
     """Returns what would resolve everything open, such as "80 contexts and 260 rows of text", or ""."""
     parts = []
     for counted in ("contexts", "rows of text"):
-        needed = [one.needed for one in found if one.counted == counted and one.needed is not None]
-        if needed:
-            most = max(needed)
-            parts.append(f"more than {_MOST:,} {counted}" if most > _MOST else f"{_rounded_up(most):,} {counted}")
+        most = [one.needed for one in found if one.counted == counted and one.needed is not None]
+        if most:
+            parts.append(in_words(max(most), counted))
     return " and ".join(parts)
 
 
@@ -132,16 +131,16 @@ def shipping(what: str, found: Sequence[Criterion]) -> Shipping:
         others = [one.name for one in found if one.answer == "yes" and one.name != decides]
         also = f"; lost beyond the margin too: {wording.listed(list(dict.fromkeys(others)))}" if others else ""
         return Shipping("no", decides, "", f"No: after '{what}' too much is lost: {_said(worst)}{also}.")
-    needed = resolve(found)
-    would = f"; about {needed} would resolve it" if needed and not needed.startswith("more") else ""
-    if needed.startswith("more"):
-        would = f"; it lies so near its margin that {needed} would be needed"
+    wanted = resolve(found)
+    would = f"; about {wanted} would resolve it" if wanted else ""
+    if "more than" in wanted:
+        would = f"; it lies so near its margin that {wanted} would be needed"
     others = [one.name for one in found if one.answer == "not resolved" and one.name != decides]
     also = f"; open too: {wording.listed(list(dict.fromkeys(others)))}" if others else ""
     return Shipping(
         "not resolved",
         decides,
-        needed,
+        wanted,
         f"Not resolved: after '{what}' nothing is known to be lost beyond its margin, "
         f"and open is {_said(worst)}{also}{would}.",
     )
@@ -168,36 +167,8 @@ def _criterion(
 ) -> Criterion:
     estimate = contrasts.estimate(loss)
     answer = above(estimate, margin)
-    needed = _needed(estimate, margin, loss, contrasts.confidence) if answer == "not resolved" else None
-    return Criterion(name, against, estimate, margin, unit, counted, loss.units, needed, answer)
-
-
-def _needed(value: Estimate, margin: float, loss: Paired, confidence: float) -> int | None:
-    """Returns how many units would take the margin out of the interval, were the mean to stay where it is.
-
-    Half widths fall with the root of the number of units; those of a kind that was not seen by the rule of three.
-    """
-    if value.low is None or value.high is None or loss.values.shape[0] > 1:
-        return None  # one unit has no width, and more contexts are no more models
-    gap = abs(value.mean - margin)
-    half = value.high - value.mean if value.mean <= margin else value.mean - value.low
-    if half / _MOST**0.5 >= gap:
-        return _MOST + 1
-    of_spread = loss.units * (half / gap) ** 2
-    floor = loss.unseen * rule_of_three(loss.units, confidence)
-    if floor < half * (1 - 1e-9):
-        return math.ceil(of_spread)
-    return math.ceil(math.log(1 - confidence) / math.log1p(-min(gap / loss.unseen, 1 - 1e-9)))
-
-
-def _rounded_up(number: int) -> int:
-    """Returns a number to two digits, upward.
-
-    >>> _rounded_up(7), _rounded_up(183), _rounded_up(4021)
-    (7, 190, 4100)
-    """
-    step = 10 ** max(0, len(str(number)) - 2)
-    return math.ceil(number / step) * step
+    enough = needed(estimate, margin, loss, contrasts.confidence) if answer == "not resolved" else None
+    return Criterion(name, against, estimate, margin, unit, counted, loss.units, enough, answer)
 
 
 def _said(one: Criterion) -> str:

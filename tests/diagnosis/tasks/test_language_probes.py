@@ -8,37 +8,33 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from rope_jax.diagnosis.tasks import contract_text
-from rope_jax.diagnosis.tasks.contexts import PROBES, Counts
+from rope_jax.diagnosis.tasks.contexts import FIRST, LAST, PROBES, Counts
 from rope_jax.diagnosis.tasks.language_probes import LANGUAGE_COUNTS, STATUS, language_contexts
 from rope_jax.errors import InputError
 
 FACTS = {
-    "ret": r"The code word of the (\w+) account is (\w+)\.",
-    "bind": r"Schedule (\w+) lists, in this order: ([\w, ]+)\.",
-    "ith": r"An amendment of the (\w+) agreement set the rate to (\w+)\.",
-    "count": r"The auditor visited the (\w+) office\.",
+    "retrieval": r"The code word of the (\w+) account is (\w+)\.",
+    "binding": r"Schedule (\w+) lists, in this order: ([\w, ]+)\.",
 }
 PROMPTS = {
-    "ret": r"The code word of the (?P<name>\w+) account is$",
-    "bind": r"The (?P<nth>\w+) item of Schedule (?P<name>\w+) is$",
-    "ord": r"Which came first, the (?P<one>\w+) or the (?P<other>\w+)\? The$",
-    "ith": r"The (?P<nth>\w+) amendment of the (?P<name>\w+) agreement set the rate to$",
-    "count": r"The number of times the auditor visited the (?P<name>\w+) office is$",
+    "retrieval": r"The code word of the (?P<name>\w+) account is$",
+    "binding": r"The (?P<nth>\w+) item of Schedule (?P<name>\w+) is$",
+    "order": r"Which came (?P<way>first|last), the (?P<one>\w+) or the (?P<other>\w+)\? The$",
 }
 NTH = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth"]
-ANSWERS = {*contract_text.CODES, *contract_text.ITEMS, *contract_text.RATES, *contract_text.NUMBERS}
+ANSWERS = {*contract_text.CODES, *contract_text.ITEMS}
 
 
 def corpus():
-    """Enough text to train a tokenizer that has every word of the probes."""
+    """Enough text to train a tokenizer that has every word of the tasks."""
     rng = np.random.default_rng(0)
     yield from (contract_text.clause(rng) for _ in range(1500))
     for _ in range(4):
         yield from (f"The word is {word}." for word in sorted(ANSWERS))
         yield from (f"The {name} account: a code word of the {name} office." for name in contract_text.NAMES)
         yield from contract_text.EVENTS.values()
-        yield "Which came first, the code of the Schedule or the item? An amendment of the agreement set the rate to"
-        yield "The number of times the auditor visited the office is: " + ", ".join(contract_text.ORDINALS)
+        yield "Which came first, the code of the Schedule or the item? Which came last, the item or the code? The"
+        yield "In this order: " + ", ".join(contract_text.ORDINALS)
         yield "Schedule lists in this order. " + contract_text.OPENING + " " + contract_text.QUESTIONS_FOLLOW
 
 
@@ -107,67 +103,61 @@ def listed(items: str) -> list[str]:
     return re.split(r", | and ", items)
 
 
-def expected(context: str, probe: str, asked: dict[str, str]) -> tuple[str, str]:
+def expected(context: str, task: str, asked: dict[str, str]) -> tuple[str, str]:
     """The answer to a question and the last sentence it rests on, found by reading the context."""
-    if probe == "ord":
-        sentences = [contract_text.EVENTS[asked[which]] for which in ("one", "other")]
-        first, second = sorted(sentences, key=context.index)
-        return (asked["one"] if first == sentences[0] else asked["other"]), second
-    facts = [fact for fact in re.finditer(FACTS[probe], context) if fact[1] == asked["name"]]
-    if probe == "bind":
-        return listed(facts[0][2])[NTH.index(asked["nth"])], facts[0][0]
-    if probe == "ith":
-        fact = facts[NTH.index(asked["nth"])]
-        return fact[2], fact[0]
-    if probe == "count":
-        return contract_text.NUMBERS[len(facts) - 1], facts[-1][0]
-    return facts[0][2], facts[0][0]
+    if task == "order":
+        sentences = {name: contract_text.EVENTS[name] for name in (asked["one"], asked["other"])}
+        first, second = sorted(sentences, key=lambda name: context.index(sentences[name]))
+        return {"first": first, "last": second}[asked["way"]], sentences[second]
+    (fact,) = (fact for fact in re.finditer(FACTS[task], context) if fact[1] == asked["name"])
+    return (listed(fact[2])[NTH.index(asked["nth"])] if task == "binding" else fact[2]), fact[0]
 
 
-def check(tokenizer, contexts):
+def check(tokenizer, items):
     """Reads every row and compares what it says with what is recorded of it."""
     seen = set()
-    for row, tokens in enumerate(contexts.tokens):
+    for row, tokens in enumerate(items.tokens):
         context = read(tokenizer, tokens).split(contract_text.QUESTIONS_FOLLOW)[0]
-        for q in range(contexts.probe.shape[1]):
-            position, distance, gap = (int(contexts[field][row, q]) for field in (2, 4, 5))
-            probe = PROBES[contexts.probe[row, q]]
-            prompt = re.search(PROMPTS[probe], read(tokenizer, tokens[: position + 1]))
+        events = []
+        for q in range(items.probe.shape[1]):
+            position, distance, gap, asked = (
+                int(field[row, q]) for field in (items.position, items.distance, items.gap, items.asked)
+            )
+            task = PROBES[items.probe[row, q]]
+            prompt = re.search(PROMPTS[task], read(tokenizer, tokens[: position + 1]))
             assert prompt is not None
-            answer, fact = expected(context, probe, prompt.groupdict())
+            answer, fact = expected(context, task, prompt.groupdict())
             after = read(tokenizer, tokens[position + 1 :])
             assert after.startswith(f"{answer}.")
-            choices = contexts.choices[row, q]
+            choices = items.choices[row, q]
             choices = choices[choices >= 0]
             assert tokens[position + 1] == choices[0]
             assert len(set(choices)) == len(choices)
             assert read(tokenizer, tokens[position - distance :]).startswith(fact)
-            if probe == "ord":
+            if task == "order":
                 assert gap > 0
-                earlier = contract_text.EVENTS[answer]
-                assert read(tokenizer, tokens[position - distance - gap :]).startswith(earlier)
+                earlier = ({prompt["one"], prompt["other"]} - {answer}).pop() if prompt["way"] == "last" else answer
+                assert read(tokenizer, tokens[position - distance - gap :]).startswith(contract_text.EVENTS[earlier])
                 assert len(choices) == 2
+                assert asked == {"first": FIRST, "last": LAST}[prompt["way"]]
+                events += [prompt["one"], prompt["other"]]
             else:
                 assert gap == 0
-            if probe == "count":
-                assert contract_text.NUMBERS[contexts.asked[row, q] - 1] == answer
-                since = read(tokenizer, tokens[position - distance :]).split(contract_text.QUESTIONS_FOLLOW)[0]
-                assert since.count(fact) == 1
-                assert len(choices) == 5
-            elif "nth" in prompt.groupdict():
-                assert contexts.asked[row, q] == NTH.index(prompt["nth"]) + 1
-            else:
-                assert contexts.asked[row, q] == 0
-            if probe == "bind":
-                items = listed(re.search(FACTS["bind"], fact)[2])
-                tokens_by_offset = dict(zip(contexts.choice_offsets[row, q], choices, strict=True))
+                assert asked == (NTH.index(prompt["nth"]) + 1 if task == "binding" else 0)
+            if task == "binding":
+                said = listed(re.search(FACTS["binding"], fact)[2])
+                tokens_by_offset = dict(zip(items.choice_offsets[row, q], choices, strict=True))
                 assert sorted(tokens_by_offset) == list(range(1, 9))
-                assert contexts.choice_offsets[row, q, 0] == contexts.asked[row, q]
+                assert items.choice_offsets[row, q, 0] == asked
                 for offset, token in tokens_by_offset.items():
-                    assert items[offset - 1].startswith(read(tokenizer, [token]))
+                    assert said[offset - 1].startswith(read(tokenizer, [token]))
             else:
-                assert not contexts.choice_offsets[row, q].any()
-            seen.add(probe)
+                assert not items.choice_offsets[row, q].any()
+            seen.add(task)
+        # Every event happens once, and every pair is asked about once.
+        assert len(set(events)) == len(events)
+        happened = [name for name, sentence in contract_text.EVENTS.items() if sentence in context]
+        assert sorted(happened) == sorted(events)
     return seen
 
 
@@ -176,20 +166,29 @@ def test_every_row_says_what_is_recorded_of_it(tokenizer, length):
     contexts = made(tokenizer, length=length, rows=4)
     assert contexts.tokens.shape == (4, length)
     assert {part.dtype for part in contexts} == {np.dtype(np.int32)}
-    assert check(tokenizer, contexts) == {"ret", "bind", "ord", "ith", "count"}
+    assert check(tokenizer, contexts) == set(PROBES)
 
 
 def test_other_counts(words):
-    counts = Counts(
-        pairs=12, markers=3, bind_questions=9, order_pairs=6, distances=0, repeats=8, ith_questions=8, counted=3
-    )
+    counts = Counts(pairs=12, markers=3, bind_questions=9, first_pairs=5, last_pairs=2)
     contexts = made(words, length=1500, counts=counts)
-    assert check(words, contexts) == {"ret", "bind", "ord", "ith", "count"}
-    assert (np.bincount(contexts.probe[0], minlength=6) == [12, 9, 6, 0, 8, 3]).all()
-    only = Counts(
-        pairs=2, markers=0, bind_questions=0, order_pairs=0, distances=0, repeats=0, ith_questions=0, counted=0
-    )
-    assert check(words, made(words, length=80, counts=only)) == {"ret"}
+    assert check(words, contexts) == set(PROBES)
+    assert (np.bincount(contexts.probe[0]) == [12, 9, 7]).all()
+    only = Counts(pairs=2, markers=0, bind_questions=0, first_pairs=0, last_pairs=0)
+    assert check(words, made(words, length=80, counts=only)) == {"retrieval"}
+
+
+def test_order_is_asked_each_way_as_often_as_wanted_and_nothing_else_tells_which(words):
+    contexts = made(words, rows=40, length=700)
+    rows, columns = np.nonzero(contexts.probe == PROBES.index("order"))
+    asked, answers = contexts.asked[rows, columns], contexts.choices[rows, columns, 0]
+    assert (asked == FIRST).sum() == (asked == LAST).sum() == 80
+    # The event that is named last is the answer half of the time, whichever way is asked.
+    before = contexts.tokens[rows, contexts.position[rows, columns] - 2]
+    for way in (FIRST, LAST):
+        assert 0.3 < (before == answers)[asked == way].mean() < 0.7
+    gaps = np.log(contexts.gap[rows, columns])
+    assert gaps[asked == FIRST].mean() == pytest.approx(gaps[asked == LAST].mean(), abs=0.5)
 
 
 def test_only_filler_grows_with_the_length(tokenizer):
@@ -212,7 +211,7 @@ def facts() -> list[str]:
 def test_gaps_stay_below_the_largest(words):
     for largest in (16, 60):
         contexts = made(words, length=2048, largest_gap=largest, rows=8)
-        gaps = contexts.gap[contexts.probe == PROBES.index("ord")]
+        gaps = contexts.gap[contexts.probe == PROBES.index("order")]
         assert gaps.max() <= largest
         assert gaps.min() >= 6
 
@@ -265,7 +264,7 @@ def test_filler_holds_no_answer_and_hardly_repeats():
     found = {word for clause in clauses for word in re.findall(r"\w+", clause.lower())}
     names = {name.lower() for name in contract_text.NAMES}
     taken = ANSWERS | names | {*contract_text.EVENTS} | {*contract_text.ORDINALS}
-    assert not found & (taken | {"account", "schedule", "amendment", "auditor", "then"})
+    assert not found & (taken | {"account", "schedule", "then", "last", "came"})
     assert all(clause[0].isupper() and clause.endswith(".") and "{" not in clause for clause in clauses)
     assert len(set(clauses)) > 0.97 * len(clauses)
     rng = np.random.default_rng(0)
@@ -273,7 +272,7 @@ def test_filler_holds_no_answer_and_hardly_repeats():
 
 
 def test_lists_of_words_do_not_overlap():
-    lists = [contract_text.CODES, contract_text.ITEMS, contract_text.RATES, contract_text.NUMBERS]
+    lists = [contract_text.CODES, contract_text.ITEMS]
     lists += [tuple(contract_text.EVENTS), tuple(name.lower() for name in contract_text.NAMES)]
     every = list(itertools.chain(*lists))
     assert len(set(every)) == len(every)
@@ -286,12 +285,12 @@ def test_it_does_not_claim_to_be_validated():
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"length": 300}, "too short"),
+        ({"length": 200}, "too short"),
         ({"length": 1}, "too short"),
-        ({"counts": Counts()}, "dist: not asked in language"),
-        ({"counts": dataclasses.replace(LANGUAGE_COUNTS, repeats=9)}, "ith: at most 8"),
-        ({"counts": dataclasses.replace(LANGUAGE_COUNTS, pairs=60)}, "names apart, 64 are needed"),
-        ({"largest_gap": 3}, "ord: no place"),
+        ({"counts": dataclasses.replace(LANGUAGE_COUNTS, pairs=1)}, "retrieval: pairs must be 0 or at least 2"),
+        ({"counts": dataclasses.replace(LANGUAGE_COUNTS, bind_questions=17)}, "binding: more questions"),
+        ({"counts": dataclasses.replace(LANGUAGE_COUNTS, pairs=60)}, "names apart, 62 are needed"),
+        ({"largest_gap": 3}, "order: no place"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(words, changes, what):
@@ -311,13 +310,11 @@ def without(tokenizer, missing) -> tokenizers.Tokenizer:
 @pytest.mark.parametrize(
     ("missing", "what"),
     [
-        (contract_text.CODES[3:], "ret: .* WordLevel tokenizer of .* tells 3 of 52 answers apart, 4 are needed"),
-        (contract_text.ITEMS[7:], "bind: .* tells 7 of"),
-        (tuple(contract_text.EVENTS)[5:], "ord: .* tells 5 of"),
-        (contract_text.RATES[1:], "ith: .* tells 1 of"),
-        (("four",), "count: .* tells 4 of 5"),
-        (contract_text.NAMES[2:], "names apart"),
-        (("auditor",), "count: .* tells 0 of 5 .*no tokens for some of 'The number of times the auditor"),
+        (contract_text.CODES[3:], "retrieval: .* WordLevel tokenizer of .* tells 3 of 52 answers apart, 4 are needed"),
+        (contract_text.ITEMS[7:], "binding: .* tells 7 of"),
+        (tuple(contract_text.EVENTS)[5:], "order: .* tells 5 of"),
+        (contract_text.NAMES[2:], "retrieval, binding: .* tells 2 of .* names apart"),
+        (("last",), "order: .* tells 0 of .*no tokens for some of 'Which came last"),
     ],
 )
 def test_a_tokenizer_that_lacks_words_is_named_with_the_probe(words, missing, what):
@@ -340,9 +337,6 @@ def test_a_tokenizer_that_joins_sentences_is_refused():
 
 
 def test_a_small_real_tokenizer(stories):
-    with pytest.raises(InputError, match=r"count: .* BPE tokenizer of 512 tokens tells 4 of 5 answers apart"):
-        made(stories, length=2048)
-    counts = dataclasses.replace(LANGUAGE_COUNTS, counted=0)
-    contexts = made(stories, length=2048, counts=counts)
-    assert check(stories, contexts) == {"ret", "bind", "ord", "ith"}
+    contexts = made(stories, length=2048)
+    assert check(stories, contexts) == set(PROBES)
     assert (contexts.tokens[:, 0] == 1).all()

@@ -1,0 +1,87 @@
+"""What several verdicts say together: models that agree, and deployed configurations that fail alike."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rope_jax.diagnosis.verdict import wording
+from rope_jax.diagnosis.verdict.answers import Verdict
+from rope_jax.diagnosis.verdict.panel import PRECISION
+
+__all__ = ["agreement", "shared_suspect"]
+
+_OTHERS = "Each is judged by itself, and nothing is said of other models."
+
+
+def agreement(verdicts: Sequence[Verdict]) -> str:
+    """Returns how many models say the same, in words; "" for one.
+
+    Args:
+      verdicts: on one deployed configuration, one a model.
+    """
+    if len(verdicts) < 2:
+        return ""
+    regressions = Counter(one.regression.answer for one in verdicts)
+    firsts = Counter(one.first for one in verdicts)
+    total = len(verdicts)
+    answers = "; ".join(f"{answer} for {count} of {total}" for answer, count in regressions.most_common())
+    said = "; ".join(f"'{first}' for {count} of {total}" for first, count in firsts.most_common())
+    return f"To try first: {said} models. The regression described: {answers}. {_OTHERS}"
+
+
+def shared_suspect(verdicts: Sequence[Verdict]) -> str:
+    """Returns what deployed configurations that fail alike have in common, or "".
+
+    They fail alike where each is known to lose the same tasks, and no two fall by amounts whose intervals are apart.
+    What they share is then suspect, not convicted: each may have a cause of its own that weighs the same.
+
+    Args:
+      verdicts: one a deployed configuration, of the same models.
+    """
+    if len(verdicts) < 2 or not verdicts[0].regression.lost:
+        return ""
+    lost = verdicts[0].regression.lost
+    if any(set(one.regression.lost) != set(lost) for one in verdicts) or not _fall_alike(verdicts, lost):
+        return ""
+    names = wording.listed([f"'{one.deployed}'" for one in verdicts])
+    falls = wording.listed(
+        [
+            f"{task} ({', '.join(wording.interval(one.regression.falls[task].log_odds) for one in verdicts)} nats)"
+            for task in lost
+        ]
+    )
+    shared = _shared_parts([one.deployed for one in verdicts])
+    also = f"their {wording.listed(shared)}, " if shared else ""
+    said = (
+        f"{names} fail alike: each loses {falls}. What they share is suspect: {also}the target length, the model and "
+        "the implementation."
+    )
+    whole = all(one.cause.ahead is not None for one in verdicts)
+    if whole and all(one.cause.part == "bias" for one in verdicts):
+        said += " By the 2 x 2 the bias costs more than the scaling in each of them."
+    elif whole and all(one.cause.part == "scaling" for one in verdicts):
+        said += " By the 2 x 2 the scaling costs more than the bias in each of them."
+    if not any(task in lost for task in PRECISION):
+        said += " Neither order nor binding is known to be lost."
+    return said
+
+
+def _fall_alike(verdicts: Sequence[Verdict], lost: Sequence[str]) -> bool:
+    for task in lost:
+        falls = [one.regression.falls[task].log_odds for one in verdicts]
+        if any(fall.low is None or fall.high is None for fall in falls):
+            return False
+        if max(fall.low for fall in falls if fall.low is not None) > min(
+            fall.high for fall in falls if fall.high is not None
+        ):
+            return False
+    return True
+
+
+def _shared_parts(names: Sequence[str]) -> list[str]:
+    """Returns the parts that all names have.
+
+    >>> _shared_parts(["ntk + alibi", "ntk + t5"]), _shared_parts(["ntk + none", "yarn + none"])
+    (['ntk'], [])
+    """
+    parts = [[part.strip() for part in name.split(" + ")] for name in names]
+    return [part for part in parts[0] if part != "none" and all(part in others for others in parts)]

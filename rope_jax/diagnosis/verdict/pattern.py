@@ -1,0 +1,185 @@
+"""The pattern of a failure: which way wrong answers lean, in words with the numbers they rest on."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64
+
+from rope_jax.biases import bucket_starts
+from rope_jax.diagnosis.evaluation.probes import Answers
+from rope_jax.diagnosis.tasks.contexts import FIRST, LAST, Contexts
+from rope_jax.diagnosis.tasks.registry import index_of
+from rope_jax.diagnosis.verdict import wording
+from rope_jax.diagnosis.verdict.contrasts import MODELS
+from rope_jax.statistics import intervals
+from rope_jax.statistics.intervals import Estimate
+from rope_jax.statistics.multiplicity import simultaneous_confidence
+
+__all__ = ["pattern"]
+
+_FEW = 0.05  # share of wrong answers below which nothing is said
+_LEANS = 4  # what is asked of the answers at most, all of it with the stated confidence
+
+
+def pattern(
+    answers: Sequence[Answers],
+    items: Contexts,
+    used: Sequence[str],
+    *,
+    table: Float[np.ndarray, "..."] | None = None,
+    max_distance: int | None = None,
+    confidence: float = intervals.CONFIDENCE,
+) -> str:
+    """Returns which way the wrong answers of a configuration lean, "" where there are too few.
+
+    Four things are asked of them, where they apply: do answers to order questions name the nearer event more often
+    than not, whichever was asked for; is order better between events in different buckets of a table; do answers to
+    binding questions lie after or before the item asked for; do answers get worse with distance. What is said holds
+    with the confidence, all together.
+
+    Args:
+      answers: at the target length, one a model.
+      items: the contexts.
+      used: tasks that were learned.
+      table: of a bucketed bias, `[heads, buckets]`; nothing is said of its edges without it.
+      max_distance: of that table, tokens, where its last bucket begins to hold everything.
+      confidence: that all that is said holds.
+    """
+    tasks = [task for task in used if (items.probe == index_of(task)).any()]
+    if not tasks or _wrong(answers, items, tasks) < _FEW:
+        return ""
+    each = simultaneous_confidence(_LEANS, confidence)
+    said, asked = [], []
+    if "order" in tasks:
+        asked.append("toward near events")
+        share = _estimate(answers, items, _near_share, each, unseen=1.0)
+        if _apart(share, 0.5):
+            nearer = "nearer" if share.mean > 0.5 else "farther"
+            of = share if share.mean > 0.5 else Estimate(1 - share.mean, *_flipped(share))
+            said.append(
+                f"answers to order questions name the {nearer} event in {_percent(of)}, the first and the last asked "
+                "for alike (50 % without a pull)"
+            )
+        if table is not None and np.size(table) and max_distance is not None:
+            asked.append("across bucket edges")
+            starts = np.asarray(bucket_starts(int(np.shape(table)[-1]), max_distance))
+            step = _steps(answers, items, starts, each)
+            if _apart(step, 0.0) and step.mean > 0:
+                said.append(
+                    f"order is better between events in different buckets than in one, by {wording.interval(step)} nats"
+                )
+    if "binding" in tasks:
+        asked.append("along the items after a marker")
+        drift = _estimate(answers, items, _drift, each, unseen=1.0)
+        if _apart(drift, 0.0):
+            after = drift if drift.mean > 0 else -drift
+            said.append(
+                f"answers to binding questions lie {wording.interval(after)} places "
+                f"{'after' if drift.mean > 0 else 'before'} the item asked for, on average"
+            )
+    asked.append("with distance")
+    slope = _by_distance(answers, items, tasks, each)
+    if _apart(slope, 0.0):
+        turns = "fall" if slope.mean < 0 else "rise"
+        of = -slope if slope.mean < 0 else slope
+        said.append(f"log-odds {turns} by {wording.interval(of)} nats with each doubling of the distance")
+    if not said:
+        return f"Wrong answers lean no way that is significant (asked: {wording.listed(asked)})."
+    text = "; ".join(said)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _wrong(answers: Sequence[Answers], items: Contexts, tasks: Sequence[str]) -> float:
+    asked = np.isin(items.probe, [index_of(task) for task in tasks])
+    return float(np.mean([1 - one.right[asked].mean() for one in answers]))
+
+
+def _near_share(one: Answers, items: Contexts) -> Float64[np.ndarray, " rows"]:
+    """Returns the share of order answers that name the nearer event, both ways of asking counted alike.
+
+    The nearer of two events is the later one: right where the last is asked for, wrong where the first is.
+    """
+    order = items.probe == index_of("order")
+    ways = [
+        _row_mean(one.picked != 0, order & (items.asked == FIRST)),
+        _row_mean(one.picked == 0, order & (items.asked == LAST)),
+    ]
+    return (ways[0] + ways[1]) / 2
+
+
+def _drift(one: Answers, items: Contexts) -> Float64[np.ndarray, " rows"]:
+    """Returns how many places after the item asked for the answer stands, mean of the binding questions of a row."""
+    chosen = np.take_along_axis(items.choice_offsets, one.picked[..., None], axis=-1)[..., 0]
+    return _row_mean(chosen - items.asked, items.probe == index_of("binding"))
+
+
+def _steps(answers: Sequence[Answers], items: Contexts, starts: np.ndarray, confidence: float) -> Estimate:
+    order = items.probe == index_of("order")
+    near = np.searchsorted(starts, items.distance, side="right")
+    far = np.searchsorted(starts, items.distance + items.gap, side="right")
+
+    def value(one: Answers, _: Contexts) -> np.ndarray:
+        return _row_mean(one.log_odds, order & (near != far)) - _row_mean(one.log_odds, order & (near == far))
+
+    return _estimate(answers, items, value, confidence)
+
+
+def _by_distance(answers: Sequence[Answers], items: Contexts, tasks: Sequence[str], confidence: float) -> Estimate:
+    """Returns how log-odds change with each doubling of the distance, nats: a slope within each task."""
+    doublings = np.log2(np.maximum(items.distance, 1))
+
+    def value(one: Answers, _: Contexts) -> np.ndarray:
+        moved, spread = np.zeros(len(doublings)), 0.0
+        for task in tasks:
+            asked = items.probe == index_of(task)
+            x = np.where(asked, doublings - doublings[asked].mean(), 0.0)
+            y = np.where(asked, one.log_odds - one.log_odds[asked].mean(), 0.0)
+            moved, spread = moved + (x * y).sum(axis=1), spread + float((x * x).sum())
+        return moved * len(moved) / spread if spread > 0 else moved * np.nan
+
+    return _estimate(answers, items, value, confidence)
+
+
+def _row_mean(
+    values: Float[np.ndarray, "rows Q"] | Bool[np.ndarray, "rows Q"] | np.ndarray, asked: Bool[np.ndarray, "rows Q"]
+) -> Float64[np.ndarray, " rows"]:
+    """Returns the mean of the questions asked in each row; not a number where there are none."""
+    counts = asked.sum(axis=1)
+    sums = np.where(asked, values, 0).sum(axis=1).astype(np.float64)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _estimate(
+    answers: Sequence[Answers],
+    items: Contexts,
+    value: Callable[[Answers, Contexts], np.ndarray],
+    confidence: float,
+    *,
+    unseen: float = 0.0,
+) -> Estimate:
+    """Returns the mean over models and rows; rows in which it cannot be told are left out."""
+    rows = np.stack([value(one, items) for one in answers])
+    rows = rows[:, np.isfinite(rows).all(axis=0)]
+    if not rows.size:
+        return Estimate(0.0, None, None)
+    if len(rows) < MODELS:
+        rows = rows.mean(axis=0, keepdims=True)
+    alike = bool((rows == rows[:, :1]).all())
+    return intervals.clustered(rows, confidence=confidence, unseen=unseen if alike else 0.0)
+
+
+def _apart(value: Estimate, none: float) -> bool:
+    """Returns whether a value is known to be another than `none`; rows that all agree tell no spread."""
+    if value.low is None or value.high is None or value.low == value.high:
+        return False
+    return value.low > none or value.high < none
+
+
+def _flipped(share: Estimate) -> tuple[float | None, float | None]:
+    return (None if share.high is None else 1 - share.high, None if share.low is None else 1 - share.low)
+
+
+def _percent(share: Estimate) -> str:
+    if share.low is None or share.high is None:
+        return f"{100 * share.mean:.0f} %"
+    return f"{100 * share.mean:.0f} % [{100 * max(share.low, 0):.0f}, {100 * min(share.high, 1):.0f}]"

@@ -1,0 +1,202 @@
+"""What stands first, for every answer that a verdict may give."""
+
+import dataclasses
+import functools
+import json
+import re
+
+import diagnoses
+import pytest
+
+from rope_jax.diagnosis.report import terminal
+from rope_jax.diagnosis.report.html import page
+from rope_jax.diagnosis.report.record import record_of
+from rope_jax.diagnosis.report.screen import screens
+
+T5 = {
+    "1": ("drop the bias", "ntk + none", 0.6),
+    "2": ("undo the scaling", "none + t5", -1.6),
+    "3": ("keep both, scale by llama3", "llama3 + t5", 0.5),
+}
+LONG = {"1": ("drop the bias of every layer that sees the whole context", "ntk + none", 0.05)}
+VERDICTS = {
+    "the regression": diagnoses.verdict(),
+    "retrieval is lost": diagnoses.verdict(answer="no", lost=("retrieval", "order"), kept=()),
+    "nothing is lost": diagnoses.verdict(answer="no", lost=(), kept=diagnoses.TASKS, part="neither"),
+    "not resolved": diagnoses.verdict(answer="not resolved", lost=(), kept=("retrieval",), settled=False),
+    "repair first": diagnoses.verdict(status="repair first"),
+    "repair may help": diagnoses.verdict(status="repair may help"),
+    "one option": diagnoses.verdict(options=LONG, part="scaling"),
+    "no option": diagnoses.verdict("none + none", options={}),
+    "all worse": diagnoses.verdict(options={k: (a, b, -1.0 - int(k)) for k, (a, b, _) in diagnoses.OPTIONS.items()}),
+    "buckets": diagnoses.verdict("ntk + t5", options=T5, part="bias", pull=0.5),
+    "order and binding apart": diagnoses.verdict(by_order={"1": 0.9, "2": -1.0, "3": 0.2}),
+    "ships": diagnoses.verdict(ships="yes", long_loss=-0.5, part="both"),
+    "unrun change": diagnoses.verdict(options={"3": ("scale by mine", "mine + alibi", 0.3)}, part="not resolved"),
+    "pull the other way": diagnoses.verdict(pull=-0.6),
+}
+TEXT = {"text alone": diagnoses.verdict(used=()), "text alone, one": diagnoses.verdict(used=(), options=LONG)}
+CASES = {name: diagnoses.diagnosis(one) for name, one in VERDICTS.items()}
+CASES |= {name: diagnoses.diagnosis(one, used=()) for name, one in TEXT.items()}
+CASES["two deployed"] = diagnoses.diagnosis(VERDICTS["the regression"], VERDICTS["buckets"], shared="both fail alike")
+CASES["three models"] = diagnoses.diagnosis(
+    models=3,
+    judgements=[
+        diagnoses.judgement(
+            VERDICTS["the regression"],
+            by_model=(VERDICTS["the regression"], VERDICTS["nothing is lost"], VERDICTS["one option"]),
+            agreement="2 of 3 models put 3 first",
+        )
+    ],
+)
+CASES["everything"] = dataclasses.replace(
+    CASES["the regression"],
+    adapted=[diagnoses.judgement(VERDICTS["ships"])],
+    prediction={
+        "text": "ranks agree",
+        "spearman": {"mean": 0.8, "low": 0.6, "high": 0.9},
+        "cells": [{"configuration": "ntk + alibi", "predicted": 0.3, "curve": [1.0, 2.0], "parts": {"bias": 0.5}}],
+    },
+    ratios=[{"ratio": 2.0, "configuration": "ntk + alibi", "accuracy": {"order": 0.9}, "kept": True}],
+    findings=("the text is made up of repeated segments " * 5,),
+    omitted={"yarn + alibi": "not asked for"},
+)
+
+
+@functools.cache
+def recorded(name: str):
+    return record_of(CASES[name])
+
+
+def shown(name: str) -> str:
+    return terminal.first_screen(recorded(name), costs=CASES[name].costs)
+
+
+def words(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_line_is_wider_than_a_terminal_and_the_record_alone_is_enough(name):
+    one = CASES[name]
+    record = recorded(name)
+    text = terminal.table(record, costs=one.costs)
+    assert max(map(len, text.splitlines())) <= terminal.WIDTH
+    assert terminal.table(json.loads(json.dumps(record)), costs=one.costs) == text
+    assert "nan" not in text.lower().replace("finance", "")
+    assert "None" not in text
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_something_is_always_tried_first_and_every_answer_is_there(name):
+    for one in screens(recorded(name)):
+        assert one.advice[0].verb == "TRY FIRST"
+        assert one.ship.startswith(("YES.", "NO.", "NOT RESOLVED."))
+        assert one.finding
+        assert all(len(row) == len(one.head) for row in one.rows)
+        assert all(row[-1] != "-" for row in one.rows), "a number without a chance level"
+
+
+@pytest.mark.parametrize(
+    ("name", "finding"),
+    [
+        ("the regression", "retrieval and binding kept, EVENT ORDER LOST"),
+        ("retrieval is lost", "NOT this regression: RETRIEVAL AND EVENT ORDER LOST, binding not resolved"),
+        ("nothing is lost", "NOT this regression: retrieval, binding and event order kept"),
+        ("not resolved", "OPEN whether it is this regression: retrieval kept, binding and event order not resolved"),
+        ("text alone", "judged by LOSS OF TEXT alone"),
+    ],
+)
+def test_the_finding_says_what_is_kept_and_lost(name, finding):
+    assert finding in words(shown(name))
+
+
+def test_the_first_screen_names_model_lengths_and_factor_of_the_base():
+    assert shown("the regression").splitlines()[0] == (
+        "seed-0, 256 -> 2k tokens (x8), base scaling x9.19 + ALiBi (deployed)"
+    )
+
+
+def test_options_are_ranked_with_reasons():
+    text = words(shown("the regression"))
+    assert "TRY FIRST 3: keep both, scale by llama3 P(first of 3) > .99" in text
+    assert "THEN 1: drop the bias +0.05 [-0.08, 0.18] nats" in text
+    assert "NOT 2: undo the scaling -1.60 [-1.73, -1.47] nats; loses retrieval" in text
+    assert "the only one of the three measured" in words(shown("one option"))
+    assert "TRY FIRST nothing: none of the three changes applies" in words(shown("no option"))
+    assert "what is deployed is better" in words(shown("all worse"))
+    assert "event order alone puts 1 first (P > .99), binding alone 3 (P > .99)" in words(
+        shown("order and binding apart")
+    )
+
+
+def test_a_repair_comes_first_and_the_deployed_column_is_what_runs():
+    text = shown("repair first")
+    assert "TRY FIRST  repair" in text
+    assert "THEN       3: keep both" in text
+    assert "repaired @2k" in words(text)
+    (one,) = screens(recorded("repair first"))
+    order = next(row for row in one.rows if row[0] == "event order")
+    before = recorded("repair first")["configurations"][0]["accuracy"]["short"]["order"]["mean"]
+    assert order[2] == f"{100 * (before - 0.29):.0f} %"
+    assert "repair" not in shown("the regression")
+
+
+@pytest.mark.parametrize(("name", "way"), [("buckets", "nearer"), ("pull the other way", "farther")])
+def test_both_ways_of_asking_are_shown_where_answers_lean(name, way):
+    assert "first asked" in shown(name)
+    assert f"leans to the {way} event" in words(shown(name))
+    assert "first asked" not in shown("the regression")
+
+
+def test_a_rise_of_the_long_loss_is_said_and_a_fall_is_not_called_one():
+    assert "loss of text beyond 256 is HIGHER than that of what is deployed by 0.77" in words(shown("the regression"))
+    assert "HIGHER" not in shown("ships")
+    assert "is lower than that of what is deployed by 0.50" in words(shown("ships"))
+
+
+def test_text_alone_has_no_accuracy_and_is_in_nats_a_token():
+    text = words(shown("text alone"))
+    assert "nats a token of long loss of text" in text
+    assert "accuracy" not in text
+    assert "event order" not in text.split("ENOUGH")[0]
+    assert "Right answers" not in text
+
+
+def test_the_margin_that_decides_is_named():
+    assert "NO. Event order stays 24 points below the original. Decided by long loss of text (margin 0.02" in words(
+        shown("the regression")
+    )
+    assert "Decided" not in shown("ships")
+
+
+@pytest.mark.parametrize("name", ["two deployed", "text alone", "no option", "everything"])
+def test_the_page_holds_the_same_first_screen_and_nothing_from_outside(name):
+    one = CASES[name]
+    record = recorded(name)
+    text = page(record, command="rope-jax diagnose <model>", costs=one.costs)
+    assert len(text.encode()) < 700_000
+    assert page(json.loads(json.dumps(record)), command="rope-jax diagnose <model>", costs=one.costs) == text
+    assert not re.search(r"<script|<link|src=|@import|url\(http", text)
+    assert "rope-jax diagnose &lt;model&gt;" in text
+    assert "&amp;#" not in text
+    names = re.findall(r' id="([^"]+)"', text)
+    assert len(names) == len(set(names))
+    for screen in screens(record, one.costs):
+        assert screen.advice[0].verb in text
+        assert screen.finding.replace(">", "&gt;") in text
+
+
+def test_every_deployed_configuration_is_in_the_table_of_costs():
+    one = dataclasses.replace(CASES["two deployed"], costs=CASES["two deployed"].costs[:1])
+    text = terminal.table(record_of(one), costs=one.costs)
+    costs = text.split("COSTS TO RUN")[1]
+    assert "ntk + alibi" in costs
+    assert costs.count("not measured") == 4
+
+
+def test_models_by_themselves_and_their_agreement_are_shown():
+    text = words(terminal.table(recorded("three models")))
+    assert "2 of 3 models put 3 first" in text
+    assert "The numbers are of the first of 3 models" in text
+    assert "MODEL BY MODEL" in text
