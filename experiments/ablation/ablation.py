@@ -177,9 +177,7 @@ def main(argv: list[str]) -> None:
     for number, (directory, ratio) in enumerate((one, float(r)) for one in _MODELS.value for r in _RATIOS.value):
         started = time.perf_counter()
         model = read_bundled_model(Path(directory))
-        for record in missing(
-            model, ratio, settings, done=done, store=store, configurations=_CONFIGURATIONS.value
-        ):
+        for record in missing(model, ratio, settings, done=done, store=store, configurations=_CONFIGURATIONS.value):
             append(out, {"model": Path(directory).name, **record})
             right = record["accuracy"]["long"]
             print(

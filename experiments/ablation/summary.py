@@ -1,6 +1,6 @@
 """What the ablation of PROTOCOL.md shows, from its kept results alone: tables as markdown, and a figure.
 
-    python experiments/ablation/summary.py --results=experiments/results/ablation.jsonl --figure=ablation.svg
+python experiments/ablation/summary.py --results=experiments/results/ablation.jsonl --figure=ablation.svg
 """
 
 import dataclasses
@@ -139,8 +139,10 @@ def answer_of(contrast: str, estimate: Estimate, p: float) -> str:
         if contrast == "interaction":
             return "each other worse" if estimate.mean > 0 else "each other better"
         better = {"scaling": ("llama3", "ntk"), "bias": ("without it", "with it")}[contrast]
-        return f"matters: better {better[estimate.mean < 0]}" if contrast == "bias" else (
-            f"matters: {better[estimate.mean < 0]} better"
+        return (
+            f"matters: better {better[estimate.mean < 0]}"
+            if contrast == "bias"
+            else (f"matters: {better[estimate.mean < 0]} better")
         )
     if max(abs(estimate.low), abs(estimate.high)) <= MARGIN:
         return "does not matter"
