@@ -287,7 +287,7 @@ def test_intervals_of_shares_are_exact():
             assert stats.binom.sf(successes - 1, trials, low) == pytest.approx(0.025)
         if successes < trials:
             assert stats.binom.cdf(successes, trials, high) == pytest.approx(0.025)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="3 of 2"):
         scores.clopper_pearson(3, 2)
 
 

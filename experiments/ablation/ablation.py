@@ -20,7 +20,7 @@ from absl import app, flags, logging
 
 from rope_jax.diagnosis.evaluation.configurations import wanted
 from rope_jax.diagnosis.evaluation.fitter import FitSettings
-from rope_jax.diagnosis.evaluation.plan import ModelPlan, PlanSettings, plan_of
+from rope_jax.diagnosis.evaluation.plan import PlanSettings, plan_of
 from rope_jax.diagnosis.evaluation.runs import Runs, panel_of
 from rope_jax.diagnosis.tasks.subject import BundledModel, read_bundled_model
 from rope_jax.diagnosis.verdict.panel import Panel
@@ -123,7 +123,8 @@ def missing(
     told = {"model_sha": sha, "ratio": ratio, "trained": trained, "target": subject.target_length}
     for name in asked:
         started = time.perf_counter()
-        plan = _plan(name, runs, settings, store)
+        asked_for = PlanSettings((wanted(name),), (), fit=FitSettings(steps=settings.fit_steps))
+        plan = plan_of([subject], asked_for, store=store)
         panel = panel_of([runs(plan.schemes(plan.deployed[0]))], subject.items, trained)
         found = next(iter(plan.found.values()), "")
         yield {
@@ -135,15 +136,6 @@ def missing(
             **outcomes(panel),
             "seconds": round(time.perf_counter() - started, 2),
         }
-
-
-def _plan(name: str, runs: Runs, settings: Settings, store: Path | None) -> ModelPlan:
-    fit = FitSettings(steps=settings.fit_steps)
-    plan = plan_of([runs.subject], PlanSettings((wanted(name),), (), fit=fit), store=store)
-    if not name.split("+")[1] == "t5":
-        return plan
-    # The strip of every table is as long as the longest, so that all run in one program.
-    return dataclasses.replace(plan, maker=dataclasses.replace(plan.maker, max_offset=runs.subject.target_length - 1))
 
 
 def outcomes(panel: Panel) -> Record:

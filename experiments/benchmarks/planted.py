@@ -23,12 +23,8 @@ from typing import Any
 import planted_causes
 import planted_scores
 from absl import app, flags, logging
-from flax import nnx
-from planted_cases import Bench, Settings
+from planted_cases import Bench, Settings, tiny_model
 
-from rope_jax.checkpoints.saving import llama_config, save_llama
-from rope_jax.decoder import Decoder, DecoderConfig
-from rope_jax.diagnosis.tasks import contexts
 from rope_jax.diagnosis.verdict.answers import Margins
 
 _MODELS = flags.DEFINE_list("models", [], "Directories of models that train.py has written; five or more.")
@@ -108,24 +104,6 @@ def run(models: list[Path], settings: Settings, out: Path, *, cases: int, order)
                 f"{sum(record['seconds'].values()):.1f} s",
                 flush=True,
             )
-
-
-def tiny_model(directory: Path) -> None:
-    """Writes a small decoder with random weights that reads the contexts' vocabulary."""
-    config = DecoderConfig(
-        contexts.VOCAB_SIZE,
-        16,
-        16,
-        1,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=8,
-        rms_norm_eps=1e-5,
-        tie_embeddings=True,
-    )
-    model = Decoder(config, rngs=nnx.Rngs(0))
-    save_llama(directory, model, llama_config(model, base=200.0, trained_length=192))
-    (directory / "training.json").write_text("{}\n")
 
 
 if __name__ == "__main__":

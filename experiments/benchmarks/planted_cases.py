@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 from planted_causes import Draw, Pair, Plant
 from planted_faults import fault_maker
 
+from rope_jax.checkpoints.saving import llama_config, save_llama
+from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.diagnosis.evaluation.cases import EXACT, Cases
 from rope_jax.diagnosis.evaluation.configurations import ORIGINAL, TRANSFORMS
 from rope_jax.diagnosis.evaluation.faults import FAULTS, register
@@ -22,6 +25,7 @@ from rope_jax.diagnosis.evaluation.plan import ModelPlan, PlanSettings, plan_of
 from rope_jax.diagnosis.evaluation.runs import Runs, panel_of
 from rope_jax.diagnosis.evaluation.schemes import SchemeMaker
 from rope_jax.diagnosis.judging import tasks_of
+from rope_jax.diagnosis.tasks import contexts
 from rope_jax.diagnosis.tasks.subject import Items, Subject, read_bundled_model
 from rope_jax.diagnosis.verdict.answers import Margins, Verdict
 from rope_jax.diagnosis.verdict.contrasts import Contrasts
@@ -199,7 +203,7 @@ def exact_run(evidence: Evidence) -> Panel:
 
 
 def mean_gains(evidence: Evidence) -> dict[str, float]:
-    """Returns the mean gain of order and binding, nats, of a repair over what runs, and of each change over a repair."""
+    """Returns the mean gain of order and binding, nats: of a repair over what runs, of each change over a repair."""
     contrasts, exact = Contrasts(evidence.used, CONFIDENCE), exact_run(evidence)
     gains = {REPAIR: contrasts.together(exact, evidence.as_deployed)}
     for option in evidence.options:
@@ -224,3 +228,21 @@ def in_words(verdict: Verdict) -> dict[str, Any]:
         "outside": [outside.change, outside.probability_first] if outside else None,
         "cause": verdict.cause.part,
     }
+
+
+def tiny_model(directory: Path) -> None:
+    """Writes a small decoder with random weights that reads the contexts' vocabulary."""
+    config = DecoderConfig(
+        contexts.VOCAB_SIZE,
+        16,
+        16,
+        1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        rms_norm_eps=1e-5,
+        tie_embeddings=True,
+    )
+    model = Decoder(config, rngs=nnx.Rngs(0))
+    save_llama(directory, model, llama_config(model, base=200.0, trained_length=192))
+    (directory / "training.json").write_text("{}\n")

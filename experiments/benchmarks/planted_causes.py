@@ -13,7 +13,7 @@ and slow pairs stretched; a "gentle" bias is ALiBi with at most a hundredth of t
 | scaling_base | base scaling by too much or too little | gentle bias | best, gentle bias |
 | scaling_pairs | every pair of a ramp off by another random factor | gentle bias | ramp, gentle bias |
 | both | base scaling and ALiBi together | | either one removed |
-| implementation | positions on a grid, rounded frequencies or bias, or a stale cache | best, gentle bias | run exactly |
+| implementation | positions on a grid, rounded numbers, or a stale cache | best, gentle bias | run exactly |
 | temperature | cooled logits, which none of the three changes mends alone | best, gentle bias | not cooled |
 | null | one of the first two or of the scalings, made so weak that it costs little | best or gentle bias | as above |
 

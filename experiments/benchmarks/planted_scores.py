@@ -89,10 +89,12 @@ def components(record: Record) -> set[str]:
 
 
 def is_recoverable(record: Record) -> bool:
+    """Returns whether removing the plant wins back more than the margin."""
     return recoverable(record) > _margin(record)
 
 
 def is_null(record: Record) -> bool:
+    """Returns whether neither that nor any change does."""
     return max(recoverable(record), *record["gains"].values()) <= _margin(record)
 
 
@@ -228,8 +230,8 @@ def _over_models(outcomes: Sequence[tuple[str, bool]]) -> str:
     if len(models) < 2:
         return "-"
     value = intervals.estimate(np.array([np.mean([o for m, o in outcomes if m == model]) for model in models]))
-    assert value.low is not None and value.high is not None
-    return f"{value.mean:.1%} [{max(0.0, value.low):.1%}, {min(1.0, value.high):.1%}]"
+    low, high = (min(1.0, max(0.0, end or 0.0)) for end in (value.low, value.high))
+    return f"{value.mean:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def report(records: Sequence[Record]) -> str:
