@@ -34,7 +34,7 @@ class Panel:
 
     log_odds: Mapping[Reach, Mapping[str, Values]]
     accuracy: Mapping[Reach, Mapping[str, Values]]
-    loss: Mapping[Reach, Values]
+    loss: Mapping[Reach, Float64[np.ndarray, "models rows"]]
 
 
 @dataclasses.dataclass(frozen=True)
