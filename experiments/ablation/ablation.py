@@ -33,14 +33,18 @@ CONFIGURATIONS = (
     *(f"no_rotation+{bias}" for bias in BIASES),
 )
 
-_MODELS = flags.DEFINE_list("models", [], "Directories of models that train.py has written.")
-_OUT = flags.DEFINE_string("out", "ablation.jsonl", "File of results, a JSON line each.")
-_STORE = flags.DEFINE_string("store", None, "Directory of finished fits; beside --out where none is given.")
-_RATIOS = flags.DEFINE_list("ratios", ["1.25", "2", "4"], "Target over trained length.")
-_CONTEXTS = flags.DEFINE_integer("contexts", 192, "At each length.")
-_TEXT_ROWS = flags.DEFINE_integer("text_rows", 256, "Rows of repeated text.")
-_FIT_STEPS = flags.DEFINE_integer("fit_steps", 240, "Of a T5 table.")
-_CONFIGURATIONS = flags.DEFINE_list("configurations", list(CONFIGURATIONS), "Only these.")
+
+def define_flags() -> None:
+    """Declares the flags; a function, as other scripts are imported into one process by the tests."""
+    flags.DEFINE_list("models", [], "Directories of models that train.py has written.")
+    flags.DEFINE_string("out", "ablation.jsonl", "File of results, a JSON line each.")
+    flags.DEFINE_string("store", None, "Directory of finished fits; beside --out where none is given.")
+    flags.DEFINE_list("ratios", ["1.25", "2", "4"], "Target over trained length.")
+    flags.DEFINE_integer("contexts", 192, "At each length.")
+    flags.DEFINE_integer("text_rows", 256, "Rows of repeated text.")
+    flags.DEFINE_integer("fit_steps", 240, "Of a T5 table.")
+    flags.DEFINE_list("configurations", list(CONFIGURATIONS), "Only these.")
+
 
 Record = dict[str, Any]
 Key = tuple[str, float, str, str]
@@ -157,19 +161,23 @@ def outcomes(panel: Panel) -> Record:
 def main(argv: list[str]) -> None:
     """Runs what is missing."""
     logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1 or not _MODELS.value:
+    if len(argv) > 1 or not flags.FLAGS.models:
         sys.exit("ablation.py takes no arguments, and needs --models=DIR,DIR")
-    if unknown := set(_CONFIGURATIONS.value) - set(CONFIGURATIONS):
+    if unknown := set(flags.FLAGS.configurations) - set(CONFIGURATIONS):
         sys.exit(f"unknown configurations {sorted(unknown)}; there are: {', '.join(CONFIGURATIONS)}")
-    out = Path(_OUT.value)
-    store = Path(_STORE.value) if _STORE.value else out.with_suffix(".fits")
-    settings = Settings(_CONTEXTS.value, _TEXT_ROWS.value, _FIT_STEPS.value)
+    out = Path(flags.FLAGS.out)
+    store = Path(flags.FLAGS.store) if flags.FLAGS.store else out.with_suffix(".fits")
+    settings = Settings(flags.FLAGS.contexts, flags.FLAGS.text_rows, flags.FLAGS.fit_steps)
     done = {key_of(record) for record in read(out)}
-    total = len(_MODELS.value) * len(_RATIOS.value)
-    for number, (directory, ratio) in enumerate((one, float(r)) for one in _MODELS.value for r in _RATIOS.value):
+    total = len(flags.FLAGS.models) * len(flags.FLAGS.ratios)
+    for number, (directory, ratio) in enumerate(
+        (one, float(r)) for one in flags.FLAGS.models for r in flags.FLAGS.ratios
+    ):
         started = time.perf_counter()
         model = read_bundled_model(Path(directory))
-        for record in missing(model, ratio, settings, done=done, store=store, configurations=_CONFIGURATIONS.value):
+        for record in missing(
+            model, ratio, settings, done=done, store=store, configurations=flags.FLAGS.configurations
+        ):
             append(out, {"model": Path(directory).name, **record})
             right = record["accuracy"]["long"]
             print(
@@ -182,4 +190,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -16,9 +16,13 @@ from jaxtyping import Float64
 from rope_jax.statistics import intervals, multiplicity
 from rope_jax.statistics.intervals import Estimate
 
-_RESULTS = flags.DEFINE_string("results", "ablation.jsonl", "File that ablation.py has written.")
-_FIGURE = flags.DEFINE_string("figure", None, "File of the figure, .svg or .png; none where not given.")
-_PRIMARY = flags.DEFINE_float("primary_ratio", 2.0, "The ratio of the primary outcomes; 2 by the protocol.")
+
+def define_flags() -> None:
+    """Declares the flags; a function, as other scripts are imported into one process by the tests."""
+    flags.DEFINE_string("results", "ablation.jsonl", "File that ablation.py has written.")
+    flags.DEFINE_string("figure", None, "File of the figure, .svg or .png; none where not given.")
+    flags.DEFINE_float("primary_ratio", 2.0, "The ratio of the primary outcomes; 2 by the protocol.")
+
 
 OUTCOMES = ("order", "binding")
 MARGIN, LEARNED, LEVEL = 0.3, 0.9, 0.05
@@ -156,7 +160,7 @@ def first_change(tests: Mapping[tuple[str, str], Test], outcome: str) -> str:
         test = tests.get((outcome, contrast))
         if test is not None and test.p <= LEVEL and test.estimate.mean > MARGIN:
             gains[words] = test.estimate.mean
-    if len(gains) == 2 and abs(np.subtract(*gains.values())) < MARGIN:
+    if len(gains) == 2 and max(gains.values()) - min(gains.values()) < MARGIN:
         return "either"
     return max(gains, key=gains.__getitem__, default="neither is resolved to matter")
 
@@ -317,13 +321,14 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"summary.py takes no arguments, got {argv[1:]}")
     try:
-        results = results_of(read(Path(_RESULTS.value)))
+        results = results_of(read(Path(flags.FLAGS.results)))
     except ValueError as error:
-        sys.exit(f"{_RESULTS.value}: {error}")
-    print(tables(results, _PRIMARY.value))
-    if _FIGURE.value and results.found:
-        figure(results, Path(_FIGURE.value))
+        sys.exit(f"{flags.FLAGS.results}: {error}")
+    print(tables(results, flags.FLAGS.primary_ratio))
+    if flags.FLAGS.figure and results.found:
+        figure(results, Path(flags.FLAGS.figure))
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

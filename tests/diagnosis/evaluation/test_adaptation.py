@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from cases import save_bundled_model, tiny_subject, used
 from flax import nnx
-from safetensors.numpy import load_file, save_file
-
-from rope_jax.diagnosis.evaluation import adaptation
-from rope_jax.diagnosis.evaluation.adaptation import adapted
 from rope_jax.diagnosis.evaluation.case_adapted import judge_adapted
 from rope_jax.diagnosis.evaluation.case_setup import Settings, fitted_schemes, needed_cells
 from rope_jax.diagnosis.evaluation.cell_runs import CellRuns
 from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell
+from safetensors.numpy import load_file, save_file
+
+from rope_jax.diagnosis.evaluation import adaptation
+from rope_jax.diagnosis.evaluation.adaptation import adapted
 from rope_jax.diagnosis.evaluation.losses import LossProgram
 from rope_jax.diagnosis.tasks import contexts
 

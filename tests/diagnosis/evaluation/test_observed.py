@@ -7,9 +7,9 @@ import pytest
 from cases import save_bundled_model, tiny_subject
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rope_jax.diagnosis.evaluation.deployment import read_observed
 
 from rope_jax.cli import main
-from rope_jax.diagnosis.evaluation.deployment import read_observed
 from rope_jax.errors import InputError
 
 LARGEST = float(np.finfo(np.float32).max)

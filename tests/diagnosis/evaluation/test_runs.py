@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import TARGET, TRAINED, save_bundled_model, tiny_decoder, tiny_subject
-
-from rope_jax.biases import alibi_paper
-from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.evaluation.case_setup import Settings, arms_of
 from rope_jax.diagnosis.evaluation.cell_runs import CellRuns
 from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell, CellSchemes
+
+from rope_jax.biases import alibi_paper
+from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.evaluation.losses import LossProgram
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
 from rope_jax.diagnosis.tasks import contexts

@@ -231,6 +231,7 @@ def condition(name: str, asked: Subject, used: Sequence[str] = TASKS, models: in
         inverse_frequencies=frequencies.tolist(),
         slopes=[slope / 16 for slope in paper_slopes(4)] if bias == "alibi" else None,
         table=table.tolist() if bias == "t5" else None,
+        max_distance=TARGET if bias == "t5" else None,
         fitted="32 buckets fitted for 200 steps" if bias == "t5" else "",
     )
 
@@ -253,7 +254,7 @@ def diagnosis(*verdicts: Verdict, used: Sequence[str] = TASKS, models: int = 1, 
     asked = [subject(asked=4 if used else 0, name=f"seed-{number}") for number in range(models)]
     made: dict[str, Any] = {
         "subjects": asked,
-        "settings": {"seed": 0, "max_distance": TARGET, "target_length": TARGET},
+        "settings": {"seed": 0, "target_length": TARGET},
         "margins": Margins(),
         "tasks": Tasks(
             used=tuple(used),
