@@ -81,6 +81,10 @@ def test_each_printed_interval_holds_as_often_as_it_says(name):
     draws = 800
     found = held(population.population(options=FAMILY, **POPULATIONS[name]), draws)
     noise = 2.5 * np.sqrt(0.95 * 0.05 / draws)
+    same = ("against_original", "none + none")  # the original by another name: zero, as is known
     for what, values in found.items():
+        if what[:2] == same:
+            assert np.mean(values) == 1, what
+            continue
         assert np.mean(values) >= 0.93 - noise, what
         assert at_ceiling(what) or np.mean(values) <= 0.97 + noise, what

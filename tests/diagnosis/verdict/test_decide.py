@@ -1,6 +1,7 @@
 """Six answers, always there and true as printed, whatever the evidence is and lacks."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -88,6 +89,12 @@ EVIDENCES = {
 }
 
 
+@functools.cache
+def found(name):
+    """The verdict on one of the evidences, made once."""
+    return decide(EVIDENCES[name])
+
+
 def sentences(verdict):
     return [
         verdict.regression.sentence,
@@ -100,7 +107,7 @@ def sentences(verdict):
 
 @pytest.mark.parametrize("name", EVIDENCES)
 def test_every_answer_is_there(name):
-    verdict = decide(EVIDENCES[name])
+    verdict = found(name)
     assert verdict.first
     assert 0 <= verdict.probability_first <= 1
     assert verdict.rankings
@@ -120,9 +127,9 @@ def test_every_answer_is_there(name):
     assert set(verdict.open) <= set(EVIDENCES[name].changed)
 
 
-@pytest.mark.parametrize("name", EVIDENCES)
+@pytest.mark.parametrize("name", ["usual", "text only", "six models"])
 def test_a_seed_gives_a_verdict(name):
-    assert decide(EVIDENCES[name], seed=3) == decide(EVIDENCES[name], seed=3)
+    assert decide(EVIDENCES[name], seed=0) == found(name)
 
 
 def test_the_usual_case():
@@ -143,10 +150,11 @@ def test_the_usual_case():
 def test_what_three_transforms_do_not_win_back_is_never_said_to_acquit_the_scaling():
     words = ("not what broke", "outside these options", "undetermined", "acquit", "not the scaling", "not the bias")
     nothing_helps = drawn(60, gains={"ntk + none": -0.5, "none + alibi": -0.5, "llama3 + alibi": -0.5})
-    for evidence in (*EVIDENCES.values(), nothing_helps):
-        for sentence in sentences(decide(evidence)):
+    none_gains = decide(nothing_helps)
+    for verdict in (*map(found, EVIDENCES), none_gains):
+        for sentence in sentences(verdict):
             assert not any(word in sentence for word in words)
-    assert decide(nothing_helps).next[0].startswith("Keep what is deployed")
+    assert none_gains.next[0].startswith("Keep what is deployed")
 
 
 def test_too_few_contexts_leave_open_what_is_first():
@@ -157,8 +165,8 @@ def test_too_few_contexts_leave_open_what_is_first():
 
 
 def test_a_repair_comes_first_and_gains_are_those_beyond_it():
-    verdict = decide(EVIDENCES["observed, faulty"])
-    exact = decide(BASE)
+    verdict = found("observed, faulty")
+    exact = found("usual")
     assert (verdict.first, verdict.probability_first) == (REPAIR, 1.0)
     assert verdict.implementation.status == "repair first"
     assert verdict.implementation.faults[0].matters == "yes"
@@ -179,7 +187,7 @@ def test_a_repair_needs_no_short_gate():
 
 
 def test_an_observed_deployment_that_is_exact_needs_no_repair():
-    verdict = decide(EVIDENCES["observed, exact"])
+    verdict = found("observed, exact")
     assert verdict.implementation.status == "faulty, harmless"
     assert verdict.first == "scale by llama3"
 
@@ -202,7 +210,7 @@ def test_a_repair_that_may_help_is_first_where_it_is_likelier_than_not():
 
 
 def test_no_option_leaves_the_deployed_configuration_as_it_is():
-    verdict = decide(EVIDENCES["no option"])
+    verdict = found("no option")
     assert (verdict.first, verdict.changes, verdict.settled) == (NOTHING, (), True)
 
 
@@ -230,7 +238,7 @@ def test_from_five_models_on_they_are_units_and_fewer_are_averaged():
 
 
 def test_several_deployed_configurations_share_the_level():
-    one, (two, other) = decide(BASE), decide_each([BASE, BASE])
+    one, (two, other) = found("usual"), decide_each([BASE, BASE])
     assert (one.confidence, two.confidence) == (0.95, 0.975)
     assert two == other
     narrow, wide = (verdict.changes[0].together.log_odds for verdict in (one, two))
