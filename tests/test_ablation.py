@@ -97,6 +97,24 @@ def test_what_counts_as_which_answer(estimate, p, answer):
     assert summary.answer_of("scaling", estimate, p) == answer
 
 
+@pytest.mark.parametrize(
+    ("scaling", "bias", "first"),
+    [
+        ((0.9, 0.01), (0.4, 0.01), "change the scaling first"),
+        ((0.4, 0.01), (0.9, 0.01), "drop the bias first"),
+        ((0.9, 0.01), (0.8, 0.01), "either"),
+        ((0.4, 0.01), (0.9, 0.20), "not resolved"),  # the bias may cost more, and is not known to
+        ((0.2, 0.01), (-0.9, 0.01), "not resolved"),
+    ],
+)
+def test_what_the_tests_put_first(scaling, bias, first):
+    def of(mean, p):
+        return summary.Test(Estimate(mean, mean - 0.1, mean + 0.1), p, "", 10)
+
+    tests = {("order", "scaling"): of(*scaling), ("order", "bias"): of(*bias)}
+    assert summary.first_change(tests, "order") == first
+
+
 def test_unfinished_models_and_other_ratios_leave_the_rest_readable():
     few = records(2, ("none+none", "ntk+alibi_star"), (2.0, 4.0))
     printed = summary.tables(summary.results_of(few), 2.0)

@@ -142,12 +142,8 @@ def answer_of(contrast: str, estimate: Estimate, p: float) -> str:
     if p <= LEVEL and abs(estimate.mean) > MARGIN:
         if contrast == "interaction":
             return "each other worse" if estimate.mean > 0 else "each other better"
-        better = {"scaling": ("llama3", "ntk"), "bias": ("without it", "with it")}[contrast]
-        return (
-            f"matters: better {better[estimate.mean < 0]}"
-            if contrast == "bias"
-            else (f"matters: {better[estimate.mean < 0]} better")
-        )
+        better = {"scaling": ("llama3 better", "ntk better"), "bias": ("better without it", "better with it")}
+        return f"matters: {better[contrast][estimate.mean < 0]}"
     if ends and max(ends) <= MARGIN:
         return "does not matter"
     return "significant, below the margin" if p <= LEVEL else "not resolved"
@@ -155,14 +151,13 @@ def answer_of(contrast: str, estimate: Estimate, p: float) -> str:
 
 def first_change(tests: Mapping[tuple[str, str], Test], outcome: str) -> str:
     """Returns which change the primary tests put first for an outcome, in words."""
-    gains = {}
-    for contrast, words in (("scaling", "change the scaling first"), ("bias", "drop the bias first")):
-        test = tests.get((outcome, contrast))
-        if test is not None and test.p <= LEVEL and test.estimate.mean > MARGIN:
-            gains[words] = test.estimate.mean
-    if len(gains) == 2 and max(gains.values()) - min(gains.values()) < MARGIN:
+    words = {"scaling": "change the scaling first", "bias": "drop the bias first"}
+    means = {contrast: tests[outcome, contrast].estimate.mean for contrast in words if (outcome, contrast) in tests}
+    matter = {one for one, mean in means.items() if mean > MARGIN and tests[outcome, one].p <= LEVEL}
+    if len(matter) == len(words) and abs(means["scaling"] - means["bias"]) < MARGIN:
         return "either"
-    return max(gains, key=gains.__getitem__, default="neither is resolved to matter")
+    best = max(means, key=means.__getitem__, default="")
+    return words[best] if best in matter else "not resolved"
 
 
 # Tables.

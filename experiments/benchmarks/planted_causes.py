@@ -164,9 +164,9 @@ class Draw:
                 rule = scaled_by(pairs(self._log("spread", 0.05, 1.0)))
                 return self._made(family, "pairs", (rule, gentle), {"scaling": (scaled_by(ramp), gentle)})
             case "both":
-                rule, line = scaled_by(self._base()(self._beyond())), self._line()(self._log("slopes", 0.1, 3.0))
-                removed = {"bias": (rule, None), "scaling": (self._best, line)}
-                return self._made(family, "base and line", (rule, line), removed)
+                rule, bias = scaled_by(self._base()(self._beyond())), self._line()(self._log("slopes", 0.1, 3.0))
+                removed = {"bias": (rule, None), "scaling": (self._best, bias)}
+                return self._made(family, "base and line", (rule, bias), removed)
             case "implementation":
                 # Rounded numbers spoil a scheme less often than positions and caches do.
                 kind = str(self._rng.choice(["positions", "frequencies", "bias", "cache"], p=[0.35, 0.15, 0.15, 0.35]))
@@ -270,23 +270,24 @@ class Draw:
         wanted = float(self._rng.uniform(*NULL_COST))
         kind = str(self._rng.choice(["line", "buckets", "base", "pairs"]))
         low, high = {"line": (1e-3, 3.0), "buckets": (0.01, 16.0), "base": (1.01, 40.0), "pairs": (1e-3, 1.0)}[kind]
+        kept: Bias | None = None
         if kind in ("line", "buckets"):
             of_bias = self._line() if kind == "line" else self._table()
-            component, without = "bias", (self._best, None)
 
             def at(strength: float) -> Pair:
                 return self._best, of_bias(strength)
 
         else:
             rotary, gentle = self._rotary, self._gentle()
+            kept = gentle
             divisors = rotary.inverse_frequencies / self._best(rotary).inverse_frequencies
             direction = self._rng.standard_normal(rotary.dim // 2)
-            component, without = "scaling", (self._best, gentle)
 
             def at(strength: float) -> Pair:
                 more = base_divisors(rotary.dim, strength) if kind == "base" else np.exp(strength * direction)
                 return scaled_by(divisors * more), gentle
 
+        without, component = (self._best, kept), "bias" if kept is None else "scaling"
         strength = self._weakened(low, high, lambda strength: self._cost(at(strength), without) - wanted)
         self._strengths |= {"strength": strength, "wanted cost": wanted}
         return self._made("null", kind, at(strength), {component: without})
