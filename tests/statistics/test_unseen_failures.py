@@ -34,6 +34,7 @@ def test_one_row_has_no_interval_whatever_was_not_seen():
 
 
 @pytest.mark.parametrize(("worth", "rest"), [(1.0, 0.0), (4.6, 0.0), (4.6, 0.2)])
+@pytest.mark.usefixtures("without_type_checks")
 def test_one_row_in_twelve_that_fails_is_covered_at_twenty_rows(worth, rest):
     """Without the floor 83 % hold; with it no fewer than are meant, whether or not the other rows vary a little."""
     rng, draws = np.random.default_rng(3), 500
