@@ -36,7 +36,7 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     string(
         "scaling",
         None,
-        "Scaling to write; a wrong name lists them. It takes the place of one that the config declares, with its factor "
+        "Scaling to write; a wrong name lists them. It takes the place of one that the config declares, its factor "
         "against the length before that; none keeps the declared one.",
     )
     string(

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 from cases import PROBES, TARGET, TRAINED, save_bundled_model
+from rope_jax.diagnosis.evaluation.cells import Cell
+from rope_jax.diagnosis.verdict.attribution import Used
 
 from rope_jax.cli import main
 from rope_jax.commands import probe_case
 from rope_jax.diagnosis.evaluation import case as cases_module
 from rope_jax.diagnosis.evaluation import costs
-from rope_jax.diagnosis.evaluation.cells import Cell
 from rope_jax.diagnosis.prediction import agreement
 from rope_jax.diagnosis.tasks import subject
-from rope_jax.diagnosis.verdict.attribution import Used
 from rope_jax.statistics.intervals import Estimate
 
 FILES = {"verdict.json", "costs.json", "verdict.txt", "verdict.html"}

@@ -6,9 +6,9 @@ import struct
 
 import numpy as np
 import pytest
+from rope_jax.diagnosis.report.text_records import KEYS
 
 from rope_jax.cli import main
-from rope_jax.diagnosis.report.text_records import KEYS
 
 SUFFIXES = ("json", "csv", "txt", "html")
 DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, LENGTH = 16, 24, 1, 2, 1, 24, 32

@@ -5,15 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 from cases import TARGET, save_bundled_model, tiny_subject, used
-
-from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.evaluation.case_setup import Settings, fitted_schemes, needed_cells
 from rope_jax.diagnosis.evaluation.cell_runs import CellRuns
 from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell
+from rope_jax.diagnosis.prediction.foreshortened import PARTS, ForeshortenedProgram, foreshortened
+
+from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.prediction import agreement as agreement_module
 from rope_jax.diagnosis.prediction import own_heads
 from rope_jax.diagnosis.prediction.agreement import agreement
-from rope_jax.diagnosis.prediction.foreshortened import PARTS, ForeshortenedProgram, foreshortened
 from rope_jax.diagnosis.tasks.contexts import PROBES, SYMBOLS
 from rope_jax.diagnosis.tasks.subject import bundled_models, read_bundled_model
 from rope_jax.statistics.intervals import Estimate

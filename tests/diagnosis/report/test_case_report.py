@@ -6,11 +6,11 @@ import re
 
 import numpy as np
 import pytest
-
-from rope_jax import frequencies
 from rope_jax.diagnosis.evaluation.scalings import scaling_rule
 from rope_jax.diagnosis.report.case_report import html_page
 from rope_jax.diagnosis.report.case_table import adapted_lines
+
+from rope_jax import frequencies
 from rope_jax.diagnosis.report.svg import COLOURS
 
 KINDS = (

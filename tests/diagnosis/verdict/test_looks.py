@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 from cases import scores, used
-
 from rope_jax.diagnosis.evaluation.cell_runs import Scores, joined
 from rope_jax.diagnosis.evaluation.cells import Cell, Option, options
-from rope_jax.diagnosis.verdict import attribution, looks
 from rope_jax.diagnosis.verdict.looks import Answered, ask_on, one_look
 from rope_jax.diagnosis.verdict.verdict import IMPLEMENTATION, Margins
+
+from rope_jax.diagnosis.verdict import attribution, looks
 from rope_jax.statistics import intervals
 
 DEPLOYED = Cell("ntk", "alibi")

@@ -6,9 +6,9 @@ import pytest
 from cases import scores, used
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from rope_jax.diagnosis.evaluation.cells import Cell, Option, options
 from rope_jax.diagnosis.verdict.verdict import IMPLEMENTATION, Margins, above, attribution, decide
+
 from rope_jax.statistics.intervals import Estimate
 
 DEPLOYED = Cell("ntk", "alibi")
