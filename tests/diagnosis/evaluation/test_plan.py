@@ -56,7 +56,7 @@ def told(monkeypatch):
 
 def test_what_is_run_is_what_the_verdict_needs(subject):
     found = plan(subject, "ntk+alibi")
-    assert list(found.retrofits)[0] == ORIGINAL
+    assert next(iter(found.retrofits)) == ORIGINAL
     assert set(found.retrofits) == {
         ORIGINAL, "ntk + alibi", "ntk + none", "none + alibi", "llama3 + alibi", "ntk + alibi + temperature 1.14",
         "no_rotation + alibi",
