@@ -149,6 +149,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
 
 
 def _conclude(found: "Diagnosis", flags: absl_flags.FlagValues, out: pathlib.Path) -> int:
+    from rope_jax.diagnosis.evaluation.configurations import wanted
     from rope_jax.diagnosis.verdict import budget, gates
 
     command = shlex.join(["rope-jax", *sys.argv[1:]]) if sys.argv[1:2] == ["diagnose"] else USAGE
@@ -176,6 +177,11 @@ def _conclude(found: "Diagnosis", flags: absl_flags.FlagValues, out: pathlib.Pat
     print(found.to_json() if flags.json else f"{table}\nwritten to {out}: {', '.join(_FILES)}")
     if flags.fail_if is None:
         return 0
+    first = wanted(_deployed(flags)[0]).name
+    if first in found.findings.omitted:
+        if not flags.json:
+            print(f"undecided: {first} was not run: {found.findings.omitted[first]}")
+        return gates.UNDECIDED
     result = gates.check(flags.fail_if, gates.measures(found.findings.judgements[0].verdict))
     if not flags.json:
         print("\n".join(result.lines))
@@ -198,7 +204,7 @@ def _check(flags: absl_flags.FlagValues) -> None:
     limits = {
         "target_length": (1, _LARGEST_TARGET - 1), "trained_length": (1, _LARGEST_TARGET - 1), "text_rows": (1, _MOST),
         "contexts": (1, _MOST), "most_contexts": (flags.contexts or 1, _MOST), "exempt_first": (0, _MOST),
-        "adapt_steps": (0, _MOST), "num_buckets": (1, _MOST), "fit_steps": (1, _MOST), "seed": (0, 2**32 - 1),
+        "adapt_steps": (0, _MOST), "num_buckets": (2, _MOST), "fit_steps": (1, _MOST), "seed": (0, 2**32 - 1),
         "own_distance": (1, _LARGEST_TARGET - 1),
     }  # fmt: skip
     for name, (least, most) in limits.items():
@@ -214,9 +220,11 @@ def _check(flags: absl_flags.FlagValues) -> None:
         raise InputError("--separator must not be empty: every letter would be a document")
     if not flags.deployed:
         raise InputError("--deployed names no configuration")
-    if flags.observed is not None and (flags.full or flags.most_contexts is not None):
-        what = "--full" if flags.full else "--most_contexts"
-        raise InputError(f"--observed is of the contexts that were written, of one model: leave {what} out")
+    for name in ("write_items", "observed"):
+        if getattr(flags, name) is not None and flags.full:
+            raise InputError(f"--{name} is of one model: leave --full out")
+        if getattr(flags, name) == "":
+            raise InputError(f"--{name} is empty: name a file")
     for text in flags.ratios:
         _number("ratios", text, least=1, most=_LARGEST_RATIO)
     _margins(flags.margins)

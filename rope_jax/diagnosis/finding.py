@@ -14,20 +14,21 @@ from rope_jax import __version__
 from rope_jax.biases import Alibi
 from rope_jax.diagnosis.adapted import adapted_judgements
 from rope_jax.diagnosis.evaluation import costs as costing
-from rope_jax.diagnosis.evaluation.cases import Cases
+from rope_jax.diagnosis.evaluation.cases import EXACT, Cases
 from rope_jax.diagnosis.evaluation.configurations import ORIGINAL, wanted
 from rope_jax.diagnosis.evaluation.faults import FAULTS
 from rope_jax.diagnosis.evaluation.fitter import FitSettings
-from rope_jax.diagnosis.evaluation.observed import read_observed
+from rope_jax.diagnosis.evaluation.observed import checked, read_observed
 from rope_jax.diagnosis.evaluation.own_model import OwnSettings
 from rope_jax.diagnosis.evaluation.plan import ModelPlan, PlanSettings, plan_of
 from rope_jax.diagnosis.evaluation.runs import Scores
 from rope_jax.diagnosis.judging import judgements_of, tasks_of
-from rope_jax.diagnosis.models import Model, Request, asked_of
+from rope_jax.diagnosis.models import Asked, Model, Request, asked_of, check_copies
 from rope_jax.diagnosis.options import Options
 from rope_jax.diagnosis.prediction.agreement import prediction_of
 from rope_jax.diagnosis.ratios import ratios_of, target_lengths
 from rope_jax.diagnosis.result import Condition, Findings, Judgement
+from rope_jax.diagnosis.tasks.context_sizes import check_size
 from rope_jax.diagnosis.tasks.subject import Reach, Subject
 from rope_jax.diagnosis.verdict import agreement
 from rope_jax.diagnosis.verdict.panel import Panel
@@ -49,6 +50,7 @@ def findings_of(
     subjects = asked.subjects
     observed = _observed(options, subjects)
     looks = _looks(options, subjects[0].num_contexts, asked.further is not None)
+    lengths = _ratio_lengths(options, asked)
     plans = [plan_of(folds, settings, store=store, progress=progress) for folds in asked.folds]
     seconds["models and biases"] = time.perf_counter() - started
     started = time.perf_counter()
@@ -101,10 +103,10 @@ def findings_of(
             progress=progress,
         )
     ratios: list[dict[str, Any]] = []
-    if options.ratios and asked.at_length is not None and tasks.used:
+    if lengths and asked.at_length is not None and tasks.used:
         ratios = ratios_of(
             asked.at_length,
-            target_lengths(options.ratios, subjects[0].trained_length),
+            lengths,
             settings,
             tasks.used,
             margins=options.margins,
@@ -147,6 +149,7 @@ def _request(options: Options) -> Request:
         fit_text=options.fit_text,
         text_rows=options.text_rows,
         separator=options.separator,
+        asked_on=options.most_contexts is not None,
         own=OwnSettings(
             trained_length=options.trained_length,
             contexts=_OWN_CONTEXTS if options.contexts is None else options.contexts,
@@ -163,8 +166,8 @@ def _request(options: Options) -> Request:
 def _plan_settings(options: Options) -> PlanSettings:
     if not options.every_deployed:
         raise InputError("no deployed configuration is named")
-    for fault in options.faults:
-        if fault not in FAULTS:
+    for fault in (*options.faults, options.faulty):
+        if fault not in (*FAULTS, EXACT):
             raise InputError(f"unknown fault {fault!r}; there are: {', '.join(FAULTS)}")
     return PlanSettings(
         deployed=tuple(wanted(one) for one in options.every_deployed),
@@ -183,7 +186,9 @@ def _observed(options: Options, subjects: Sequence[Subject]) -> Mapping[Reach, n
     if len(subjects) > 1:
         raise InputError("what was observed is of one model, and several are asked")
     given = options.observed
-    return read_observed(Path(given), subjects[0]) if isinstance(given, str | Path) else given
+    if isinstance(given, str | Path):
+        return read_observed(Path(given), subjects[0])
+    return checked(given, subjects[0], origin="observed")
 
 
 def _looks(options: Options, contexts: int, further: bool) -> int:
@@ -192,6 +197,22 @@ def _looks(options: Options, contexts: int, further: bool) -> int:
     if not further:
         raise InputError("a checkpoint of your own cannot be asked more contexts: leave most_contexts out")
     return number_of_looks(contexts, options.most_contexts)
+
+
+def _ratio_lengths(options: Options, asked: Asked) -> list[int]:
+    """Returns the other target lengths that are asked for, before any work is done."""
+    if asked.at_length is None:
+        for name in ("ratios", "adapt_steps"):
+            if getattr(options, name):
+                raise InputError(
+                    f"{name}: only a bundled test model can be asked this, whose contexts can be made anew"
+                )
+    first = asked.subjects[0]
+    lengths = target_lengths(options.ratios, first.trained_length)
+    for length in lengths:
+        check_size(rows=first.num_contexts, lengths=[first.trained_length, length], text_rows=len(first.items.text))
+        check_copies(first.trained_length, length)
+    return lengths
 
 
 def _conditions(cases: Cases, plan: ModelPlan, progress: Progress) -> dict[str, Condition]:

@@ -10,9 +10,9 @@ from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.checkpoints.extending import trained_length as trained_length_of
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.diagnosis.evaluation.own_model import OwnSettings, own_model
-from rope_jax.diagnosis.tasks.contexts import TRAINING
+from rope_jax.diagnosis.tasks.contexts import TRAINING, shortest_with_copy
 from rope_jax.diagnosis.tasks.subject import BundledModel, Subject, bundled_models, read_bundled_model
-from rope_jax.diagnosis.tasks.text import Rows, Text, read_chunks, read_text
+from rope_jax.diagnosis.tasks.text import Rows, Text, chunks, read_chunks, read_text
 from rope_jax.errors import InputError
 
 Model = str | Path | Checkpoint | BundledModel
@@ -40,6 +40,7 @@ class Request:
       separator: between documents of a text.
       own: how a user's checkpoint is asked.
       seed: of all items.
+      asked_on: whether further parts of the items may be asked.
     """
 
     target_length: int | None
@@ -50,6 +51,7 @@ class Request:
     separator: str
     own: OwnSettings
     seed: int
+    asked_on: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,6 +138,9 @@ def _bundled(known: Sequence[BundledModel], request: Request) -> Asked:
         ]
 
     first = subjects(request.target_length)
+    counted = first[0].items.counted[:, trained - 1 :].sum(axis=1)
+    if request.asked_on or not (counted > 0).all():
+        check_copies(trained, first[0].target_length)
     lengths = {(one.trained_length, one.target_length) for one in first}
     if len(lengths) > 1:
         raise InputError(f"models that are judged together must share their lengths, got {sorted(lengths)}")
@@ -147,6 +152,16 @@ def _bundled(known: Sequence[BundledModel], request: Request) -> Asked:
         lambda part: subjects(request.target_length, part),
         lambda target: subjects(target),
     )
+
+
+def check_copies(trained_length: int, target_length: int) -> None:
+    """Raises `InputError` unless every row of repeated text has a copied token beyond the trained length."""
+    least = shortest_with_copy(trained_length, trained_length // 2)
+    if target_length < least:
+        raise InputError(
+            f"target length {target_length}: rows of text may have no copied token beyond the {trained_length} tokens "
+            f"of training, so that no loss is measured there; from {least} tokens on there always is one"
+        )
 
 
 def _own(checkpoint: Checkpoint, request: Request, progress: Callable[[str, int, int], None]) -> Asked:
@@ -165,9 +180,7 @@ def _text(checkpoint: Checkpoint, request: Request) -> Text:
     rows, length = request.text_rows or _OWN_ROWS, request.target_length
     assert length is not None
     if isinstance(request.text, np.ndarray):
-        given = np.asarray(request.text, np.int32)
-        if given.ndim != 2 or given.shape[1] < length:
-            raise InputError(f"text must be rows of at least {length} tokens, got an array of shape {given.shape}")
+        given = _checked_rows("text", request.text, checkpoint, least=length)
         return Text(np.ascontiguousarray(given[:rows, :length]), given[rows:].reshape(-1), "the given rows")
     assert request.text is not None
     return read_text(
@@ -184,7 +197,8 @@ def _fit_text(checkpoint: Checkpoint, request: Request, trained: int) -> Rows | 
     if request.fit_text is None:
         return None
     if isinstance(request.fit_text, np.ndarray):
-        return np.asarray(request.fit_text, np.int32)
+        given = _checked_rows("fit_text", request.fit_text, checkpoint, least=trained)
+        return chunks(given, trained)[:_MOST_CHUNKS]
     return read_chunks(
         Path(request.fit_text),
         length=trained,  # as long as is measured with
@@ -193,3 +207,13 @@ def _fit_text(checkpoint: Checkpoint, request: Request, trained: int) -> Rows | 
         max_chunks=_MOST_CHUNKS,
         separator=request.separator,
     )
+
+
+def _checked_rows(name: str, given: np.ndarray, checkpoint: Checkpoint, *, least: int) -> Rows:
+    """Returns rows of tokens that a model knows."""
+    vocab_size = checkpoint.config.vocab_size
+    if given.ndim != 2 or given.shape[1] < least or given.dtype.kind not in "iu" or not given.size:
+        raise InputError(f"{name} must be rows of at least {least} tokens, got {given.dtype} {given.shape}")
+    if given.min() < 0 or given.max() >= vocab_size:
+        raise InputError(f"{name}: token ids run from {given.min()} to {given.max()}, the vocabulary has {vocab_size}")
+    return np.asarray(given, np.int32)

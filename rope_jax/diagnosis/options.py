@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rope_jax.biases import Bias
-from rope_jax.diagnosis.evaluation.configurations import TRANSFORMS, ScalingLike
+from rope_jax.diagnosis.evaluation.configurations import TRANSFORMS, ScalingLike, wanted
 from rope_jax.diagnosis.tasks.subject import Reach
 from rope_jax.diagnosis.tasks.text import Rows
 from rope_jax.diagnosis.verdict.answers import Margins
@@ -93,7 +93,7 @@ class Options:
         """Returns them as plain values, for the record."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["margins"] = dataclasses.asdict(self.margins)
-        values["deployed"] = [one if isinstance(one, str) else _shown(one) for one in self.every_deployed]
+        values["deployed"] = [one if isinstance(one, str) else wanted(one).name for one in self.every_deployed]
         values["transforms"] = [one if isinstance(one, str) else one.name for one in self.transforms]
         for name in ("faults", "ratios"):
             values[name] = list(values[name])
@@ -101,11 +101,3 @@ class Options:
             given = values[name]
             values[name] = str(given) if isinstance(given, str | Path) else None if given is None else "given as arrays"
         return values
-
-
-def _shown(deployed: Retrofit | tuple[ScalingLike, str | Bias | None]) -> str:
-    if isinstance(deployed, Retrofit):
-        return deployed.name
-    scaling, bias = deployed
-    shown = bias if isinstance(bias, str) else "none" if bias is None else type(bias).__name__.lower()
-    return f"{scaling if isinstance(scaling, str) else scaling.name} + {shown}"

@@ -1,302 +1,312 @@
-"""The command from end to end, on a tiny random checkpoint and, where it is at hand, on the real one."""
+"""`rope-jax diagnose` on tiny random models, from the arguments to the files and the exit status."""
 
-import csv
 import json
-import struct
+import os
+import shutil
 
 import numpy as np
 import pytest
-from rope_jax.diagnosis.report.text_records import KEYS
+from cases import DIM, HEADS, TARGET, TRAINED, save_bundled_model, save_checkpoint
 
 from rope_jax.cli import main
+from rope_jax.commands.diagnose import GROUPS, define_flags
+from rope_jax.diagnosis import api
+from rope_jax.diagnosis.evaluation import costs, own_model
+from rope_jax.diagnosis.evaluation.runs import Runs
+from rope_jax.diagnosis.tasks.contexts import VOCAB_SIZE
 
-SUFFIXES = ("json", "csv", "txt", "html")
-DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, LENGTH = 16, 24, 1, 2, 1, 24, 32
+FILES = {"diagnosis.json", "diagnosis.txt", "diagnosis.html", "costs.json"}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A llama2.c file of random weights, large enough for the layout of its pairs to matter."""
-    rng = np.random.default_rng(0)
-    head_dim = DIM // HEADS
-    shapes = [
-        (VOCAB, DIM), (LAYERS, DIM), (LAYERS, DIM, DIM), (LAYERS, KV_HEADS * head_dim, DIM),
-        (LAYERS, KV_HEADS * head_dim, DIM), (LAYERS, DIM, DIM), (LAYERS, DIM), (LAYERS, HIDDEN, DIM),
-        (LAYERS, DIM, HIDDEN), (LAYERS, HIDDEN, DIM), (DIM,),
-    ]  # fmt: skip
-    parts = [np.ones(s) if s in ((LAYERS, DIM), (DIM,)) else rng.standard_normal(s) * 0.2 for s in shapes]
-    angle = np.arange(LENGTH)[:, None] * 10000.0 ** -(np.arange(0, head_dim, 2) / head_dim)
-    parts += [np.cos(angle), np.sin(angle)]
-    path = tmp_path_factory.mktemp("model") / "tiny.bin"
-    header = struct.pack("<7i", DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, LENGTH)
-    path.write_bytes(header + b"".join(p.astype("<f4").tobytes() for p in parts))
-    return path
+@pytest.fixture(autouse=True)
+def untimed(monkeypatch):
+    monkeypatch.setattr(costs, "measure", lambda subject, schemes: dict.fromkeys(schemes, costs.Cost(1.0, 1.0)))
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "rows.npy"
-    np.save(path, np.random.default_rng(1).integers(0, VOCAB, (4, 96)).astype(np.int32))
-    return path
+def directory(tmp_path_factory):
+    return save_bundled_model(tmp_path_factory.mktemp("model"))
 
 
-def diagnose(checkpoint, tokens, out, *flags):
+def diagnose(directory, out, *flags, learned="--margins=learned=0"):
     return main([
-        "diagnose", str(checkpoint), f"--text={tokens}", "--target_length=96", f"--out={out}", "--fit_steps=2",
-        "--num_buckets=8", "--max_distance=16", *flags,
+        "diagnose", str(directory), f"--out={out}", f"--target_length={TARGET}", "--contexts=3", "--text_rows=2",
+        "--deployed=ntk+alibi", "--transforms=llama3", learned, *flags,
     ])  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def result(checkpoint, tokens, tmp_path_factory):
+def out(directory, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
-    assert diagnose(checkpoint, tokens, out, "--rows=4") == 0
+    assert diagnose(directory, out) == 0
     return out
 
 
-def test_all_four_files_hold_the_same_cells(result):
-    record = json.loads((result / "diagnosis.json").read_text())
-    assert {(c["scaling"], c["bias"]) for c in record["cells"]} == {
-        (s, b)
-        for s in ("none", "linear", "ntk", "by_parts", "yarn", "llama3")
-        for b in ("none", "alibi", "alibi_star", "t5")
-    }
-    with (result / "diagnosis.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    of_csv = {(r["scaling"], r["bias"]): float(r["mean"]) for r in lines if r["measure"] == "long_gain"}
-    of_json = {(c["scaling"], c["bias"]): c["long_gain"]["mean"] for c in record["cells"]}
-    assert of_csv == of_json
-    text = (result / "diagnosis.txt").read_text()
-    assert all(f"{s:<10}{b:<12}" in text for s, b in of_json)
+def test_all_files_are_written_and_say_the_same(out, directory):
+    assert {path.name for path in out.iterdir()} == {*FILES, "cells"}
+    record = json.loads((out / "diagnosis.json").read_text())
+    assert record["models"][0]["origin"] == str(directory)
+    assert record["lengths"]["trained"] == TRAINED
+    (judgement,) = record["judgements"]
+    text, page = ((out / f"diagnosis.{kind}").read_text() for kind in ("txt", "html"))
+    for shown in (text, page):
+        assert judgement["verdict"]["first"] in shown
+    beside = json.loads((out / "costs.json").read_text())
+    assert {one["configuration"] for one in beside["costs"]} >= {"none + none", "ntk + alibi"}
 
 
-def test_every_key_is_documented_and_every_documented_key_is_there(result):
-    assert set(json.loads((result / "diagnosis.json").read_text())) == set(KEYS)
+def test_a_run_that_goes_on_gives_the_same_bytes(out, directory, tmp_path, capsys):
+    again = shutil.copytree(out, tmp_path / "again")
+    for file in sorted((again / "cells").iterdir())[::2]:
+        file.unlink()
+    (again / "diagnosis.json").unlink()
+    capsys.readouterr()
+    assert diagnose(directory, again, "--json") == 0
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert (again / "diagnosis.json").read_bytes() == (out / "diagnosis.json").read_bytes()
+    assert printed + "\n" == (out / "diagnosis.json").read_text()
 
 
-def test_one_program_serves_all_cells(result):
-    assert json.loads((result / "diagnosis.json").read_text())["compilations"] == 1
+def test_a_gate_sets_the_exit_status(out, directory, capsys):
+    record = json.loads((out / "diagnosis.json").read_text())
+    rise = record["judgements"][0]["verdict"]["price"]["short_loss"]["mean"]
+    for condition, status, said in (
+        ("short_loss_rise>1000", 0, "pass"),
+        ("short_loss_rise>-1000", 3, "fail"),
+        (f"short_loss_rise>{rise!r}", 4, "undecided"),
+        ("short_loss_rise>1000,long_loss_rise<1000", 3, "fail"),
+    ):
+        capsys.readouterr()
+        assert diagnose(directory, out, f"--fail_if={condition}") == status, condition
+        assert said in capsys.readouterr().out
 
 
-def test_the_page_is_self_contained(result):
-    page = (result / "diagnosis.html").read_text()
-    assert "<script" not in page
-    assert "src=" not in page
-    assert page.count("<svg") == 4
-    assert "prefers-color-scheme: dark" in page
-    assert "$" not in page  # no tick is labelled with a formula
+def test_a_gate_on_a_task_that_was_not_learned_is_open_never_passed(out, directory, capsys):
+    assert diagnose(directory, out, "--fail_if=order_fall>0.3", learned="--margins=learned=1.01") == 4
+    assert "undecided: order_fall was not measured" in capsys.readouterr().out
 
 
-def test_json_prints_one_object_and_nothing_else(checkpoint, tokens, tmp_path, capsys):
-    flags = ("--json", "--biases=none", "--scalings=ntk", "--rows=2")
-    assert diagnose(checkpoint, tokens, tmp_path / "out", *flags) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((tmp_path / "out" / "diagnosis.json").read_text())
-    assert [c["scaling"] for c in printed["cells"]] == ["none", "ntk"]
+def test_a_gate_on_a_configuration_that_was_not_run_is_open(tmp_path, capsys):
+    llama3 = {
+        "rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": TRAINED // 2,
+    }  # fmt: skip
+    declared = save_checkpoint(tmp_path / "declared", rope_scaling=llama3)
+    np.save(tmp_path / "rows.npy", np.random.default_rng(1).integers(0, VOCAB_SIZE, (4, TARGET)).astype(np.int32))
+    status = main([
+        "diagnose", str(declared), f"--text={tmp_path / 'rows.npy'}", f"--target_length={TARGET}", "--compose",
+        "--layout=half", "--deployed=ntk+alibi,linear+alibi", "--transforms=linear", f"--out={tmp_path / 'out'}",
+        "--fail_if=short_loss_rise>1000",
+    ])  # fmt: skip
+    assert status == 4
+    assert "undecided: ntk + alibi was not run: ntk after llama3 has no single meaning" in capsys.readouterr().out
 
 
-def test_fitted_biases_never_see_the_rows_they_are_judged_on(result):
-    biases = json.loads((result / "diagnosis.json").read_text())["biases"]
-    folds = biases["t5"]["folds"]
-    assert sorted(row for fold in folds for row in fold["rows"]) == [0, 1, 2, 3]
-    for fold in folds:
-        first, last = fold["source"].split()[1].split("-")
-        assert not set(range(int(first), int(last) + 1)) & set(fold["rows"])
+def test_a_budget_picks_a_configuration(out, directory, capsys):
+    assert diagnose(directory, out, "--budget=latency=2") == 0
+    assert "WITHIN THE BUDGET" in capsys.readouterr().out
+    assert "configuration" in json.loads((out / "costs.json").read_text())["budget"]
 
 
-def test_a_given_table_is_used(checkpoint, tokens, tmp_path):
-    table = tmp_path / "table.npy"
-    np.save(table, np.zeros((HEADS, 8), np.float32))
-    flags = ("--biases=t5", f"--t5_table={table}", "--scalings=none", "--rows=2")
-    assert diagnose(checkpoint, tokens, tmp_path / "out", *flags) == 0
-    record = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
-    cells = {c["bias"]: c for c in record["cells"]}
-    assert cells["t5"]["long"]["mean"] == cells["none"]["long"]["mean"]  # a table of zeros is no bias
+def test_a_budget_without_a_learned_task_ends_in_a_sentence(out, directory, capsys):
+    assert diagnose(directory, out, "--budget=steps=0", learned="--margins=learned=1.01") == 0
+    printed, err = capsys.readouterr()
+    assert "WITHIN THE BUDGET: " in printed
+    assert "Traceback" not in err
+
+
+def test_items_are_written_and_what_was_observed_is_read(directory, out, tmp_path, capsys):
+    items = tmp_path / "items.npz"
+    assert diagnose(directory, tmp_path / "none", f"--write_items={items}") == 0
+    assert "3 contexts at each length" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["items.npz"]
+    with np.load(items) as written:
+        seen = {reach: np.zeros(written[f"{reach}_choices"].shape, np.float32) for reach in ("short", "long")}
+    np.savez(tmp_path / "seen.npz", **seen)
+    assert diagnose(directory, out, f"--observed={tmp_path / 'seen.npz'}", "--faults=bf16_frequencies") == 0
+    capsys.readouterr()
+
+
+def test_a_bias_of_ones_own_is_deployed(directory, out, tmp_path):
+    np.save(tmp_path / "slopes.npy", np.array([0.5, 0.25], np.float32))
+    flags = (f"--own_bias={tmp_path / 'slopes.npy'}", "--deployed=ntk+own,ntk+alibi")
+    assert diagnose(directory, out, *flags) == 0
+    record = json.loads((out / "diagnosis.json").read_text())
+    slopes = {one["name"]: one["slopes"] for one in record["configurations"]}
+    assert slopes["ntk + own"] == [0.5, 0.25]
+    assert slopes["ntk + alibi"] != slopes["ntk + own"]
 
 
 @pytest.mark.parametrize(
-    ("flags", "what"),
+    ("flags", "message"),
     [
-        (("--target_length=32",), "above the trained length"),
-        (("--target_length=-1",), "target_length"),
+        (("--fail_if=short_loss_rise",), "is not NAME OP NUMBER"),
+        (("--fail_if=magic>1",), "'magic' is no measure; there are order_fall"),
+        (("--budget=magic=1",), "--budget: 'magic=1' is not one of"),
+        (("--deployed=ntk",), "'ntk' is not SCALING+BIAS"),
+        (("--deployed=magic+alibi",), "unknown scaling 'magic'"),
+        (("--deployed=",), "--deployed names no configuration"),
+        (("--transforms=magic",), "unknown scaling 'magic'"),
+        (("--faults=magic",), "unknown fault 'magic'"),
+        (("--faulty=magic",), "unknown fault 'magic'"),
+        (("--margins=magic=1",), "--margins: 'magic=1' is not NAME=NUMBER"),
+        (("--margins=gain=nan",), "--margins: 'nan' is not a number"),
+        ((f"--target_length={TRAINED}",), f"target length {TRAINED} must be above"),
+        ((f"--target_length={TRAINED + 1}",), "no copied token beyond"),
+        (("--target_length=0",), "--target_length must be from 1"),
+        (("--contexts=0",), "--contexts must be from 1"),
+        (("--contexts=8", "--most_contexts=7"), "--most_contexts must be from 8 (that of --contexts)"),
+        (("--contexts=16384", "--target_length=1048576"), f"need about {16384 * (2**20 + TRAINED) * 8}"[:10]),
+        (("--contexts=16384", "--ratios=2,1024"), "16384 contexts of 192 and 196608 tokens"),
+        (("--text_rows=-1",), "--text_rows must be from 1"),
+        (("--ratios=x",), "--ratios: 'x' is not a number"),
+        (("--ratios=1",), "is no longer context"),
+        (("--exempt_first=-1",), "--exempt_first must be from 0"),
         (("--seed=-1",), "--seed must be from 0"),
-        (("--separator=",), "--separator must not be empty"),
-        (("--fit_text=/nowhere.npy",), "--fit_text: /nowhere.npy: no such file"),
-        (("--t5_table=/nowhere.npy", "--biases=none"), "--biases has no t5"),
-        (("--target_length=4000",), "fewer than the target length"),
-        (("--target_length=x",), "target_length"),
-        (("--margin=nan",), "margin"),
-        (("--scalings=magic",), "'magic' is none of"),
-        (("--biases=magic",), "'magic' is none of"),
-        (("--text=/nowhere.npy",), "no such file"),
+        (("--num_buckets=1",), "--num_buckets must be from 2"),
         (("--out=/nowhere/deep/out",), "cannot write"),
-        (("--t5_table=/nowhere.npy",), "t5_table"),
-        (("--num_buckets=8", "--max_distance=3"), "max_distance"),
+        (("--observed=/nowhere.npz",), "--observed: '/nowhere.npz': no such file"),
+        (("--observed=",), "--observed"),
+        (("--write_items=",), "--write_items is empty"),
+        (("--write_items=x.npz", "--full"), "--write_items is of one model"),
+        (("--own_bias=/nowhere.npy",), "--own_bias: '/nowhere.npy': no such file"),
+        (("--text=/nowhere.npy",), "--text: '/nowhere.npy': no such file"),
+        (("--separator=",), "--separator must not be empty"),
+        (("--phase=float16",), "float16"),
+        (("--status_quo=ntk+alibi",), "status_quo"),
     ],
-)
-def test_bad_input_is_one_line_and_writes_nothing(checkpoint, tokens, tmp_path, capsys, flags, what):
-    out = tmp_path / "out"
-    assert diagnose(checkpoint, tokens, out, *flags) == 2
+)  # fmt: skip
+def test_bad_input_is_one_line_and_writes_nothing(directory, tmp_path, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Runs, "__call__", lambda *_, **__: pytest.fail("the work began"))
+    assert diagnose(directory, tmp_path / "out", *flags) == 2
     printed = capsys.readouterr()
-    assert what in printed.err.splitlines()[-1]
+    assert message in printed.err.splitlines()[-1]
+    assert printed.err.count("error:") == 1
     assert printed.out == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_row_leaves_nothing_to_fit_on(checkpoint, tmp_path, capsys):
-    single = tmp_path / "one.npy"
-    np.save(single, np.zeros((1, 96), np.int32))
-    assert diagnose(checkpoint, single, tmp_path / "out") == 2
-    assert "no disjoint text" in capsys.readouterr().err
+@pytest.mark.parametrize("flag", ["text", "fit_text", "own_bias", "observed"])
+def test_a_pipe_in_place_of_an_array_is_refused_at_once(directory, tmp_path, capsys, flag):
+    os.mkfifo(tmp_path / "pipe.npy")
+    assert diagnose(directory, tmp_path / "out", f"--{flag}={tmp_path / 'pipe.npy'}") == 2
+    assert "not a regular file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_that_repeat_each_other_are_not_fitted_on(checkpoint, tmp_path, capsys):
-    rows = tmp_path / "twice.npy"
-    np.save(rows, np.tile(np.random.default_rng(3).integers(0, VOCAB, (1, 96)), (2, 1)))
-    assert diagnose(checkpoint, rows, tmp_path / "out") == 2
-    assert "no disjoint text" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("table", [np.full((HEADS, 8), 1e300), np.full((HEADS, 8), np.nan), np.zeros((1, 8))])
-def test_a_table_that_cannot_be_used_is_one_line(checkpoint, tokens, tmp_path, capsys, table):
-    np.save(tmp_path / "table.npy", table)
-    assert diagnose(checkpoint, tokens, tmp_path / "out", f"--t5_table={tmp_path / 'table.npy'}") == 2
-    assert "table.npy: needs finite floats" in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_directory_in_place_of_a_result_is_refused_before_anything_is_written(checkpoint, tokens, tmp_path, capsys):
-    (tmp_path / "out" / "diagnosis.html").mkdir(parents=True)
-    assert diagnose(checkpoint, tokens, tmp_path / "out") == 2
-    assert "diagnosis.html is a directory" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["diagnosis.html"]
-
-
-def test_a_result_that_cannot_be_written_leaves_nothing(checkpoint, tokens, tmp_path, capsys):
-    flags = ("--biases=none", "--scalings=none")
-    assert diagnose(checkpoint, tokens, tmp_path / ("n" * 300), *flags) == 2
-    assert "--out: cannot write into" in capsys.readouterr().err.splitlines()[-1]
+def test_without_a_bundled_model_one_must_be_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rope_jax.diagnosis.models.bundled_models", lambda: ())
+    assert main(["diagnose", f"--out={tmp_path / 'out'}"]) == 2
+    assert "no test model is installed with the package: name a checkpoint" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_already_in_the_directory_stay_and_nothing_else_appears(checkpoint, tokens, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("mine")
-    assert diagnose(checkpoint, tokens, tmp_path / "out", "--biases=none", "--scalings=none") == 0
-    written = {"mine", "cells", *(f"diagnosis.{x}" for x in SUFFIXES)}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == written
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_reported_frequencies_include_the_rule_that_the_config_declares(tmp_path, tokens):
-    from safetensors.numpy import save_file
-
-    from rope_jax.checkpoints.huggingface import load
-
-    assert diagnose(_declared(tmp_path / "model", save_file), tokens, tmp_path / "out", "--biases=none") == 0
-    record = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
-    group = load(tmp_path / "model").positions.main_group
-    np.testing.assert_array_equal(
-        record["scalings"]["none"]["inverse_frequencies"], group.rule(group.rotary).inverse_frequencies
-    )
-    np.testing.assert_allclose(record["scalings"]["none"]["inverse_frequencies"], group.rotary.inverse_frequencies / 2)
-    assert any("as shipped, with linear" in finding for finding in record["findings"])
-    assert record["trained_length"] == 2 * LENGTH  # what the declared scaling serves
-    assert set(record["scalings"]) == {"none", "linear", "ntk"}
-    assert set(record["omitted_scalings"]) == {"by_parts", "yarn", "llama3"}
-
-
-def _declared(folder, save_file):
-    """A random Llama whose config declares linear scaling."""
-    folder.mkdir()
-    config = {
-        "model_type": "llama", "vocab_size": VOCAB, "hidden_size": DIM, "intermediate_size": HIDDEN,
-        "num_hidden_layers": 1, "num_attention_heads": HEADS, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "max_position_embeddings": LENGTH, "tie_word_embeddings": True,
-        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    shapes = {
-        **{f"self_attn.{x}_proj": (DIM, DIM) for x in "qkvo"},
-        "mlp.gate_proj": (HIDDEN, DIM), "mlp.up_proj": (HIDDEN, DIM), "mlp.down_proj": (DIM, HIDDEN),
-        "input_layernorm": (DIM,), "post_attention_layernorm": (DIM,),
-    }  # fmt: skip
-    shapes = {f"model.layers.0.{name}.weight": shape for name, shape in shapes.items()}
-    shapes |= {"model.embed_tokens.weight": (VOCAB, DIM), "model.norm.weight": (DIM,)}
-    rng = np.random.default_rng(4)
-    weights = {name: (rng.standard_normal(shape) * 0.02).astype(np.float32) for name, shape in shapes.items()}
-    save_file(weights, folder / "model.safetensors")
-    return folder
-
-
-def test_a_file_in_place_of_the_directory_is_refused(checkpoint, tokens, tmp_path, capsys):
-    (tmp_path / "out").write_text("mine")
-    assert diagnose(checkpoint, tokens, tmp_path / "out") == 2
-    assert "not a directory" in capsys.readouterr().err
-    assert (tmp_path / "out").read_text() == "mine"
-
-
-# Mean loss by position, from PyTorch and transformers on the same six rows, each bin one column later.
-YARDSTICK = {
-    "none": (1.351, 1.305, 1.513, 1.678, 5.225),
-    "linear": (4.121, 4.039, 4.140, 4.122, 4.192),
-    "ntk": (1.716, 1.721, 1.885, 1.918, 2.501),
-    "yarn": (2.332, 2.902, 3.020, 3.043, 3.028),
-    "llama3": (3.064, 3.541, 3.766, 3.704, 3.694),
-}
-
-
-@pytest.mark.slow
-def test_the_yardstick_of_the_real_model_is_reproduced(real, tmp_path, capsys):
-    status = main([
-        "diagnose", str(real / "models" / "stories260K"), f"--text={real / 'text' / 'tinystories_packed_6x4096.npy'}",
-        "--target_length=4096", f"--out={tmp_path / 'out'}", "--biases=none", "--json",
-    ])  # fmt: skip
-    assert status == 0
-    record = json.loads(capsys.readouterr().out)
-    assert record["bins"] == [[0, 255], [255, 511], [511, 1023], [1023, 2047], [2047, 4095]]
-    for cell in record["cells"]:
-        if cell["scaling"] in YARDSTICK:
-            got = [value["mean"] for value in cell["loss"]]
-            np.testing.assert_allclose(got, YARDSTICK[cell["scaling"]], atol=0.01, err_msg=cell["scaling"])
-
-
-def test_weights_in_the_wrong_layout_are_refused(real, tmp_path, capsys):
-    """What a converter makes that forgets to permute: it loads, runs and writes fluent garbage."""
-    import shutil
-
+def test_a_bundled_model_of_another_vocabulary_is_refused(directory, tmp_path, capsys):
+    model = shutil.copytree(directory, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    wrong = save_checkpoint(tmp_path / "other")
+    assert config["vocab_size"] == VOCAB_SIZE
+    tensors = wrong / "model.safetensors"
     from safetensors.numpy import load_file, save_file
 
-    from rope_jax.rotation import half_to_interleaved
-
-    source, wrong = real / "models" / "stories260K", tmp_path / "model"
-    wrong.mkdir()
-    shutil.copy(source / "config.json", wrong)
-    tensors = load_file(source / "model.safetensors")
-    for name in tensors:
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            heads = tensors[name].reshape(-1, 8, tensors[name].shape[1])
-            tensors[name] = np.ascontiguousarray(heads[:, half_to_interleaved(8)].reshape(tensors[name].shape))
-    save_file(tensors, wrong / "model.safetensors")
-    text = real / "text" / "tinystories_packed_6x4096.npy"
-    arguments = ["diagnose", str(wrong), f"--text={text}", "--target_length=1024", f"--out={tmp_path / 'out'}"]
-    assert main(arguments) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "are interleaved, not half" in error
-    assert str(wrong) in error
+    cut = {name: value[:24] if "embed" in name else value for name, value in load_file(tensors).items()}
+    save_file(cut, model / "model.safetensors")
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": 24}))
+    assert diagnose(model, tmp_path / "out") == 2
+    assert "a vocabulary of 24 tokens" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_layout_that_was_asked_for_runs_with_a_loud_finding(real, tmp_path, capsys):
-    text = real / "text" / "tinystories_packed_6x4096.npy"
+@pytest.mark.parametrize(
+    ("name", "make", "what"),
+    [
+        ("0123.npz", os.mkfifo, "is a FIFO, not a regular file"),
+        ("0123.npz", os.mkdir, "is a directory, not a regular file"),
+        ("table-0-steps.npz", lambda path: os.symlink(path, path), "is a link that leads nowhere, not a regular file"),
+        ("adapted-0123", os.mkfifo, "is a FIFO, not a folder"),
+        ("adapted-0123", lambda path: path.write_text(""), "is a file, not a folder"),
+    ],
+)
+def test_what_finished_work_cannot_replace_is_refused_before_the_work(
+    name, make, what, directory, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(api, "findings_of", lambda *_, **__: pytest.fail("the work began"))
+    (tmp_path / "cells").mkdir()
+    make(tmp_path / "cells" / name)
+    assert diagnose(directory, tmp_path) == 2
+    err = capsys.readouterr().err
+    assert f"--out: {tmp_path / 'cells' / name} {what}" in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["cells"]
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text("mine"), os.mkfifo], ids=["file", "pipe"])
+def test_a_file_in_place_of_a_directory_is_one_line(directory, tmp_path, capsys, make):
+    (tmp_path / "out").mkdir()
+    make(tmp_path / "out" / "cells")
+    assert diagnose(directory, tmp_path / "out") == 2
+    assert "cannot keep finished work" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cells"]
+    (tmp_path / "file").write_text("mine")
+    assert diagnose(directory, tmp_path / "file") == 2
+    assert "is not a directory" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_single_context_and_row_is_no_crash(directory, tmp_path, capsys):
+    """No interval anywhere; with everything counted as learned the whole way is walked."""
+    flags = ("--contexts=1", "--text_rows=1", "--fail_if=order_fall>0.3")
+    assert diagnose(directory, tmp_path / "out", *flags) == 4
+    assert "undecided" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
+    assert record["judgements"][0]["verdict"]["regression"]["answer"] == "not resolved"
+
+
+def test_every_flag_is_in_one_group_of_the_help(capsys):
+    from absl import flags as absl_flags
+
+    values = absl_flags.FlagValues()
+    define_flags(values)
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert len(set(grouped)) == len(grouped)
+    assert set(values) | {"json", "help"} == set(grouped)
+    assert main(["diagnose", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"--{name}" in printed for name in grouped)
+    assert all(f"{title}:" in printed for title in GROUPS)
+
+
+def test_a_checkpoint_of_ones_own_is_one_command_too(tmp_path, capsys):
+    own = save_checkpoint(tmp_path / "own", trained_length=64)
+    np.save(tmp_path / "rows.npy", np.random.default_rng(1).integers(0, VOCAB_SIZE, (4, 160)).astype(np.int32))
+    argv = [
+        "diagnose", str(own), f"--text={tmp_path / 'rows.npy'}", "--target_length=160", f"--out={tmp_path / 'out'}",
+        "--deployed=ntk+alibi", "--transforms=llama3", "--layout=half", "--json",
+    ]  # fmt: skip
+    assert main(argv) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["lengths"]["trained"] == 64
+    assert record["judgements"][0]["verdict"]["first"]
+    assert main([*argv, "--ratios=2"]) == 2
+    assert "only a bundled test model" in capsys.readouterr().err
+    assert main([argv[0], argv[1], *argv[3:]]) == 2
+    assert "give text (--text=FILE)" in capsys.readouterr().err
+
+
+def test_reported_frequencies_include_the_rule_that_the_config_declares(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(own_model, "require_layout", lambda *_, **__: None)
+    linear = {"rope_type": "linear", "factor": 2.0}
+    own = save_checkpoint(tmp_path / "own", trained_length=64, rope_scaling=linear)
+    np.save(tmp_path / "rows.npy", np.random.default_rng(1).integers(0, VOCAB_SIZE, (4, 320)).astype(np.int32))
     status = main([
-        "diagnose", str(real / "models" / "stories260K"), f"--text={text}", "--target_length=1024", "--rows=2",
-        f"--out={tmp_path / 'out'}", "--layout=interleaved", "--scalings=none", "--biases=none", "--json",
+        "diagnose", str(own), f"--text={tmp_path / 'rows.npy'}", "--target_length=320", f"--out={tmp_path / 'out'}",
+        "--deployed=linear+alibi", "--transforms=", "--json",
     ])  # fmt: skip
     assert status == 0
     record = json.loads(capsys.readouterr().out)
-    assert any("WRONG LAYOUT" in finding for finding in record["findings"])
-    assert record["layout_check"]["favours"] == "half"
-    assert "WRONG LAYOUT" in (tmp_path / "out" / "diagnosis.html").read_text()
+    found = {one["name"]: np.array(one["inverse_frequencies"]) for one in record["configurations"]}
+    fresh = 170.0 ** -(np.arange(0, DIM, 2) / DIM)
+    np.testing.assert_allclose(found["none + none"], fresh / 2)
+    np.testing.assert_allclose(found["linear + alibi"], fresh * 64 / 320)  # in the declared one's place
+    assert len(next(one["slopes"] for one in record["configurations"] if one["name"] == "linear + alibi")) == HEADS

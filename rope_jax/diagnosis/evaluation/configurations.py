@@ -6,6 +6,7 @@ A configuration is a `Retrofit`: the trained rotary embedding, a rule, a bias, a
 
 import re
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from rope_jax.biases import Bias
 from rope_jax.biases.registry import BIASES, parse_bias
@@ -28,8 +29,36 @@ from rope_jax.scheme import (
 
 ScalingLike = str | Rule | LengthRule
 BiasLike = str | Bias | None
-Wanted = tuple[ScalingLike, BiasLike, bool]
-"""A scaling, a bias, and whether the logits are sharpened beside what the rule itself brings along."""
+
+
+class Wanted(NamedTuple):
+    """A configuration that is asked for, before a model has it.
+
+    Attributes:
+      scaling: a name or a rule.
+      bias: a name, a bias, or None.
+      sharpened: whether logits are multiplied by `temperature_of`, beside what the rule itself brings along.
+      given: the whole of it, where a `Retrofit` was given.
+    """
+
+    scaling: ScalingLike
+    bias: BiasLike
+    sharpened: bool = False
+    given: Retrofit | None = None
+
+    @property
+    def named(self) -> bool:
+        """Whether names say all of it."""
+        return isinstance(self.scaling, str) and (self.bias is None or isinstance(self.bias, str))
+
+    @property
+    def name(self) -> str:
+        """What the configuration is called, before a model has it."""
+        if self.given is not None:
+            return self.given.name
+        scaling = self.scaling if isinstance(self.scaling, str) else self.scaling.name
+        return f"{scaling} + {bias_name(self.bias)}{' + temperature' if self.sharpened else ''}"
+
 
 ORIGINAL = "none + none"
 """Name of the model as it was trained."""
@@ -44,11 +73,11 @@ def wanted(given: str | Retrofit | Sequence[ScalingLike | BiasLike]) -> Wanted:
     Raises:
       InputError: if a name is unknown.
 
-    >>> wanted("ntk+alibi*16")
-    ('ntk', 'alibi*16', False)
+    >>> wanted("ntk+alibi*16").bias
+    'alibi*16'
     """
     if isinstance(given, Retrofit):
-        return given.rule, given.bias, False
+        return Wanted(given.rule, given.bias, given=given)
     if isinstance(given, str):
         match = re.fullmatch(r"([\w:.]+)\+([\w.*]+?)(\+temperature)?", given)
         if match is None:
@@ -66,7 +95,19 @@ def wanted(given: str | Retrofit | Sequence[ScalingLike | BiasLike]) -> Wanted:
     if isinstance(bias, str):
         parse_bias(bias)
     assert scaling is not None
-    return scaling, bias, sharpened  # type: ignore[return-value]
+    return Wanted(scaling, bias, sharpened)  # type: ignore[arg-type]
+
+
+def bias_name(bias: BiasLike) -> str:
+    """Returns what a bias is called: its name, or of an object that of its type, unless the package's own has that.
+
+    >>> bias_name("alibi*16"), bias_name(None)
+    ('alibi*16', 'none')
+    """
+    if bias is None or isinstance(bias, str):
+        return bias or "none"
+    name = type(bias).__name__.lower()
+    return "own" if name in BIASES else name
 
 
 def temperature_of(factor: float) -> float:
@@ -126,7 +167,7 @@ def corners_of(deployed: Retrofit) -> dict[frozenset[str], Retrofit]:
         return {}
     return {
         frozenset(): undo_both(deployed),
-        frozenset({"scaling"}): drop_bias(deployed),
-        frozenset({"bias"}): undo_scaling(deployed),
+        frozenset({"scaling"}): sharpen(drop_bias(deployed), 1.0),
+        frozenset({"bias"}): sharpen(undo_scaling(deployed), 1.0),
         frozenset({"scaling", "bias"}): deployed,
     }

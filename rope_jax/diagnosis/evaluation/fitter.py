@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from rope_jax.biases import T5, Bias, bucket_starts
+from rope_jax.decoder import Schemes
 from rope_jax.diagnosis.evaluation import fitting, kept_files
 from rope_jax.diagnosis.evaluation.losses import LossProgram
-from rope_jax.diagnosis.evaluation.schemes import SchemeMaker
+from rope_jax.diagnosis.evaluation.schemes import SchemeMaker, offsets_of
 from rope_jax.diagnosis.tasks import contexts
 from rope_jax.diagnosis.tasks.subject import Subject, answer_weights
 from rope_jax.scheme import Retrofit
@@ -69,6 +70,7 @@ class ModelFitter:
         """Returns the largest multiplier of a bias whose short loss rises by no more than the margin, unscaled."""
         subject, settings = self._subject, self._settings
         original = self._maker.original()
+        maker = dataclasses.replace(self._maker, max_offset=offsets_of(at(1.0), subject.target_length))
 
         def on_start(value: float, done: int, total: int) -> None:
             self._progress(f"fitting the largest safe slopes, multiplier {value:.4g}", done, total)
@@ -76,7 +78,7 @@ class ModelFitter:
         def look() -> dict[str, np.ndarray]:
             multiplier = fitting.largest_multiplier(
                 LossProgram(subject.checkpoint.model),
-                lambda value: self._maker(dataclasses.replace(original, bias=at(value))),
+                lambda value: maker(dataclasses.replace(original, bias=at(value))),
                 subject.fit_text[:_MOST_CHUNKS],
                 counted=subject.fit_counted[:_MOST_CHUNKS],
                 margin=settings.margin,
@@ -84,7 +86,8 @@ class ModelFitter:
             )
             return {"value": np.asarray(multiplier.value), "cost": np.asarray(multiplier.cost)}
 
-        kept = self._kept("slopes", [settings.margin], original, at(1.0), subject.fit_text[:_MOST_CHUNKS], look)
+        unit = maker(dataclasses.replace(original, bias=at(1.0)))
+        kept = self._kept("slopes", [settings.margin], unit, subject.fit_text[:_MOST_CHUNKS], look)
         value, cost = float(kept["value"]), float(kept["cost"])
         self.found = (
             f"{value:.3g} times the paper's slopes: the most that raise the loss at the trained length by no more than "
@@ -125,7 +128,7 @@ class ModelFitter:
             return {name: np.asarray(value) for name, value in dataclasses.asdict(fitted).items()}
 
         told = [settings.num_buckets, settings.steps, settings.seed, distance]
-        kept = self._kept("table", told, self._deployed, None, rows, fit)
+        kept = self._kept("table", told, self._maker(dataclasses.replace(self._deployed, bias=None)), rows, fit)
         found = fitting.FittedTable(kept["table"], int(kept["reached"]), float(kept["before"]), float(kept["after"]))
         self.found = (
             f"{settings.num_buckets} buckets up to {distance:,} tokens ({found.reached} reached), {settings.steps} "
@@ -150,11 +153,9 @@ class ModelFitter:
         rows = np.concatenate([asked.tokens, text.tokens])[order]
         return rows, np.concatenate([weights, share * text.predictable])[order]
 
-    def _kept(
-        self, what: str, told: list, retrofit: Retrofit, bias: Bias | None, rows: np.ndarray, compute
-    ) -> dict[str, np.ndarray]:
+    def _kept(self, what: str, told: list, scheme: Schemes, rows: np.ndarray, compute) -> dict[str, np.ndarray]:
         described = {what: kept_files.made_with(self._subject.checkpoint), "settings": told}
-        key = kept_files.digest(described, self._maker(retrofit), bias, rows)
+        key = kept_files.digest(described, scheme, rows)
         file = None if self._store is None else self._store / f"{what}-{key[:24]}.npz"
         kept = None if file is None else kept_files.read_arrays(file, key)
         if kept is None:

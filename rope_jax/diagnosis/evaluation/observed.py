@@ -41,13 +41,25 @@ def read_observed(file: Path, subject: Subject) -> dict[Reach, np.ndarray]:
     if not choices:
         raise InputError(f"{file}: this model answers no questions, so nothing can have been observed of it")
     given = read_float_npz(file, {reach: asked.shape for reach, asked in choices.items()})
+    return checked({reach: given[reach] for reach in choices}, subject, origin=str(file))
+
+
+def checked(given: Mapping[Reach, np.ndarray], subject: Subject, *, origin: str) -> dict[Reach, np.ndarray]:
+    """Returns logits of a deployment as float32, 0 where there is no choice; `origin` says where they come from.
+
+    Raises:
+      InputError: if they are not what `write_items` asks for.
+    """
     result: dict[Reach, np.ndarray] = {}
-    for reach, asked in choices.items():
+    for reach, items in subject.items.asked.items():
+        asked = items.choices
+        if reach not in given or given[reach].shape != asked.shape:
+            raise InputError(f"{origin}: {reach!r} must hold the logits of all choices, of shape {asked.shape}")
         logits = np.where(asked >= 0, given[reach], 0)
         wrong = np.argwhere(~(np.abs(logits) <= np.finfo(np.float32).max))
         if len(wrong):
             at = tuple(map(int, wrong[0]))
-            raise InputError(f"{file}: {reach!r} at {list(at)} is {logits[at]}: not finite, or beyond float32")
+            raise InputError(f"{origin}: {reach!r} at {list(at)} is {logits[at]}: not finite, or beyond float32")
         result[reach] = logits.astype(np.float32)
     return result
 

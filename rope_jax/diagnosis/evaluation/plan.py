@@ -1,8 +1,10 @@
 """The configurations of one model: what is deployed, its 2 x 2, its options, each bias made or fitted for it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from rope_jax.biases import Bias
 from rope_jax.biases.registry import BiasRequest, bias_of, parse_bias
@@ -12,12 +14,13 @@ from rope_jax.diagnosis.evaluation.configurations import (
     BiasLike,
     ScalingLike,
     Wanted,
+    bias_name,
     corners_of,
     options_of,
     temperature_of,
 )
 from rope_jax.diagnosis.evaluation.fitter import FitSettings, ModelFitter
-from rope_jax.diagnosis.evaluation.schemes import SchemeMaker
+from rope_jax.diagnosis.evaluation.schemes import SchemeMaker, offsets_of
 from rope_jax.diagnosis.tasks.subject import Subject
 from rope_jax.diagnosis.verdict.panel import Option
 from rope_jax.errors import InputError, ScalingError
@@ -96,7 +99,7 @@ def plan_of(
       progress: called as work proceeds.
 
     Raises:
-      InputError: if a name is unknown, or the model has nothing to scale.
+      InputError: if a name is unknown or stands for two deployed configurations, or the model has nothing to scale.
       ScalingError: if no deployed configuration has a meaning.
     """
     subject = folds[0]
@@ -112,16 +115,21 @@ def plan_of(
     found: dict[str, tuple[Retrofit, ...]] = {ORIGINAL: tuple(one.original for one in made)}
     transforms, omitted = _meaningful(maker, settings.transforms)
     temperature = temperature_of(maker.factor)
-    deployed, options, corners = [], {}, {}
+    deployed: dict[str, Wanted] = {}
+    options, corners = {}, {}
     for asked in settings.deployed:
         try:
             of_folds = [one.retrofit(asked) for one in made]
             maker(dataclasses.replace(of_folds[0], bias=None))
         except ScalingError as error:
-            omitted[_shown(asked)] = str(error)
+            omitted[asked.name] = str(error)
             continue
         name = of_folds[0].name
-        deployed.append(name)
+        if name in deployed:
+            if not (asked.named and deployed[name].named and asked == deployed[name]):
+                raise InputError(f"two deployed configurations are called {name!r}: a Retrofit can name its bias")
+            continue
+        deployed[name] = asked
         changed = [
             options_of(one, transforms=transforms, temperature=temperature, length=subject.target_length)
             for one in of_folds
@@ -137,12 +145,14 @@ def plan_of(
     if not deployed:
         raise ScalingError("; ".join(f"{name}: {why}" for name, why in omitted.items()))
     if settings.every:
-        found |= _every(made, transforms, temperature)
-    offset = max((_offset(one.bias, subject.target_length) for several in found.values() for one in several), default=0)
+        found |= {
+            name: several for name, several in _every(found, deployed, transforms, temperature) if name not in found
+        }
+    offset = max(offsets_of(one.bias, subject.target_length) for several in found.values() for one in several)
     return ModelPlan(
         dataclasses.replace(maker, max_offset=offset),
         found,
-        tuple(dict.fromkeys(deployed)),
+        tuple(deployed),
         options,
         corners,
         {name: words for one in made for name, words in one.found.items()},
@@ -162,17 +172,25 @@ class _Made:
         self.found: dict[str, str] = {}
         self._biases: dict[tuple[str, str], Bias | None] = {}
         # The same name under several scalings is several biases.
-        tables = {_name(scaling) for scaling, bias, _ in settings.deployed if bias == "t5"}
+        tables = {_name(one.scaling) for one in settings.deployed if one.bias == "t5"}
         self._several = len(tables) > 1
 
     def retrofit(self, asked: Wanted) -> Retrofit:
         """Returns a configuration as this model has it."""
-        scaling, wanted, sharpened = asked
-        rule = self._maker.rule(scaling)
-        scaled = dataclasses.replace(self.original, rule=rule)
-        bias, name = self._bias(wanted, scaled)
-        temperature = temperature_of(self._maker.factor) if sharpened else 1.0
+        scaled = dataclasses.replace(self.original, rule=self._maker.rule(asked.scaling))
+        bias, name = self._bias(asked.bias, scaled)
+        if asked.given is not None:
+            self._check(asked.given)
+            name, temperature = asked.given.bias_name or name, asked.given.temperature
+        else:
+            temperature = temperature_of(self._maker.factor) if asked.sharpened else 1.0
         return dataclasses.replace(scaled, bias=bias, bias_name=name, temperature=temperature)
+
+    def _check(self, given: Retrofit) -> None:
+        """Raises `InputError` unless a configuration that was given whole is one of this model."""
+        trained = self.original.rotary.inverse_frequencies
+        if not np.array_equal(given.rotary.inverse_frequencies, trained):
+            raise InputError(f"{given.name}: its rotary embedding is not the one that the model was trained with")
 
     def _bias(self, wanted: BiasLike, scaled: Retrofit) -> tuple[Bias | None, str | None]:
         if wanted is None or wanted == "none":
@@ -181,7 +199,7 @@ class _Made:
             heads = self._subject.checkpoint.config.num_heads
             if wanted.num_heads != heads:
                 raise InputError(f"the bias has {wanted.num_heads} heads, the model {heads}")
-            return wanted, None
+            return wanted, bias_name(wanted)
         name = f"{wanted} under {scaled.scaling}" if wanted == "t5" and self._several else wanted
         key = (name, scaled.scaling if parse_bias(wanted)[0].fitted and wanted != "alibi_star" else "")
         if key not in self._biases:
@@ -213,33 +231,22 @@ def _meaningful(maker: SchemeMaker, scalings: Sequence[ScalingLike]) -> tuple[li
     return kept, refused
 
 
-def _every(made: Sequence[_Made], transforms: Sequence[Rule], temperature: float) -> dict[str, tuple[Retrofit, ...]]:
-    settings = made[0]._settings
-    scalings = [scaling for scaling, _, _ in settings.deployed]
-    biases = [None, *(bias for _, bias, _ in settings.deployed)]
-    found = {}
-    for scaling in ["none", *scalings, *transforms]:
-        for bias in biases:
+def _every(
+    found: Mapping[str, tuple[Retrofit, ...]],
+    deployed: Mapping[str, Wanted],
+    transforms: Sequence[Rule],
+    temperature: float,
+) -> Iterator[tuple[str, tuple[Retrofit, ...]]]:
+    """Yields every scaling with every bias of the deployed configurations, as these were fitted, and sharpened too."""
+    original = found[ORIGINAL]
+    of_deployed = [found[name] for name in deployed]
+    rules = {rule.name: rule for rule in (original[0].rule, *(one[0].rule for one in of_deployed), *transforms)}
+    for rule in rules.values():
+        for biased in (original, *of_deployed):
             for sharper in (1.0, temperature):
-                several = tuple(
-                    dataclasses.replace(one.retrofit((scaling, bias, False)), temperature=sharper) for one in made
-                )
-                found[several[0].name] = several
-    return found
-
-
-def _offset(bias: Bias | None, target_length: int) -> int:
-    """Returns how many offsets of a bias a strip has to distinguish; none for a line, which is no strip."""
-    if bias is None or hasattr(bias, "slopes"):
-        return 0
-    return getattr(bias, "flat_from", None) or target_length - 1
+                several = tuple(dataclasses.replace(one, rule=rule, temperature=sharper) for one in biased)
+                yield several[0].name, several
 
 
 def _name(scaling: ScalingLike) -> str:
     return scaling if isinstance(scaling, str) else scaling.name
-
-
-def _shown(asked: Wanted) -> str:
-    scaling, bias, sharpened = asked
-    shown = bias if isinstance(bias, str) else "none" if bias is None else type(bias).__name__.lower()
-    return f"{_name(scaling)} + {shown}{' + temperature' if sharpened else ''}"

@@ -172,8 +172,7 @@ class Runs:
         return np.concatenate([self._losses(scheme, row[None]) for row in rows])
 
     def _found(self, what: str, scheme: Schemes, asked, note: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        note = f"{self._note} {note}".strip()
-        key = kept_files.digest({**self._described, "what": what, "note": note}, scheme, asked)
+        key = self._key(what, scheme, asked, note)
         if key not in self._kept:
             file = None if self._store is None else self._store / f"{key[:32]}.npz"
             size = asked.choices.size if what == "logits" else asked.size
@@ -192,6 +191,10 @@ class Runs:
                 self.taken += 1
             self._kept[key] = value
         return self._kept[key]
+
+    def _key(self, what: str, scheme: Schemes, asked, note: str) -> str:
+        note = f"{self._note} {note}".strip()
+        return kept_files.digest({**self._described, "what": what, "note": note}, scheme, asked)
 
     def _telling(self, attention: Attend) -> Attend:
         def told(*arguments):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+from rope_jax.biases import Bias
 from rope_jax.checkpoints.extending import extension_rule, trained_rotary
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.decoder import Schemes
@@ -92,3 +93,11 @@ class SchemeMaker:
         if rotary is None:
             return made(None, retrofit.bias)
         return made(dataclasses.replace(retrofit, rotary=rotary), length=self.target_length)
+
+
+def offsets_of(bias: Bias | None, target_length: int) -> int:
+    """Returns how many offsets of a bias a table has to distinguish; none for a line, which needs no table."""
+    if bias is None or hasattr(bias, "slopes"):
+        return 0
+    flat_from = getattr(bias, "flat_from", None)
+    return target_length - 1 if flat_from is None else flat_from

@@ -1,25 +1,24 @@
-"""Adapted arms: what they are trained on, that they learn, and that a run that was cut off goes on."""
+"""Adapted configurations: what they are trained on, that they learn, and that a run that was cut off goes on."""
 
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
-from cases import save_bundled_model, tiny_subject, used
+from cases import LEARNED, SMALL, save_bundled_model, tiny_subject
 from flax import nnx
-from rope_jax.diagnosis.evaluation.case_adapted import judge_adapted
-from rope_jax.diagnosis.evaluation.case_setup import Settings, fitted_schemes, needed_cells
-from rope_jax.diagnosis.evaluation.cell_runs import CellRuns
-from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell
 from safetensors.numpy import load_file, save_file
 
+from rope_jax import diagnose
 from rope_jax.diagnosis.evaluation import adaptation
 from rope_jax.diagnosis.evaluation.adaptation import adapted
+from rope_jax.diagnosis.evaluation.configurations import wanted
 from rope_jax.diagnosis.evaluation.losses import LossProgram
+from rope_jax.diagnosis.evaluation.plan import PlanSettings, plan_of
 from rope_jax.diagnosis.tasks import contexts
+from rope_jax.diagnosis.tasks.subject import BundledModel
 
-QUO = Cell("ntk", "alibi")
-SETTINGS = Settings(status_quos=(QUO,), transforms=("llama3",), adapt_steps=2)
+DEPLOYED = "ntk + alibi"
 KNOWN = contexts.Counts(first_pairs=3, last_pairs=1)
 
 
@@ -30,15 +29,15 @@ def subject(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def maker(subject):
-    return fitted_schemes(subject, SETTINGS, needed_cells(SETTINGS))[1]
+def scheme(subject):
+    return plan_of([subject], PlanSettings((wanted("ntk+alibi"),), ("llama3",))).schemes(DEPLOYED)[0]
 
 
 def weights(subject):
     return jax.tree.leaves(nnx.state(subject.checkpoint.model))
 
 
-def test_it_is_trained_on_the_questions_the_model_knows(subject, maker, monkeypatch):
+def test_it_is_trained_on_the_questions_the_model_knows(subject, scheme, monkeypatch):
     seen = []
 
     def watched(*arguments, **named):
@@ -48,34 +47,34 @@ def test_it_is_trained_on_the_questions_the_model_knows(subject, maker, monkeypa
 
     contexts_before = contexts.contexts
     monkeypatch.setattr(adaptation.contexts, "contexts", watched)
-    adapted(subject, maker(QUO), name="x", steps=1)
+    adapted(subject, scheme, name="x", steps=1)
     assert seen == [{"retrieval", "binding", "order"}]
 
 
-def test_steps_lower_the_loss_and_leave_the_items_alone(subject, maker):
-    after = adapted(subject, maker(QUO), name="x", steps=20, learning_rate=3e-3)
+def test_steps_lower_the_loss_and_leave_the_items_alone(subject, scheme):
+    after = adapted(subject, scheme, name="x", steps=20, learning_rate=3e-3)
     assert after.items is subject.items
-    losses = [LossProgram(one.checkpoint.model)(maker(QUO), subject.items.text) for one in (subject, after)]
+    losses = [LossProgram(one.checkpoint.model)(scheme, subject.items.text) for one in (subject, after)]
     counted = subject.items.counted
     before, behind = ((loss * counted).sum() / counted.sum() for loss in losses)
     assert behind < before - 0.05
 
 
 @pytest.mark.slow
-def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(subject, maker, tmp_path, monkeypatch):
-    first = adapted(subject, maker(QUO), name="x", steps=2, store=tmp_path)
-    again = adapted(subject, maker(QUO), name="x", steps=2)
-    other = adapted(subject, maker(QUO), name="x", steps=2, seed=1)
+def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(subject, scheme, tmp_path, monkeypatch):
+    first = adapted(subject, scheme, name="x", steps=2, store=tmp_path)
+    again = adapted(subject, scheme, name="x", steps=2)
+    other = adapted(subject, scheme, name="x", steps=2, seed=1)
     assert all((a == b).all() for a, b in zip(weights(first), weights(again), strict=True))
     assert any((a != b).any() for a, b in zip(weights(first), weights(other), strict=True))
     monkeypatch.setattr(adaptation, "_train", None)  # would fail if it were called
-    kept = adapted(subject, maker(QUO), name="x", steps=2, store=tmp_path)
+    kept = adapted(subject, scheme, name="x", steps=2, store=tmp_path)
     assert kept.checkpoint.sha256 == first.checkpoint.sha256
     assert all((a == b).all() for a, b in zip(weights(first), weights(kept), strict=True))
 
 
-def test_kept_weights_are_not_believed_by_their_name(subject, maker, tmp_path, monkeypatch, capsys):
-    first = adapted(subject, maker(QUO), name="x", steps=1, store=tmp_path)
+def test_kept_weights_are_not_believed_by_their_name(subject, scheme, tmp_path, monkeypatch, capsys):
+    first = adapted(subject, scheme, name="x", steps=1, store=tmp_path)
     (directory,) = tmp_path.iterdir()
     file = directory / "model.safetensors"
     whole = file.read_bytes()
@@ -91,22 +90,26 @@ def test_kept_weights_are_not_believed_by_their_name(subject, maker, tmp_path, m
         if content is not None:
             file.write_bytes(content)
         capsys.readouterr()
-        again = adapted(subject, maker(QUO), name="x", steps=1, store=tmp_path)
+        again = adapted(subject, scheme, name="x", steps=1, store=tmp_path)
         assert f"model.safetensors: {why}: computed anew" in capsys.readouterr().err
         assert all((a == b).all() for a, b in zip(weights(first), weights(again), strict=True))
         assert file.read_bytes() == whole
     (directory / "kept.json").unlink()  # cut off before the last file, or an old version
-    adapted(subject, maker(QUO), name="x", steps=1, store=tmp_path)
+    adapted(subject, scheme, name="x", steps=1, store=tmp_path)
     assert "no kept.json" in capsys.readouterr().err
     monkeypatch.setattr(adaptation, "_train", None)  # would fail if it were called
-    kept = adapted(subject, maker(QUO), name="x", steps=1, store=tmp_path)
+    kept = adapted(subject, scheme, name="x", steps=1, store=tmp_path)
     assert all((a == b).all() for a, b in zip(weights(first), weights(kept), strict=True))
 
 
 @pytest.mark.slow
-def test_every_arm_is_adapted_before_it_is_judged(subject, maker):
-    unchanged = [CellRuns(subject)(maker(UNCHANGED))]
-    judgement = judge_adapted(QUO, [subject], [maker], unchanged, used(), SETTINGS)
-    assert [one.option.number for one in judgement.verdict.judged] == ["1", "2", "3"]
-    exact = CellRuns(subject)(maker(QUO))
-    assert (judgement.scores[0].log_odds["long"]["binding"] != exact.log_odds["long"]["binding"]).any()
+def test_every_configuration_is_adapted_before_it_is_judged(subject):
+    model = BundledModel(subject.checkpoint, KNOWN)
+    found = diagnose(model, deployed="ntk+alibi", adapt_steps=1, **SMALL).findings
+    (judgement,) = found.adapted
+    assert judgement.deployed == DEPLOYED
+    assert [one.option for one in judgement.verdict.changes] == ["1", "2", "3"]
+    assert set(found.adapted_panels) == {DEPLOYED, "ntk + none", "none + alibi", "llama3 + alibi"}
+    exact, after = found.conditions[DEPLOYED].panel, found.adapted_panels[DEPLOYED]
+    assert (after.log_odds["long"]["binding"] != exact.log_odds["long"]["binding"]).any()
+    assert found.margins == LEARNED

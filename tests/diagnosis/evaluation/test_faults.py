@@ -14,8 +14,8 @@ from flax import nnx
 from rope_jax import biases, frequencies, scaling
 from rope_jax.attention.api import attend
 from rope_jax.attention.call import Tokens, checked
-from rope_jax.diagnosis.evaluation.faults import exempting, fault, rounded_bias
-from rope_jax.diagnosis.evaluation.scalings import FAULTS
+from rope_jax.diagnosis.evaluation import faults
+from rope_jax.diagnosis.evaluation.faults import FAULTS, Fault, FaultRequest, exempting, fault_of, rounded_bias
 from rope_jax.errors import InputError
 from rope_jax.rotation import half_to_interleaved
 from rope_jax.scheme import build
@@ -49,6 +49,10 @@ def program(attention, layers=1):
 def hidden(scheme, attention=attend, *, positions=PLACES, decoder=None, layers=1):
     state = nnx.state(decoder or tiny_decoder(num_layers=layers))
     return np.asarray(program(attention, layers)(state, scheme, positions))
+
+
+def fault(name, **asked):
+    return fault_of(name, FaultRequest(**asked))
 
 
 def with_fault(name, scheme, *, positions=PLACES):
@@ -232,6 +236,8 @@ def test_faults_have_names_and_what_cannot_be_is_refused():
         assert made.description
     with pytest.raises(InputError, match="unknown fault 'rust'; there are: bf16_bias"):
         fault("rust", length=LENGTH)
+    with pytest.raises(InputError, match="there is a fault 'bf16_bias' already"):
+        faults.register("bf16_bias", lambda request: Fault("bf16_bias", "again"))
     with pytest.raises(InputError, match="one scheme for all layers"):
         fault("stale_cache", length=LENGTH, trained={"full": RETROFIT})
     q, k, v, at = call(8)

@@ -7,9 +7,9 @@ import pytest
 from cases import save_bundled_model, tiny_subject
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rope_jax.diagnosis.evaluation.deployment import read_observed
 
 from rope_jax.cli import main
+from rope_jax.diagnosis.evaluation.observed import read_observed
 from rope_jax.errors import InputError
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -96,7 +96,7 @@ def test_the_command_refuses_a_pipe_and_a_plain_array_in_one_line(directory, log
         ("plain.npy", "not a readable .npz archive: it is a .npy array"),
     ):
         argv = ["diagnose", str(directory), f"--observed={tmp_path / name}", f"--out={tmp_path / 'out'}"]
-        assert main([*argv, "--contexts=3", "--target_length=384", "--rows=2"]) == 2
+        assert main([*argv, "--contexts=3", "--target_length=384", "--text_rows=2"]) == 2
         err = capsys.readouterr().err
         assert f"{tmp_path / name}: {what}" in err
         assert err.count("\n") == 1

@@ -1,23 +1,22 @@
-"""Finished cells are kept and found again, and never taken for others."""
+"""Finished results are kept and found again, and never taken for others."""
 
 import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import TARGET, TRAINED, save_bundled_model, tiny_decoder, tiny_subject
-from rope_jax.diagnosis.evaluation.case_setup import Settings, arms_of
-from rope_jax.diagnosis.evaluation.cell_runs import CellRuns
-from rope_jax.diagnosis.evaluation.cells import UNCHANGED, Cell, CellSchemes
+from cases import HEADS, TARGET, TRAINED, save_bundled_model, tiny_decoder, tiny_subject
 
 from rope_jax.biases import alibi_paper
-from rope_jax.diagnosis.evaluation import probes
+from rope_jax.diagnosis.evaluation import probes, runs
 from rope_jax.diagnosis.evaluation.losses import LossProgram
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
+from rope_jax.diagnosis.evaluation.runs import Runs, panel_of
+from rope_jax.diagnosis.evaluation.schemes import SchemeMaker
 from rope_jax.diagnosis.tasks import contexts
+from rope_jax.diagnosis.verdict.panel import ORDER_WAYS
 from rope_jax.errors import CheckpointError, InputError
-
-BIASED = Cell("ntk", "alibi")
+from rope_jax.scheme import Retrofit
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +26,15 @@ def subject(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def schemes(subject):
-    arms = arms_of(subject, Settings(status_quos=(BIASED,)))
-    return CellSchemes(arms, {"none": None, "alibi": alibi_paper(2)}, subject.factor)
+    checkpoint = subject.checkpoint
+    maker = SchemeMaker(checkpoint.positions, checkpoint.layout, "exact", TRAINED, TARGET)
+    trained = maker.original()
+    biased = Retrofit(trained.rotary, maker.rule("ntk"), alibi_paper(HEADS))
+    made = {
+        "original": trained, "scaled": dataclasses.replace(biased, bias=None), "biased": biased,
+        "sharper": dataclasses.replace(biased, temperature=1.2),
+    }  # fmt: skip
+    return {name: maker(retrofit) for name, retrofit in made.items()}
 
 
 @pytest.fixture(scope="module")
@@ -38,41 +44,43 @@ def programs(subject):
 
 
 @pytest.fixture
-def runs(subject, programs, tmp_path):
+def make(subject, programs, tmp_path):
     """Makes runs on one store that share their compiled programs."""
 
-    def make(subject=subject, store=tmp_path / "deep" / "store", **kwargs):
-        made = CellRuns(subject, store=store, program=programs[0], **kwargs)
-        made._losses = programs[1]
-        return made
+    def made(subject=subject, store=tmp_path / "deep" / "store", **kwargs):
+        found = Runs(subject, store=store, **kwargs)
+        found._answers, found._losses = programs
+        return found
 
-    return make
+    return made
 
 
 def same(one, two):
-    assert one.keys() == two.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], two[name])
-        assert one[name].dtype == two[name].dtype
+    assert one.answers.keys() == two.answers.keys()
+    for reach, given in one.answers.items():
+        np.testing.assert_array_equal(given.log_odds, two.answers[reach].log_odds)
+        np.testing.assert_array_equal(given.picked, two.answers[reach].picked)
+    np.testing.assert_array_equal(one.losses, two.losses)
+    assert one.losses.dtype == two.losses.dtype
 
 
-def test_what_is_finished_is_taken_bit_for_bit(runs, schemes):
-    first = runs()
-    made = {cell: first.raw(schemes(cell)) for cell in (UNCHANGED, BIASED)}
-    assert (first.ran, first.taken) == (2, 0)
-    same(first.raw(schemes(BIASED)), made[BIASED])
-    assert (first.ran, first.taken) == (2, 0)  # in memory
-    again = runs()
-    for cell, raw in made.items():
-        same(again.raw(schemes(cell)), raw)
-    assert (again.ran, again.taken) == (0, 2)
-    assert (made[UNCHANGED]["long"] != made[BIASED]["long"]).any()
+def test_what_is_finished_is_taken_bit_for_bit(make, schemes):
+    first = make()
+    found = {name: first([schemes[name]]) for name in ("original", "biased")}
+    assert (first.ran, first.taken) == (6, 0)  # short, long and text of each
+    same(first([schemes["biased"]]), found["biased"])
+    assert (first.ran, first.taken) == (6, 0)  # in memory
+    again = make()
+    for name, scores in found.items():
+        same(again([schemes[name]]), scores)
+    assert (again.ran, again.taken) == (0, 6)
+    assert (found["original"].losses != found["biased"].losses).any()
 
 
-def test_a_run_that_was_cut_off_goes_on(runs, schemes, monkeypatch):
-    cells = [UNCHANGED, Cell("ntk", "none"), BIASED]
-    cut = runs()
-    cut.raw(schemes(cells[0]))
+def test_a_run_that_was_cut_off_goes_on(make, schemes, monkeypatch):
+    names = ["original", "scaled", "biased"]
+    cut = make()
+    cut([schemes[names[0]]])
 
     def killed(*_, **__):
         raise KeyboardInterrupt
@@ -80,18 +88,23 @@ def test_a_run_that_was_cut_off_goes_on(runs, schemes, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(np, "savez", killed)
         with pytest.raises(KeyboardInterrupt):
-            cut.raw(schemes(cells[1]))
-    resumed = runs()
-    kept = [resumed.raw(schemes(cell)) for cell in cells]
-    assert (resumed.ran, resumed.taken) == (2, 1)
-    whole = runs(store=None)
-    for cell, raw in zip(cells, kept, strict=True):
-        same(whole.raw(schemes(cell)), raw)
-    assert (whole.ran, whole.taken) == (3, 0)
+            cut([schemes[names[1]]])
+    resumed = make()
+    kept = [resumed([schemes[name]]) for name in names]
+    assert (resumed.ran, resumed.taken) == (6, 3)
+    whole = make(store=None)
+    for name, scores in zip(names, kept, strict=True):
+        same(whole([schemes[name]]), scores)
+    assert (whole.ran, whole.taken) == (9, 0)
 
 
-def test_a_damaged_file_is_computed_anew_and_repaired(runs, schemes, tmp_path):
-    good = runs().raw(schemes(UNCHANGED))
+def only_long(subject):
+    return dataclasses.replace(subject, items=dataclasses.replace(subject.items, short=None))
+
+
+def test_a_damaged_file_is_computed_anew_and_repaired(make, subject, schemes, tmp_path):
+    asked, scheme = only_long(subject), schemes["original"]
+    good = make(asked).logits(scheme)["long"]
     (file,) = (tmp_path / "deep" / "store").glob("*.npz")
     whole = file.read_bytes()
     rng = np.random.default_rng(0)
@@ -100,145 +113,150 @@ def test_a_damaged_file_is_computed_anew_and_repaired(runs, schemes, tmp_path):
         flipped.append(whole[:at] + bytes([whole[at] ^ (1 << int(rng.integers(8)))]) + whole[at + 1 :])
     for damaged in (b"", whole[:100], whole[: len(whole) // 2], whole[:-1], b"nonsense" * 50, *flipped):
         file.write_bytes(damaged)
-        repaired = runs()
-        repaired._compute = lambda _: good  # it is known what is computed; here only whether it is
-        same(repaired.raw(schemes(UNCHANGED)), good)
+        repaired = make(asked)
+        repaired._answers = lambda scheme, items: good  # it is known what is computed; here only whether it is
+        np.testing.assert_array_equal(repaired.logits(scheme)["long"], good)
         assert (repaired.ran, repaired.taken) == (1, 0)
-    file.write_bytes(whole[:-30])
-    really = runs()
-    same(really.raw(schemes(UNCHANGED)), good)
-    assert (really.ran, really.taken) == (1, 0)
-    again = runs()
-    same(again.raw(schemes(UNCHANGED)), good)
-    assert (again.ran, again.taken) == (0, 1)
+        assert file.read_bytes() == whole
 
 
-def test_a_file_without_all_that_was_asked_is_computed_anew(runs, schemes, tmp_path):
-    good = runs().raw(schemes(UNCHANGED))
-    (file,) = (tmp_path / "deep" / "store").glob("*.npz")
-    for wrong in (
-        {"long": good["long"]},
-        good | {"losses": good["losses"][:1]},
-        good | {"short": good["short"] * np.nan},
-    ):
-        np.savez(file, **wrong)
-        repaired = runs()
-        repaired._compute = lambda _: good
-        same(repaired.raw(schemes(UNCHANGED)), good)
-        assert (repaired.ran, repaired.taken) == (1, 0)
-
-
-def test_no_file_is_believed_by_its_name(runs, schemes, tmp_path, capsys):
-    made = {cell: runs().raw(schemes(cell)) for cell in (UNCHANGED, BIASED)}
+def test_no_file_is_believed_by_its_name(make, subject, schemes, tmp_path, capsys):
+    asked = only_long(subject)
+    found = {name: make(asked).logits(schemes[name])["long"] for name in ("original", "biased")}
     store = tmp_path / "deep" / "store"
-    files = {cell: store / f"{runs()._key(schemes(cell), '')[:32]}.npz" for cell in made}
-    whole = {cell: file.read_bytes() for cell, file in files.items()}
+    files = {
+        name: store / f"{make(asked)._key('logits', schemes[name], asked.items.long, '')[:32]}.npz" for name in found
+    }
+    whole = {name: file.read_bytes() for name, file in files.items()}
     assert set(store.iterdir()) == set(files.values())
-    with np.load(files[BIASED]) as archive:
+    with np.load(files["biased"]) as archive:
         np.savez(tmp_path / "stronger.npz", **{name: 1.5 * archive[name] for name in archive.files})
-    inner = bytearray(whole[BIASED])
+    inner = bytearray(whole["biased"])
     inner[len(inner) // 2] ^= 1
     for planted, why in (
-        (whole[UNCHANGED], "computed from something else"),  # another cell's file under this one's name
+        (whole["original"], "computed from something else"),  # another configuration's file under this one's name
         ((tmp_path / "stronger.npz").read_bytes(), "no checksum of this version"),
         (bytes(inner), "does not match its checksum"),
     ):
-        files[BIASED].write_bytes(planted)
+        files["biased"].write_bytes(planted)
         capsys.readouterr()
-        again = runs()
-        for cell, raw in made.items():
-            same(again.raw(schemes(cell)), raw)
+        again = make(asked)
+        for name, logits in found.items():
+            np.testing.assert_array_equal(again.logits(schemes[name])["long"], logits)
         assert (again.ran, again.taken) == (1, 1)
         err = capsys.readouterr().err
         assert err.count("\n") == 1
-        assert f"{files[BIASED]}: " in err
+        assert f"{files['biased']}: " in err
         assert why in err
-        assert files[BIASED].read_bytes() == whole[BIASED]
+        assert files["biased"].read_bytes() == whole["biased"]
 
 
-def changed_items(subject, **changes):
-    return dataclasses.replace(subject, items=dataclasses.replace(subject.items, **changes))
-
-
-def test_no_other_weights_items_or_scheme_hit_the_same_cell(runs, subject, schemes):
+def test_no_other_weights_items_or_scheme_hit_the_same_result(make, subject, schemes):
     items, checkpoint = subject.items, subject.checkpoint
-    text = items.text.copy()
-    text[0, 5] += 1
-    counted = items.counted.copy()
-    counted[0, 5] = 1 - counted[0, 5]
     choices = items.long.choices.copy()
     choices[0, 0, 1] = choices[0, 0, 2]
     config = dataclasses.replace(checkpoint.config, rms_norm_eps=1e-6)
-    narrow = Cell("ntk", "none", temperature=True)
-    others = {
-        "seed": dataclasses.replace(subject, items=tiny_subject(Path(checkpoint.origin), seed=1).items),
-        "text": changed_items(subject, text=text),
-        "counted": changed_items(subject, counted=counted),
-        "choices": changed_items(subject, long=items.long._replace(choices=choices)),
-        "swapped": changed_items(subject, short=items.long, long=items.short),
-        "only short": changed_items(subject, long=None),
-        "only long": changed_items(subject, short=None, long=items.short),
-        "weights": dataclasses.replace(subject, checkpoint=dataclasses.replace(checkpoint, sha256="0" * 64)),
-        "config": dataclasses.replace(subject, checkpoint=dataclasses.replace(checkpoint, config=config)),
+    own, biased = make(), schemes["biased"]
+    asked = {
+        "seed": tiny_subject(Path(checkpoint.origin), seed=1).items.long,
+        "choices": items.long._replace(choices=choices),
+        "short": items.short,
     }
-    keys = {name: runs(other)._key(schemes(BIASED), "") for name, other in others.items()}
-    own = runs()
-    keys |= {str(cell): own._key(schemes(cell), "") for cell in (UNCHANGED, BIASED, Cell("ntk", "none"), narrow)}
-    keys["fault"] = own._key(schemes(BIASED), "bf16_bias")
-    keys["interleaved"] = own._key(dataclasses.replace(schemes(BIASED), layout="interleaved"), "")
-    keys["phase"] = own._key(dataclasses.replace(schemes(BIASED), phase="float32"), "")
+    keys = {name: own._key("logits", biased, changed, "") for name, changed in asked.items()}
+    others = {
+        "weights": dataclasses.replace(checkpoint, sha256="0" * 64),
+        "config": dataclasses.replace(checkpoint, config=config),
+    }
+    for name, other in others.items():
+        keys[name] = make(dataclasses.replace(subject, checkpoint=other))._key("logits", biased, items.long, "")
+    keys |= {f"scheme {name}": own._key("logits", scheme, items.long, "") for name, scheme in schemes.items()}
+    keys["losses"] = own._key("losses", biased, items.long, "")
+    keys["fault"] = own._key("logits", biased, items.long, "bf16_bias")
+    keys["interleaved"] = own._key("logits", dataclasses.replace(biased, layout="interleaved"), items.long, "")
+    keys["phase"] = own._key("logits", dataclasses.replace(biased, phase="float32"), items.long, "")
     assert len(set(keys.values())) == len(keys)
-    assert keys[str(BIASED)] == runs()._key(schemes(BIASED), "")
+    assert keys["scheme biased"] == make()._key("logits", biased, items.long, "")
 
 
-def test_a_fault_is_kept_apart_from_the_exact_run(runs, schemes):
-    exact, faulty = runs(), runs(note="bf16_positions")
-    exact.raw(schemes(BIASED))
-    faulty.raw(schemes(BIASED))
-    exact.raw(schemes(BIASED), note="other")
+def test_a_fault_is_kept_apart_from_the_exact_run(make, subject, schemes):
+    asked = only_long(subject)
+    exact, faulty = make(asked), make(asked, note="bf16_positions")
+    for one, note in ((exact, ""), (faulty, ""), (exact, "other")):
+        one.logits(schemes["biased"], note=note)
     assert (exact.ran, faulty.ran) == (2, 1)
-    again = runs()
-    again.raw(schemes(BIASED), note="bf16_positions")
+    again = make(asked)
+    again.logits(schemes["biased"], note="bf16_positions")
     assert (again.ran, again.taken) == (0, 1)  # wherever the note is given
 
 
-def test_scores_are_those_of_the_raw_results(runs, subject, schemes):
-    made = runs(store=None)
-    raw, scores = made.raw(schemes(BIASED)), made(schemes(BIASED))
-    items = subject.items
+def test_rows_of_one_fold_are_read_under_its_own_scheme(make, subject, schemes):
+    both = make(folds=[1, 0])([schemes["original"], schemes["biased"]])
+    one, other = (make()([schemes[name]]) for name in ("original", "biased"))
+    np.testing.assert_array_equal(both.losses, np.stack([other.losses[0], one.losses[1]]))
+    np.testing.assert_array_equal(both.answers["long"].log_odds, one.answers["long"].log_odds)
+
+
+def test_a_panel_holds_a_number_a_context_and_a_row(make, subject, schemes):
+    made = make(store=None)
+    scores, logits, items = made([schemes["biased"]]), made.logits(schemes["biased"]), subject.items
+    panel = panel_of([scores, scores], items, TRAINED)
     for reach, asked in (("short", items.short), ("long", items.long)):
-        odds = probes.log_odds(raw[reach], asked.choices)
-        np.testing.assert_array_equal(scores.answers[reach].log_odds, odds)
+        odds = probes.log_odds(logits[reach], asked.choices)
         for name in contexts.PROBES:
             chosen = asked.probe == contexts.PROBES.index(name)
             expected = [row[here].mean() for row, here in zip(odds, chosen, strict=True)]
-            np.testing.assert_allclose(scores.log_odds[reach][name], expected)
-    assert raw["losses"].shape == (2, TARGET - 1)
-    cut = TRAINED - 1  # the first long token, of index L, is predicted from the one before it
-    for reach, part in (("short", slice(None, cut)), ("long", slice(cut, None))):
-        expected = [
-            np.average(loss[part].astype(float), weights=weight[part])
-            for loss, weight in zip(raw["losses"], items.counted, strict=True)
-        ]
-        np.testing.assert_allclose(scores.loss[reach], expected)
+            np.testing.assert_allclose(panel.log_odds[reach][name], [expected, expected])
+        first, last = (panel.accuracy[reach][name] for name in ORDER_WAYS)
+        np.testing.assert_allclose((first + last) / 2, panel.accuracy[reach]["order"])
 
 
-def test_three_programs_serve_every_cell(subject, schemes):
-    made = CellRuns(subject)
-    for cell in (UNCHANGED, BIASED, Cell("yarn", "alibi", temperature=True)):
-        made(schemes(cell))
+def test_short_is_one_thing_up_to_the_token_of_index_l(make, subject, schemes):
+    """In the losses of a panel as in the training: tokens below index L, so losses of columns below L - 1."""
+    losses = np.tile(np.arange(1, TARGET, dtype=np.float32), (2, 1))  # of a token its index
+    items = dataclasses.replace(subject.items, counted=np.ones((2, TARGET - 1)))
+    answers = make(store=None)([schemes["original"]]).answers
+    panel = panel_of([runs.Scores(answers, losses)], items, TRAINED)
+    np.testing.assert_allclose(panel.loss["short"], np.arange(1, TRAINED).mean())
+    np.testing.assert_allclose(panel.loss["long"], np.arange(TRAINED, TARGET).mean())
+
+
+def test_three_programs_serve_every_configuration(subject, schemes):
+    made = Runs(subject)
+    for scheme in schemes.values():
+        made([scheme])
     assert made.compilations == 3
 
 
-def test_a_model_that_overflows_is_named(runs, subject, schemes):
+def test_further_items_run_through_the_same_programs(subject, schemes, tmp_path):
+    made = Runs(subject)
+    made([schemes["biased"]])
+    other = tiny_subject(Path(subject.checkpoint.origin), seed=1)
+    further = made.on(other)
+    assert (further([schemes["biased"]]).losses != made([schemes["biased"]]).losses).any()
+    assert further.compilations == made.compilations == 3
+    with pytest.raises(ValueError, match="is not the model of these runs"):
+        made.on(tiny_subject(save_bundled_model(tmp_path / "other", seed=1)))
+
+
+def test_telling_of_layers_changes_no_bit(subject, schemes, monkeypatch):
+    plain = Runs(subject).losses([schemes["biased"]])
+    monkeypatch.setattr(runs, "_LONG_ROW", 1)
+    heard = []
+    telling = Runs(subject)
+    telling.tell = heard.append
+    np.testing.assert_array_equal(telling.losses([schemes["biased"]]), plain)
+    assert heard == ["row 1 of 2", "layer 1 of 1", "layer 1 of 1"]
+
+
+def test_a_model_that_overflows_is_named(subject, schemes):
     broken = tiny_decoder()
     broken.embedding[...] = broken.embedding[...] * np.float32(np.nan)
-    made = CellRuns(dataclasses.replace(subject, checkpoint=dataclasses.replace(subject.checkpoint, model=broken)))
+    made = Runs(dataclasses.replace(subject, checkpoint=dataclasses.replace(subject.checkpoint, model=broken)))
     with pytest.raises(CheckpointError, match="beyond float32"):
-        made(schemes(UNCHANGED))
+        made([schemes["original"]])
 
 
-def test_a_store_that_cannot_be_written_is_one_line(runs, schemes, tmp_path):
+def test_a_store_that_cannot_be_written_is_one_line(make, subject, schemes, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match=r"file: cannot keep finished work there: .*exists"):
-        runs(store=tmp_path / "file")(schemes(UNCHANGED))
+        make(only_long(subject), store=tmp_path / "file").logits(schemes["original"])
