@@ -188,7 +188,7 @@ class Bench:
         return dataclasses.replace(self._maker.original(), rule=pair[0], bias=pair[1])
 
     def _plan(self, pair: Pair) -> ModelPlan:
-        return plan_of([self._runs.subject], PlanSettings(((*pair, False),), TRANSFORMS))
+        return plan_of([self._runs.subject], PlanSettings((wanted(pair),), TRANSFORMS))
 
 
 def _long_only(subject: Subject) -> Subject:
