@@ -19,7 +19,7 @@ from planted_faults import fault_maker
 from rope_jax.checkpoints.saving import llama_config, save_llama
 from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.diagnosis.evaluation.cases import EXACT, Cases
-from rope_jax.diagnosis.evaluation.configurations import ORIGINAL, TRANSFORMS
+from rope_jax.diagnosis.evaluation.configurations import ORIGINAL, TRANSFORMS, wanted
 from rope_jax.diagnosis.evaluation.faults import FAULTS, register
 from rope_jax.diagnosis.evaluation.plan import ModelPlan, PlanSettings, plan_of
 from rope_jax.diagnosis.evaluation.runs import Runs, panel_of
