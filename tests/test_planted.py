@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rope_jax.diagnosis.verdict.verdict import Margins
 from scipy import stats
 
 from rope_jax import frequencies
 from rope_jax.attention.api import attend
 from rope_jax.attention.call import Settings, Tokens
 from rope_jax.biases import alibi_paper
-from rope_jax.diagnosis.verdict.verdict import Margins
 from rope_jax.scheme import build
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
