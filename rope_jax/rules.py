@@ -41,7 +41,6 @@ STAGES = {
     "dynamic_ntk": Stage.RAMP,
     "longrope": Stage.RAMP,
     "ntk": Stage.BASE,
-    "ntk4": Stage.BASE,
     "linear": Stage.UNIFORM,
     "no_rotation": Stage.UNIFORM,
     "resonance": Stage.ROUNDING,

@@ -329,3 +329,63 @@ def test_what_is_no_integer_is_refused_by_name(dtype, without_type_checks):
     ):
         with pytest.raises(TypeError, match=f"^{name} must be integers"):
             call(jnp.ones((1, 3), dtype))
+
+
+def deployed(rule=None, temperature=1.0):
+    rule = rule or scaling.yarn(factor=4.0, original_length=L)
+    return scheme.Retrofit(ROTARY, rule, biases.alibi_paper(HEADS), temperature, bias_name="alibi")
+
+
+def lowered(retrofit):
+    return scheme.scheme_of(retrofit, num_heads=HEADS, head_dim=DIM, length=4 * L)
+
+
+def logit_factor(retrofit):
+    one = lowered(retrofit)
+    return float(one.cos_sin_factor) ** 2 * float(one.logit_scale)
+
+
+def test_each_option_changes_one_thing():
+    before, ntk = deployed(temperature=1.25), scaling.ntk(factor=4.0)
+    one = scheme.drop_bias(before)
+    assert (one.rule, one.temperature, one.name) == (before.rule, 1.25, "yarn + none + temperature 1.25")
+    two = scheme.undo_scaling(before)
+    np.testing.assert_array_equal(frequencies_of(lowered(two)), frequencies_of(build(ROTARY)))
+    assert (two.bias, logit_factor(two)) == (before.bias, 1.25)
+    three = scheme.rescale(before, ntk)
+    assert (three.rule, three.bias, logit_factor(three)) == (ntk, before.bias, 1.25)
+    assert_trees_equal(lowered(scheme.undo_both(before)), build(ROTARY))
+    sharper = scheme.sharpen(before, 2.0)
+    assert logit_factor(sharper) == pytest.approx(logit_factor(before) * 2 / 1.25)
+    assert scheme.rescale(three, before.rule) == before
+
+
+def test_without_rotation_only_the_bias_knows_positions():
+    dropped = lowered(scheme.drop_rotation(deployed()))
+    assert not frequencies_of(dropped).any()
+    q = jnp.ones((1, 3, HEADS, DIM))
+    np.testing.assert_array_equal(dropped.rotate(q, jnp.arange(3)[None]), q)
+    np.testing.assert_array_equal(dropped.slopes, biases.alibi_paper(HEADS).slopes)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [scaling.ntk(factor=4.0), scaling.yarn(factor=2.0, original_length=L),
+     length_rules.longrope(short_factor=[1.0] * 4, long_factor=[2.0] * 4, original_length=L, attention_factor=1.5)],
+    ids=["none of its own", "another", "by length"],
+)  # fmt: skip
+def test_keeping_the_temperature_changes_the_map_alone(rule):
+    before = deployed(temperature=1.25)
+    after = scheme.rescale(before, rule)
+    kept = scheme.keeping_temperature(before, after, length=4 * L)
+    assert logit_factor(kept) == pytest.approx(logit_factor(before), rel=1e-6)
+    np.testing.assert_array_equal(frequencies_of(lowered(kept)), frequencies_of(lowered(after)))
+    same = deployed(scaling.linear(factor=4.0))
+    assert scheme.keeping_temperature(same, scheme.rescale(same, scaling.ntk(factor=4.0)), length=1).temperature == 1
+
+
+def test_the_temperature_is_on_all_logits_at_every_length():
+    rule = length_rules.dynamic_ntk(factor=4.0, original_length=L)
+    at = scheme.per_length(deployed(rule, temperature=1.25), num_heads=HEADS, head_dim=DIM)
+    np.testing.assert_array_equal(at(np.array([1, 4 * L])).logit_scale, np.float32([1.25, 1.25]))
+    assert float(lowered(deployed(rule, temperature=1.25)).logit_scale) == 1.25

@@ -12,7 +12,7 @@ from typing import Literal
 
 from rope_jax.errors import InputError
 from rope_jax.length_rules import LengthRule, dynamic_ntk
-from rope_jax.rules import Rule
+from rope_jax.rules import Rule, Stage
 from rope_jax.scaling import static
 
 Kind = Literal["none", "base", "map", "map and temperature", "by length", "no rotation"]
@@ -58,7 +58,8 @@ def register(scaling: Scaling) -> Scaling:
 
 def _ntk4(factor: float, original_length: int) -> Rule:
     matched, wider = static.ntk(factor=factor), static.ntk(multiplier=4.0)
-    return Rule("ntk4", lambda rotary: wider.transform(matched.transform(rotary)), {"factor": factor, "times": 4.0})
+    hyperparameters = {"factor": factor, "times": 4.0}
+    return Rule("ntk4", lambda rotary: wider.transform(matched.transform(rotary)), hyperparameters, Stage.BASE)
 
 
 def _llama3(factor: float, original_length: int) -> Rule:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rope_jax.biases import T5, Bias, bucket_starts
+from rope_jax.biases import T5, Alibi, Bias, bucket_starts
 from rope_jax.decoder import Schemes
 from rope_jax.diagnosis.evaluation import fitting, kept_files
 from rope_jax.diagnosis.evaluation.losses import LossProgram
@@ -89,8 +89,9 @@ class ModelFitter:
         unit = maker(dataclasses.replace(original, bias=at(1.0)))
         kept = self._kept("slopes", [settings.margin], unit, subject.fit_text[:_MOST_CHUNKS], look)
         value, cost = float(kept["value"]), float(kept["cost"])
+        of = "the paper's slopes" if isinstance(at(1.0), Alibi) else "the bias of multiplier 1"
         self.found = (
-            f"{value:.3g} times the paper's slopes: the most that raise the loss at the trained length by no more than "
+            f"{value:.3g} times {of}: the most that raises the loss at the trained length by no more than "
             f"{settings.margin:g} nats a token ({cost:+.3f}, on other text)"
         )
         return value

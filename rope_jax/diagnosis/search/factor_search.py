@@ -24,9 +24,7 @@ from rope_jax.diagnosis.tasks.contexts import Contexts
 from rope_jax.diagnosis.tasks.subject import Items, Reach, Subject
 from rope_jax.diagnosis.verdict.panel import Panel
 from rope_jax.errors import CheckpointError, InputError, ScalingError
-
-NAMED = ("none", "linear", "ntk", "by_parts", "yarn_map", "llama3", "ntk4")
-"""Rules that the search starts from and is compared with, all without a temperature."""
+from rope_jax.scaling.registry import SCALINGS
 
 BOUND = 4.0
 """The largest factor is this times `s`: the smallest round bound within which all named rules lie."""
@@ -42,6 +40,11 @@ Factors = Float64[np.ndarray, " pairs"]
 # Streams of the seed; 0 and 1 belong to the diagnosis, so that its items are not those of the search.
 _SEARCHED, _FRESH, _EVOLVED = 2, 3, 4
 _REDRAWS = 100
+
+
+def named_rules() -> tuple[str, ...]:
+    """Returns the rules that a search starts from and is compared with: all maps without a temperature."""
+    return tuple(name for name, one in SCALINGS.items() if one.kind in ("none", "base", "map"))
 
 
 class Asked(NamedTuple):
@@ -75,7 +78,7 @@ class FactorRuns:
       rows: contexts a call of the program takes.
 
     Attributes:
-      named: the factors of every rule of `NAMED` that has a meaning on this model.
+      named: the factors of every one of `named_rules` that has a meaning on this model.
       omitted: why the others have none.
       largest: the largest factor a candidate may have, `BOUND * s`.
       maker: of the model's schemes, for fitting a bias.
@@ -101,7 +104,7 @@ class FactorRuns:
             raise InputError(f"{self._origin}: some rotary pairs do not rotate: they have no factor to search for")
         self.named: dict[str, Factors] = {}
         self.omitted: dict[str, str] = {}
-        for name in NAMED:
+        for name in named_rules():
             try:
                 scaled = self.maker.rule(name)(trained)
             except ScalingError as error:

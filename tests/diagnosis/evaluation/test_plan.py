@@ -112,7 +112,7 @@ def test_every_configuration_has_one_shape(subject, told):
 
 def test_the_largest_safe_slopes_cost_no_more_than_the_margin(subject):
     found = plan(subject, "ntk+alibi_star", transforms=())
-    assert "times the paper's slopes: the most that raise" in found.found["alibi_star"]
+    assert "times the paper's slopes: the most that raises" in found.found["alibi_star"]
     (scheme,) = found.schemes("ntk + alibi_star")
     ratio = np.asarray(scheme.slopes) / np.asarray(paper_slopes(HEADS))
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)

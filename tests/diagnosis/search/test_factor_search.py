@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from cases import save_bundled_model
 
+from rope_jax import frequencies
 from rope_jax.biases import alibi_paper
 from rope_jax.diagnosis.search import factor_search
 from rope_jax.diagnosis.search.factor_search import FactorRuns, Population, admissible, evolve, objective
@@ -114,12 +115,15 @@ def runs(subject):
 
 
 def test_every_map_without_a_temperature_is_named():
-    maps = {name for name, one in SCALINGS.items() if one.kind in ("none", "base", "map")}
-    assert set(factor_search.NAMED) == maps
+    for name in factor_search.named_rules():
+        rotary = SCALINGS[name].make(8.0, 64)(frequencies.rotary(16, base=100.0, original_length=64))
+        assert (rotary.cos_sin_factor, rotary.logit_scale) == (1, 1)
+    assert {"none", "linear", "ntk", "by_parts", "yarn_map", "llama3", "ntk4"} <= set(factor_search.named_rules())
+    assert not {"yarn", "dynamic_ntk", "no_rotation"} & set(factor_search.named_rules())
 
 
 def test_named_factors(runs):
-    assert set(runs.named) | set(runs.omitted) == set(factor_search.NAMED)
+    assert set(runs.named) | set(runs.omitted) == set(factor_search.named_rules())
     np.testing.assert_array_equal(runs.named["none"], np.ones(4))
     np.testing.assert_allclose(runs.named["linear"], np.full(4, 2.0))
     np.testing.assert_allclose(runs.named["ntk"][[0, -1]], [1, 2])
