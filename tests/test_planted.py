@@ -1,5 +1,6 @@
 """The benchmark of planted causes: its truths, its scores, its file and its faults, without a trained model."""
 
+import functools
 import importlib
 import json
 import os
@@ -7,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -221,11 +223,17 @@ def of_wrong(wrong, scheme, **request):
     return faults.fault_maker("planted", wrong)(FaultRequest(**({"length": 24} | request)))
 
 
+@functools.cache
+def program(attention):
+    """One compiled program of an attention, whatever the strength of a fault."""
+    tokens = Tokens(jnp.arange(24, dtype=jnp.int32)[None], None)
+    return jax.jit(lambda q, k, v, scheme: attention(q, k, v, scheme, None, tokens, tokens, Settings(scale=0.5))[0])
+
+
 def attended(scheme, attention):
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.standard_normal((1, 24, 2, 8)), jnp.float32) for _ in range(3))
-    tokens = Tokens(jnp.arange(24, dtype=jnp.int32)[None], None)
-    return np.asarray(attention(q, k, v, scheme, None, tokens, tokens, Settings(scale=0.5))[0])
+    return np.asarray(program(attention)(q, k, v, scheme))
 
 
 SMALL = build(frequencies.rotary(8, base=20.0, original_length=16), alibi_paper(2), num_heads=2, head_dim=8)
