@@ -106,7 +106,7 @@ def _margin(record: Record) -> float:
 
 
 def named(record: Record) -> tuple[str, str, bool, bool]:
-    """Returns what a verdict names: the change, the component, whether surely, and whether it is an alarm."""
+    """Returns what a verdict names: the change, the component, whether it is sure of it, and whether it is an alarm."""
     first, sure = record["first"], record["probability_first"] >= SURE
     if first == REPAIR:
         sure = record["implementation"] == "repair first"
