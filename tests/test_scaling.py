@@ -395,7 +395,7 @@ def test_a_rule_of_ones_own_composes_where_it_says_what_it_reads():
     unknown, own = Rule("own", third), Rule("own", third, stage=Stage.RAMP)
     np.testing.assert_allclose(unknown(rotary()).inverse_frequencies, rotary().inverse_frequencies / 3)
     for first, second in ((unknown, scaling.linear(factor=2.0)), (scaling.linear(factor=2.0), unknown)):
-        with pytest.raises(ScalingError, match="rule 'own' composes with no other: .* stage"):
+        with pytest.raises(ScalingError, match=r"rule 'own' composes with no other: .* stage"):
             compose(first, second)(rotary())
     after = compose(own, scaling.linear(factor=2.0), scaling.resonance())(rotary())
     assert after.rules == ("own", "linear", "resonance")

@@ -1,4 +1,4 @@
-"""Faults of continuous strength, as data: one compiled program runs a scheme with any of them.
+"""Faults of continuous strength, as a user registers them: `faults_of` makes what `faults.register` takes.
 
 A fault's strength is an array of the scheme that is run, never a constant of the program.
 """
@@ -10,9 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from planted_causes import Wrong, base_divisors
 
+from rope_jax import double_float
 from rope_jax.attention.api import attend
 from rope_jax.attention.call import Settings, Tokens
+from rope_jax.decoder import Schemes
+from rope_jax.diagnosis.evaluation.faults import Fault, FaultMaker, FaultRequest
 from rope_jax.scheme import Scheme, without_rotation
 
 
@@ -41,22 +45,37 @@ class FaultyScheme(Scheme):
     fresh: Array = dataclasses.field(default_factory=lambda: jnp.int32(0))
 
 
-def faulty(scheme: Scheme, *, grid: float = 0.5, cached: Scheme | None = None, fresh: int = 0) -> FaultyScheme:
-    """Returns a scheme with a fault; with none of the arguments it does what the scheme does.
+def fault_maker(name: str, wrong: Wrong) -> FaultMaker:
+    """Returns what `faults.register` takes for a fault of some strengths."""
 
-    Args:
-      scheme: what runs.
-      grid: see `FaultyScheme`.
-      cached: the scheme whose frequencies the cache was filled under; its bias does not matter.
-      fresh: see `FaultyScheme`.
-    """
-    cached = cached or scheme
+    def make(request: FaultRequest) -> Fault:
+        attention = attend if wrong.grid is None and wrong.cached_base is None else run_wrongly
+
+        def change(scheme: Schemes) -> Schemes:
+            assert isinstance(scheme, Scheme)
+            return _changed(scheme, wrong, request)
+
+        return Fault(name, "a planted fault", change, attention)
+
+    return make
+
+
+def _changed(scheme: Scheme, wrong: Wrong, request: FaultRequest) -> Scheme:
+    wide = np.asarray(scheme.inverse_frequencies, np.float64) + np.asarray(scheme.remainder, np.float64)
+    if wrong.levels is not None:
+        high, low = double_float.split(rounded_significands(wide, wrong.levels))
+        scheme = dataclasses.replace(scheme, inverse_frequencies=jnp.asarray(high), remainder=jnp.asarray(low))
+    if wrong.bias_step is not None:
+        scheme = rounded_bias(scheme, length=request.length, step=wrong.bias_step)
+    if wrong.grid is None and wrong.cached_base is None:
+        return scheme
+    high, low = double_float.split(wide / base_divisors(scheme.rotary_dim, wrong.cached_base or 1.0))
     return FaultyScheme(
         **_fields(scheme),
-        grid=jnp.float32(grid),
-        cached_frequencies=cached.inverse_frequencies,
-        cached_remainder=cached.remainder,
-        fresh=jnp.int32(fresh),
+        grid=jnp.float32(wrong.grid or 0.5),
+        cached_frequencies=jnp.asarray(high),
+        cached_remainder=jnp.asarray(low),
+        fresh=jnp.int32(request.fresh),
     )
 
 
@@ -69,15 +88,15 @@ def run_wrongly(
         exact, inverse_frequencies=scheme.cached_frequencies, remainder=scheme.cached_remainder
     )
 
-    def turned(x: Float[Array, "B T H d"], positions: Int[Array, "B T"]) -> Float[Array, "B T H d"]:
+    def rotated(x: Float[Array, "B T H d"], positions: Int[Array, "B T"]) -> Float[Array, "B T H d"]:
         on_grid = rounded_positions(positions, scheme.grid)
         # Queries of the cached part too: what the cache holds was worked out under the old frequencies throughout.
         old = (positions < positions.shape[1] - scheme.fresh)[..., None, None]
         return jnp.where(old, cached.rotate(x, on_grid), exact.rotate(x, on_grid))
 
-    turned_q, turned_k = turned(q, queries.positions), turned(k, keys.positions)
     # Only rotation is at fault: what is visible, and the bias, go by the true positions.
-    return attend(turned_q, turned_k, v, without_rotation(exact), sinks, queries, keys, settings, implementation)
+    q, k = rotated(q, queries.positions), rotated(k, keys.positions)
+    return attend(q, k, v, without_rotation(exact), sinks, queries, keys, settings, implementation)
 
 
 def _fields(scheme: Scheme) -> dict:

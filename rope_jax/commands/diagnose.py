@@ -68,7 +68,9 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
         absl_flags.DEFINE_boolean(name, False, text, flag_values=flag_values)
 
     string("text", None, "A text file for the checkpoint's tokenizer, or a .npy of token rows; needed for your own.")
-    integer("target_length", None, "L', tokens the model is asked to serve; by default 2 L of the bundled test model.")
+    integer(
+        "target_length", None, "L', tokens the model is asked to serve; by default 1.5 L of the bundled test model."
+    )
     integer("trained_length", None, "L, tokens it was trained on; by default what its config says.")
     integer("text_rows", None, "Rows of text judged; by default 64 that are made, or 8 of your own.")
     string("fit_text", None, "Other text to fit biases on; by default the rest of --text, or each half for the other.")
@@ -99,7 +101,7 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
     integer("adapt_steps", 0, "Judges everything again after so many steps of training in every configuration.")
     switch("full", "Every scaling with every bias, every bundled test model, every fault.")
     define_load(flag_values)
-    integer("contexts", 20, "Contexts with questions, at each length.")
+    integer("contexts", None, "Contexts with questions, at each length; by default 100, or 20 of your own checkpoint.")
     integer("most_contexts", None, "Asks on, in doublings up to so many, where the first leave open what to try first.")
     integer("seed", 0, "Of everything random.")
     integer("num_buckets", 32, "T5 buckets, up to the target length.")
@@ -201,7 +203,7 @@ def _check(flags: absl_flags.FlagValues) -> None:
     """Raises `InputError` unless all numbers are in range and all texts can be read, before JAX is imported."""
     limits = {
         "target_length": (1, _LARGEST_TARGET - 1), "trained_length": (1, _LARGEST_TARGET - 1), "text_rows": (1, _MOST),
-        "contexts": (1, _MOST), "most_contexts": (flags.contexts, _MOST), "exempt_first": (0, _MOST),
+        "contexts": (1, _MOST), "most_contexts": (flags.contexts or 1, _MOST), "exempt_first": (0, _MOST),
         "adapt_steps": (0, _MOST), "num_buckets": (2, _MOST), "fit_steps": (1, _MOST), "seed": (0, 2**32 - 1),
         "own_distance": (1, _LARGEST_TARGET - 1),
     }  # fmt: skip

@@ -37,7 +37,7 @@ def define_flags(flag_values: absl_flags.FlagValues) -> None:
         "scaling",
         None,
         "Scaling to write; a wrong name lists them. It takes the place of one that the config declares, its factor "
-        "against the length before that; none keeps the declared one.",
+        "then against the length before that; none keeps the declared one.",
     )
     string(
         "factors",

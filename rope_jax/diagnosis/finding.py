@@ -36,6 +36,7 @@ from rope_jax.diagnosis.verdict.sampling import number_of_looks
 from rope_jax.errors import InputError
 
 Progress = Callable[[str, int, int], None]
+_OWN_CONTEXTS = 20
 
 
 def findings_of(
@@ -48,7 +49,7 @@ def findings_of(
     asked = asked_of(model, _request(options), full=options.full, progress=progress)
     subjects = asked.subjects
     observed = _observed(options, subjects)
-    looks = _looks(options, asked.further is not None)
+    looks = _looks(options, subjects[0].num_contexts, asked.further is not None)
     lengths = _ratio_lengths(options, asked)
     plans = [plan_of(folds, settings, store=store, progress=progress) for folds in asked.folds]
     seconds["models and biases"] = time.perf_counter() - started
@@ -151,7 +152,7 @@ def _request(options: Options) -> Request:
         asked_on=options.most_contexts is not None,
         own=OwnSettings(
             trained_length=options.trained_length,
-            contexts=options.contexts,
+            contexts=_OWN_CONTEXTS if options.contexts is None else options.contexts,
             learned=options.margins.learned,
             layout=options.layout,
             phase=options.phase,
@@ -190,12 +191,12 @@ def _observed(options: Options, subjects: Sequence[Subject]) -> Mapping[Reach, n
     return checked(given, subjects[0], origin="observed")
 
 
-def _looks(options: Options, further: bool) -> int:
+def _looks(options: Options, contexts: int, further: bool) -> int:
     if options.most_contexts is None:
         return 1
     if not further:
         raise InputError("a checkpoint of your own cannot be asked more contexts: leave most_contexts out")
-    return number_of_looks(options.contexts, options.most_contexts)
+    return number_of_looks(contexts, options.most_contexts)
 
 
 def _ratio_lengths(options: Options, asked: Asked) -> list[int]:
@@ -245,6 +246,7 @@ def _condition(name: str, scores: Sequence[Scores], cases: Cases, plan: ModelPla
         inverse_frequencies=scaled.inverse_frequencies.tolist(),
         slopes=None if slopes is None else np.asarray(slopes).tolist(),
         table=None if table is None else np.asarray(table).tolist(),
+        max_distance=getattr(retrofit.bias, "max_distance", None),
         fitted=plan.found.get(retrofit.bias_label, ""),
     )
 

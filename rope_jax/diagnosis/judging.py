@@ -100,7 +100,7 @@ def judgements_of(
                     cases.subjects[0].trained_length,
                     cases.subjects[0].target_length,
                     rescaled=_rescaled(verdict, conditions),
-                    max_distance=cases.subjects[0].target_length if conditions[name].table else None,
+                    max_distance=conditions[name].max_distance,
                 ),
             )
         )
@@ -111,7 +111,10 @@ def _pattern(cases: Cases, condition: Condition, tasks: Tasks) -> str:
     items = cases.subjects[0].items.long
     if items is None or not tasks.used:
         return ""
-    return pattern.pattern(condition.answers["long"], items, tasks.used, table=np.asarray(condition.table or ()))
+    table = None if condition.table is None else np.asarray(condition.table)
+    return pattern.pattern(
+        condition.answers["long"], items, tasks.used, table=table, max_distance=condition.max_distance
+    )
 
 
 def _rescaled(verdict: Verdict, conditions: Mapping[str, Condition]) -> Condition | None:

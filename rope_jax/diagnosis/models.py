@@ -19,6 +19,12 @@ Model = str | Path | Checkpoint | BundledModel
 
 _MOST_CHUNKS = 512
 _ROWS, _OWN_ROWS = 64, 8
+_CONTEXTS = 100
+_RATIO = 1.5
+_WHY = (
+    f"the bundled test model is asked at {_RATIO:g} times its trained length, unless another is asked for: there base "
+    "scaling loses event order and keeps retrieval; at larger ratios so small a model loses retrieval too"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +32,8 @@ class Request:
     """What the models are asked.
 
     Attributes:
-      target_length: `L'`, tokens; None for twice the trained length of a bundled test model.
-      contexts: at each length.
+      target_length: `L'`, tokens; None for one and a half times the trained length of a bundled test model.
+      contexts: at each length; None for 100, or 20 of a user's own checkpoint.
       text: a text file or `.npy` of token rows, or rows of tokens; bundled test models make their own.
       fit_text: other text to fit biases on; or None.
       text_rows: rows of text judged; by default 64 that are made, or 8 of a user's own.
@@ -38,7 +44,7 @@ class Request:
     """
 
     target_length: int | None
-    contexts: int
+    contexts: int | None
     text: str | Path | Rows | None
     fit_text: str | Path | Rows | None
     text_rows: int | None
@@ -122,8 +128,8 @@ def _bundled(known: Sequence[BundledModel], request: Request) -> Asked:
     def subjects(target: int | None, part: int = 0) -> list[Subject]:
         return [
             one.asked(
-                target_length=target or 2 * trained,
-                rows=request.contexts,
+                target_length=target or round(_RATIO * trained),
+                rows=request.contexts or _CONTEXTS,
                 text_rows=request.text_rows or _ROWS,
                 seed=request.seed,
                 part=part,
@@ -142,7 +148,7 @@ def _bundled(known: Sequence[BundledModel], request: Request) -> Asked:
     return Asked(
         tuple((one,) for one in first),
         (0,) * rows,
-        (),
+        (_WHY,) if request.target_length is None else (),
         lambda part: subjects(request.target_length, part),
         lambda target: subjects(target),
     )

@@ -32,13 +32,13 @@ class Options:
       deployed: configurations to judge, each "SCALING+BIAS" (names of the registries), a pair of names or objects (a
         `Rule`, a `Bias`), or a `Retrofit`.
       transforms: what option 3 may scale by, names or rules.
-      target_length: `L'`, tokens; None for twice the trained length of a bundled test model.
+      target_length: `L'`, tokens; None for one and a half times the trained length of a bundled test model.
       trained_length: `L`, tokens; what the config says where None.
       text: a text file or `.npy` of token rows, or rows; needed for a checkpoint of your own.
       fit_text: other text to fit biases on, alike; None for what is left over, or for cross-fitting.
       text_rows: rows of text judged; by default 64 that are made, or 8 of your own.
       separator: between documents of a text.
-      contexts: with questions, at each length.
+      contexts: with questions, at each length; by default 100, or 20 of your own checkpoint.
       most_contexts: asks on, in doublings up to so many, where the first leave open what to try first; None for not.
       margins: what is too little to matter.
       faults: whose cost is measured, by name.
@@ -65,7 +65,7 @@ class Options:
     fit_text: str | Path | Rows | None = None
     text_rows: int | None = None
     separator: str = "<|endoftext|>"
-    contexts: int = 20
+    contexts: int | None = None
     most_contexts: int | None = None
     margins: Margins = dataclasses.field(default_factory=Margins)
     faults: Sequence[str] = ()

@@ -47,6 +47,7 @@ class Condition:
       inverse_frequencies: of the layers that see the whole context, radians a token; empty where nothing rotates.
       slopes: of its ALiBi, nats a token, one a head, or None.
       table: of its bucketed bias, nats, `[heads, buckets]`, or None.
+      max_distance: of that table, tokens: from there on one bucket holds everything; or None.
       fitted: how its bias was found, in words, or "" where nothing was fitted.
     """
 
@@ -60,6 +61,7 @@ class Condition:
     inverse_frequencies: Sequence[float]
     slopes: Sequence[float] | None
     table: Sequence[Sequence[float]] | None
+    max_distance: int | None
     fitted: str
 
 

@@ -216,17 +216,18 @@ def _resampled(values: np.ndarray, seed: int) -> Limits:
     return _widened(mean, mean + _weights(rows, seed) @ (values - mean), rows)
 
 
-@functools.lru_cache(maxsize=4)
-def _weights(rows: int, seed: int) -> np.ndarray:
+@functools.lru_cache(maxsize=6)
+def _weights(rows: int, *seed: int) -> np.ndarray:
     """Returns the weights of `RESAMPLES` resamples: the same for all that is measured on as many rows."""
-    return resample_weights(np.random.default_rng(seed), rows, RESAMPLES)
+    return resample_weights(np.random.default_rng(seed[0] if len(seed) == 1 else seed), rows, RESAMPLES)
 
 
 def _resampled_both(values: np.ndarray, seed: int) -> Limits:
-    rng = np.random.default_rng(seed)
-    of_seeds, of_haystacks = (resample_weights(rng, n, RESAMPLES) for n in values.shape)
-    means = ((of_seeds @ values) * of_haystacks).sum(axis=1)
-    return _widened(float(values.mean()), means, min(values.shape))
+    seeds, haystacks = values.shape
+    of_seeds, of_haystacks = _weights(seeds, seed, 1), _weights(haystacks, seed)
+    mean = float(values.mean())
+    means = mean + ((of_seeds @ (values - mean)) * of_haystacks).sum(axis=1)
+    return _widened(mean, means, min(values.shape))
 
 
 def _widened(mean: float, resampled: np.ndarray, rows: int) -> Limits:

@@ -6,7 +6,7 @@ likely as they are on average, whatever their number. Accuracy stands beside it.
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -112,19 +112,6 @@ def answers(logits: ChoiceLogits, items: Contexts) -> Answers:
     return Answers(log_odds(logits, items.choices), index == 0, index)
 
 
-def first_answers(given: Answers, rows: int) -> Answers:
-    """Returns the answers to the first contexts."""
-    return Answers(given.log_odds[:rows], given.right[:rows], given.picked[:rows])
-
-
-def joined_answers(parts: Sequence[Answers]) -> Answers:
-    """Returns the answers to several parts of the contexts as those to all."""
-    log_odds, right, picked = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("log_odds", "right", "picked")
-    )
-    return Answers(log_odds, right, picked)
-
-
 def by_row(
     values: Float[np.ndarray, "rows Q"] | Bool[np.ndarray, "rows Q"],
     items: Contexts,
@@ -149,23 +136,6 @@ def by_row(
 def asked_probes(items: Contexts) -> tuple[str, ...]:
     """Returns the tasks that every context asks, in the order of the registry."""
     return tuple(name for index, name in enumerate(names()) if (items.probe == index).any(axis=1).all())
-
-
-def offset_errors(given: Answers, items: Contexts) -> Mapping[int, int]:
-    """Returns how often `binding` was answered with the item `e` places after the one asked for; 0 is right."""
-    asked = items.probe == index_of("binding")
-    chosen = np.take_along_axis(items.choice_offsets, given.picked[..., None], axis=-1)[..., 0]
-    errors, counts = np.unique((chosen - items.asked)[asked], return_counts=True)
-    return {int(error): int(count) for error, count in zip(errors, counts, strict=True)}
-
-
-def empirical_g50(errors: Mapping[int, int]) -> int | None:
-    """Returns the smallest `g` such that half of the answers lie within `g` places of the item asked for."""
-    total = sum(errors.values())
-    for g in range(max((abs(error) for error in errors), default=-1) + 1):
-        if sum(count for error, count in errors.items() if abs(error) <= g) >= total / 2:
-            return g
-    return None
 
 
 def strata(

@@ -68,6 +68,7 @@ def advice(record: Record, verdict: Record, costs: Sequence[Record] = ()) -> lis
             beside = first if len(places) > 1 else "the only one of the three measured"
             lines = [f"expected gain {gain}"]
             lines += ["it loses least of those measured: what is deployed is better"] if worse else []
+            lines += ["no task fell by more than its margin: nothing needs to change"] if _nothing_lost(verdict) else []
             lines += [] if change is None else _gains_and_price(record, verdict, change, costs)
             lines += [place["demoted"]] if place["demoted"] else []
             lines += _apart(verdict)
@@ -89,6 +90,11 @@ def advice(record: Record, verdict: Record, costs: Sequence[Record] = ()) -> lis
     return found
 
 
+def _nothing_lost(verdict: Record) -> bool:
+    regression = verdict["regression"]
+    return bool(regression["kept"]) and not (regression["lost"] or regression["open"])
+
+
 def _of(ranking: Record) -> str:
     if ranking["by"] == "together":
         return listed([named(task) for task in ranking["weights"]]) or "order and binding"
@@ -105,11 +111,13 @@ def _repair(verdict: Record) -> Advice:
 def _shifts(by_task: Mapping[str, Record]) -> str:
     tasks = [task for task in ("order", "binding", "retrieval") if task in by_task]
     tasks += [task for task in by_task if task not in TASKS]
-    return "; ".join(
-        f"{named(task)} {estimate(by_task[task]['log_odds'])} "
-        + (f"nats ({points(by_task[task]['accuracy'])})" if by_task[task]["accuracy"] else "nats a token")
-        for task in tasks
-    )
+    said = []
+    for task in tasks:
+        amount, accuracy = estimate(by_task[task]["log_odds"]), by_task[task]["accuracy"]
+        said.append(
+            f"{named(task)} {amount} nats ({points(accuracy)})" if accuracy else f"{amount} nats a token of {task}"
+        )
+    return "; ".join(said)
 
 
 def _gains_and_price(record: Record, verdict: Record, change: Record, costs: Sequence[Record]) -> list[str]:

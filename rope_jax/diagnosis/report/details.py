@@ -147,11 +147,19 @@ def _regression(record: Record, verdict: Record) -> tuple[tuple[str, ...], tuple
     if regression["pull"] is not None:
         texts.append(f"Lean of event order to the nearer event: {estimate(regression['pull'])} nats (0 is none).")
     margins = record["margins"]
+    allowed = f"{margins['gain']:g} nats (retrieval {margins['retrieval']:g})"
+    allowed = allowed if record["tasks"]["used"] else f"{margins['long_loss']:g} nats a token"
     note = (
         f"From the original at {short} to the deployed at {long}; positive is worse. Lost: significantly more than "
-        f"{margins['gain']:g} nats (retrieval {margins['retrieval']:g}); kept: significantly no more."
+        f"{allowed}; kept: significantly no more."
     )
-    table = Table(("task", "log-odds lost (nats)", "accuracy lost", ""), tuple(rows), note, whole=True)
+    unit = "log-odds lost (nats)" if record["tasks"]["used"] else "lost (nats a token)"
+    table = Table(("", unit, "accuracy lost", "state"), tuple(rows), note, whole=True)
+    price = verdict["price"]
+    rises = [estimate(price[key], digits=3) for key in ("short_loss", "long_loss")]
+    texts.append(f"Loss of text against the original: {rises[0]} nats a token to {short}, {rises[1]} beyond.")
+    if price["short_accuracy"] is not None:
+        texts.append(f"Accuracy at {short} against the original: {points(negated(price['short_accuracy']), digits=1)}.")
     return tuple(text for text in texts if text), (table,) if rows else ()
 
 
@@ -220,6 +228,8 @@ def _cause(verdict: Record) -> tuple[tuple[str, ...], tuple[Table, ...]]:
     texts = [capital(cause["sentence"])]
     if cause["ahead"] is not None:
         texts.append(f"The larger part is ahead of the other by {estimate(cause['ahead'])} nats.")
+    if len(parts) < 2:
+        return tuple(text for text in texts if text), ()
     note = (
         "Nats lost at the target length due to each part (Shapley values of the 2 x 2: with and without either). They "
         "divide what both cost together; the ranking counts what one change of what is deployed wins back."

@@ -16,7 +16,8 @@ from jaxtyping import Float
 
 from rope_jax.diagnosis.evaluation.probes import Answers, strata
 from rope_jax.diagnosis.result import Condition, Findings
-from rope_jax.diagnosis.tasks.contexts import PROBES, Contexts
+from rope_jax.diagnosis.tasks.contexts import Contexts
+from rope_jax.diagnosis.tasks.registry import index_of
 from rope_jax.diagnosis.verdict.panel import Reach
 from rope_jax.statistics import intervals
 
@@ -137,6 +138,7 @@ def _configuration(diagnosis: Findings, condition: Condition) -> dict[str, Any]:
         "inverse_frequencies": plain(np.asarray(condition.inverse_frequencies, np.float64)),
         "slopes": None if condition.slopes is None else plain(np.asarray(condition.slopes, np.float64)),
         "table": None if condition.table is None else plain(np.asarray(condition.table, np.float64)),
+        "max_distance": condition.max_distance,
         "fitted": condition.fitted,
     }
 
@@ -194,7 +196,7 @@ def _binding_errors(diagnosis: Findings, condition: Condition, judged: int) -> d
     found: dict[str, dict[str, int]] = {}
     for reach in condition.answers:
         items, given = _asked(diagnosis, condition, reach, judged)
-        asked = items.probe == PROBES.index("binding")
+        asked = items.probe == index_of("binding")
         errors = []
         for one in given:
             chosen = np.take_along_axis(items.choice_offsets, one.picked[..., None], axis=-1)[..., 0]

@@ -94,8 +94,8 @@ def biases(record: Record) -> str:
 
 
 def _covered(record: Record, one: Record) -> int | None:
-    """Returns up to which offset buckets differ: a fitted table's cover the target; None where not known."""
-    return record["settings"].get("max_distance") or (record["lengths"]["target"] if one["fitted"] else None)
+    """Returns up to which offset the buckets of a table differ, or None for no table."""
+    return one["max_distance"]
 
 
 def _curves(one: Record, end: int, max_distance: int | None) -> tuple[np.ndarray, np.ndarray, Any]:

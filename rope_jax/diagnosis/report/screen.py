@@ -241,7 +241,7 @@ def _ship(record: Record, verdict: Record) -> str:
     if decides:
         known = next((value for name, value in _MARGINS.items() if decides.startswith(name)), None)
         margin = f" (margin {record['margins'][known[0]]:g} {known[1]})" if known else ""
-        if decides.lower() not in text.lower() or margin:
+        if decides.lower() not in text.lower():
             text += f" Decided by {decides}{margin}."
     if shipping["resolve"] and shipping["resolve"].lower() not in text.lower():
         text += f" To resolve it: {shipping['resolve']}."

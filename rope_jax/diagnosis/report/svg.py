@@ -11,16 +11,6 @@ from matplotlib.figure import Figure
 from rope_jax.diagnosis.theory.plain_text import drawn_plainly
 
 INK = "#010203"  # stands for the page's text colour until the SVG is written
-# Told apart by colour-blind readers, and on white as on black.
-COLOURS = {
-    "none": INK,
-    "linear": "#e08a00",
-    "ntk": "#3b8fd1",
-    "by_parts": "#009e73",
-    "yarn": "#cc79a7",
-    "llama3": "#d55e00",
-    "ntk4": "#8f7be0",
-}
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 10,

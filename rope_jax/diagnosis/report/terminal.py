@@ -46,7 +46,7 @@ def _screen(one: Screen) -> Iterator[str]:
     yield from (line for text in one.said for line in _wrapped(text, "  ", "  "))
     yield ""
     yield from _hanging("ENOUGH TO SHIP?", one.ship)
-    for number, step in enumerate(one.next[:3]):
+    for number, step in enumerate(one.next[:5]):
         yield from _hanging("" if number else "NEXT", step)
     for number, (heading, text) in enumerate(one.gist.items()):
         yield from _hanging("" if number else "WHY", f"{heading}: {text}")

@@ -169,7 +169,7 @@ def _share(verdict: Record, part: str) -> list[str]:
     if not shares:
         return []
     unit = "nats" if any(task in shares for task in ("retrieval", "binding", "order")) else "nats a token"
-    costs = [named(task) for task, share in shares.items() if significant(share) > 0]
+    costs = [named(task) for task, share in shares.items() if significant(share) > 0 and task != "together"]
     exact = [task for task in costs if task in ("event order", "binding")]
     if not costs:
         judged = "measured, it costs none of the tasks significantly"
@@ -281,6 +281,8 @@ def _reconciled(cause: Record, first: str, others: Sequence[str]) -> list[str]:
     part = cause["part"]
     if acts_on is None:
         return []
+    if cause["ahead"] is None:
+        return []  # no whole 2 x 2 to agree or disagree with
     if part in ("scaling", "bias"):
         if part == acts_on:
             return [f"the 2 x 2 agrees: the {part} costs most, and {first} acts on it"]

@@ -83,7 +83,7 @@ KEYS: Mapping[str, str] = {
     "options[].curve[].offset": "Delta*, tokens",
     "options[].curve[].coherence": "C(Delta* -> Delta*): how sharp the relation still is in its place; 1 is untouched",
     "options[].curve[].peak_offset": "offset at which it is sharpest after the change. Every offset up to 131,072 is "
-    "tried (fewer for more than 128 pairs), beyond as many in blocks of 256: then an estimate",
+    "tried (fewer for more than 128 pairs), beyond as many in blocks of 256, Delta* among them: then an estimate",
     "options[].curve[].peak_coherence": "C there",
     "unranked": "why the options are in no order",
     "not_applicable": "options that make no sense for this model",

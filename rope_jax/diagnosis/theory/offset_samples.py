@@ -1,5 +1,7 @@
 """Which offsets a prediction is worked out at: every one of a short context, blocks of neighbours of a long one."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Int64
 
@@ -27,12 +29,15 @@ def check_pairs(pairs: int, reach: int, *, origin: str) -> None:
         )
 
 
-def evenly(reach: int, *, most: int) -> tuple[Int64[np.ndarray, " blocks"], Int64[np.ndarray, " offsets"]]:
+def evenly(
+    reach: int, *, most: int, also: Sequence[float] = ()
+) -> tuple[Int64[np.ndarray, " blocks"], Int64[np.ndarray, " offsets"]]:
     """Returns every offset below `reach`, or, beyond a limit, that many: half at both ends, half in between.
 
     Args:
       reach: offsets `0 ... reach - 1`; one more than the limit is still within it, a target length counted in.
       most: the limit, a multiple of `resolution.BLOCK`.
+      also: offsets whose blocks are there too, beside the limit; those beyond `reach` do not count.
 
     Returns:
       rising numbers of the blocks of `resolution.BLOCK` neighbouring offsets, and the offsets below `reach` in them.
@@ -42,7 +47,7 @@ def evenly(reach: int, *, most: int) -> tuple[Int64[np.ndarray, " blocks"], Int6
     if reach > most + 1:
         dense = max(most // BLOCK // 4, 1)
         between = np.linspace(dense, last + 1 - dense, max(most // BLOCK - 2 * dense, 1), endpoint=False)
-        ends = (blocks[:dense], between.astype(np.int64), blocks[-dense:])
-        blocks = np.unique(np.concatenate(ends))
+        named = np.array([offset // BLOCK for offset in also if offset < reach], np.int64)
+        blocks = np.unique(np.concatenate([blocks[:dense], between.astype(np.int64), blocks[-dense:], named]))
     offsets = (blocks[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
     return blocks, offsets[offsets < reach]

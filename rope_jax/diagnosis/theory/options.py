@@ -13,7 +13,7 @@ from rope_jax.diagnosis.theory import offset_samples, resolution
 from rope_jax.diagnosis.theory.extension import AnyScaling, Extension
 from rope_jax.diagnosis.theory.facts import hyperparameters, scaling_facts
 from rope_jax.errors import ScalingError
-from rope_jax.frequencies import Rotary
+from rope_jax.frequencies import Rotary, period_growth
 from rope_jax.scaling.registry import SCALINGS
 
 UNRANKED = (
@@ -115,7 +115,13 @@ def _change(scaling: str, *, first: bool, dropped: bool) -> str:
 def _curve(before: Rotary, after: Rotary, offsets: Sequence[int], reach: int) -> list[dict[str, Any]]:
     """Returns `options[].curve[]` of `keys.KEYS`."""
     theta, scaled = before.inverse_frequencies, after.inverse_frequencies
-    blocks, tried = offset_samples.evenly(reach, most=offset_samples.most_offsets(len(theta)))
+    # A trained relation is sharpest in its place, or where the slowest pairs take it, or between the two.
+    growth = period_growth(theta, scaled)
+    likely = [
+        star * factor for star in offsets for factor in (1.0, float(growth[np.isfinite(growth)].max(initial=1.0)))
+    ]
+    most = offset_samples.most_offsets(len(theta))
+    blocks, tried = offset_samples.evenly(reach, most=most, also=likely)
     weights = resolution.uniform_weights(len(theta))
     curves = resolution.coherence_curves(theta, scaled, weights, offsets, reach, blocks=blocks)
     points = []

@@ -53,7 +53,7 @@ def float32_phase_error(inverse_frequencies: Frequencies, *, length: int, positi
 
     Args:
       inverse_frequencies: `theta`, float64, `[pairs]`.
-      length: tokens; the last `positions` of them are looked at.
+      length: tokens; the last `positions` of them are tried.
       positions: how many.
     """
     at = np.arange(max(length - positions, 0), length)

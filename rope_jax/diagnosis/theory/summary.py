@@ -60,7 +60,15 @@ def next_command(record: Mapping[str, Any]) -> str:
     composed = ["--compose"] if deployed["compose"] else []
     configuration = f"--deployed={deployed['scaling']}+{deployed['bias']}"
     return " ".join(
-        ["rope-jax diagnose", checkpoint, f"--target_length={model['target_length']}", configuration, *given, *composed]
+        [
+            "rope-jax diagnose",
+            checkpoint,
+            "--text=FILE",
+            f"--target_length={model['target_length']}",
+            configuration,
+            *given,
+            *composed,
+        ]
     )
 
 
@@ -69,7 +77,7 @@ def _main(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _times(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _asked(record: Mapping[str, Any]) -> str:
@@ -125,7 +133,7 @@ def _growth(main: Mapping[str, Any]) -> str:
         ("faster", {pair["pair"]: 1 / pair["growth"] for pair in pairs if 0 < (pair["growth"] or 1) < 1 - 1e-9}),
     ):
         if factors:
-            span = sorted({_times(min(factors.values())), _times(max(factors.values()))}, key=float)
+            span = dict.fromkeys(_times(edge(factors.values())) for edge in (min, max))
             said.append(f"pairs {runs(list(factors))} of {len(pairs)} rotate {' to '.join(span)} times {word}")
     return ", ".join(said) or f"all {len(pairs)} pairs rotate as trained"
 
@@ -154,7 +162,7 @@ def _risks(record: Mapping[str, Any]) -> list[str]:
         sharpness = main["fisher_ratio"]
         times = "" if abs(sharpness - 1) < 5e-3 else f"{sharpness:.2g} x "
         risks.append(
-            f"neighbours: distinguishable at any distance, {times}as sharply as trained"
+            f"neighbours: distinguished at any distance, {times}as sharply as trained"
             if sharpness
             else "neighbours: no rotation is left to distinguish them"
         )

@@ -52,8 +52,8 @@ class Regression:
 
     Attributes:
       answer: yes, no, or not resolved.
-      lost: tasks that surely fell by more than their margin, from the original at `L` to the deployed at `L'`.
-      kept: tasks that surely did not.
+      lost: tasks that significantly fell by more than their margin, from the original at `L` to the deployed at `L'`.
+      kept: tasks that significantly did not.
       open: the others.
       falls: the fall of each task, positive is worse.
       pull: of event order, log-odds toward the nearer event whichever was asked for, nats (the criterion; 0 is none),
@@ -93,8 +93,8 @@ class Implementation:
 
     Attributes:
       status: "exact" where the deployed configuration was run exactly and nothing else is known of it; "repair first"
-        where running it exactly surely wins back more than the margin; "repair may help" where that is open; "faulty,
-        harmless" where it surely does not.
+        where running it exactly significantly wins back more than the margin; "repair may help" where that is open;
+        "faulty, harmless" where it significantly does not.
       repair: gain of an exact run by task, or None where it was run exactly.
       faults: what each fault that was tried would cost.
       nearest: how far runs with each fault, and the exact one, lie from observed answers, nats a question; nearest
@@ -135,7 +135,8 @@ class Change:
       contexts: it was judged on.
       gain: by task, at the target length against the deployed configuration (run exactly, where it is faulty).
       together: order and binding together by the stated weights; where neither is learned, the fall of the long loss.
-      retrieval_lost: whether long retrieval surely falls by more than its margin; "no" where it surely does not.
+      retrieval_lost: whether long retrieval significantly falls by more than its margin; "no" where it significantly
+        does not.
       against_deployed: its price.
       against_original: the same against the unchanged model at the same positions and lengths.
       ships: whether it may ship as it is.
@@ -162,7 +163,8 @@ class Place:
     Attributes:
       option: "1", "2" or "3", or the words of a change outside the three.
       change: its best change; what `gain` is of.
-      probability_first: share of the joint resamples in which the option is the best one.
+      probability_first: share of the joint resamples in which the option is the best of those that are not demoted;
+        0 for one that is.
       gain: expected, nats of log-odds (nats a token where text is ranked by); the best change of a family is chosen on
         one half of a resample and valued on the other.
       demoted: why it stands behind options that gain less, or "".

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float64
 
 from rope_jax.diagnosis.verdict.answers import Answer, Price, Shift
 from rope_jax.diagnosis.verdict.panel import LIMIT, PRECISION, Panel, Reach, Values
 from rope_jax.statistics import intervals
 from rope_jax.statistics.intervals import Estimate
 
-__all__ = ["MODELS", "TEXT", "Contrasts", "Paired", "above", "weights_of"]
+__all__ = ["MODELS", "TEXT", "Contrasts", "Paired", "above", "few_averaged", "weights_of"]
 
 MODELS = 5
 """From so many models on they are units of a verdict; fewer do not tell how models vary."""
@@ -65,6 +66,11 @@ def weights_of(used: tuple[str, ...]) -> dict[str, float]:
     """
     learned = [task for task in PRECISION if task in used]
     return {task: 1 / len(learned) for task in learned}
+
+
+def few_averaged(values: Values) -> Float64[np.ndarray, "clusters _"]:
+    """Returns values whose models are units, or, of fewer than `MODELS`, their mean: of these models alone."""
+    return values if values.shape[0] >= MODELS else values.mean(axis=0, keepdims=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +146,7 @@ class Contrasts:
         if one is None or other is None:
             return Paired(np.zeros((1, 0)))
         rows = min(one.shape[1], other.shape[1])
-        return Paired(_few_averaged(one[:, :rows] - other[:, :rows]))
+        return Paired(few_averaged(one[:, :rows] - other[:, :rows]))
 
     def price(self, after: Panel, before: Panel) -> Price:
         """Returns what `after` costs against `before`."""
@@ -160,7 +166,7 @@ def _difference(
     contexts = min(one.shape[1], other.shape[1])
     one, other = one[:, :contexts], other[:, :contexts]
     unseen = 0.0 if was == "long" and _same(after, before, contexts) else _unseen(one, other, _CEILING[kind])
-    return Paired(_few_averaged(one - other), unseen)
+    return Paired(few_averaged(one - other), unseen)
 
 
 def _unseen(one: Values, other: Values, ceiling: float) -> float:
@@ -194,7 +200,3 @@ def _weighted(panel: Panel, kind: _Kind, reach: Reach, weights: Mapping[str, flo
     if not parts or any(values is None for _, values in parts):
         return None
     return sum((weight * values for weight, values in parts if values is not None), start=np.zeros((1, 1)))
-
-
-def _few_averaged(values: Values) -> Values:
-    return values if values.shape[0] >= MODELS else values.mean(axis=0, keepdims=True)

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float64
 
 Reach = Literal["short", "long"]
-Values = Float64[np.ndarray, "models units"]
-Losses = Float64[np.ndarray, "models rows"]
+Values = Float64[np.ndarray, "models _"]
+"""Models, and contexts or rows of text, of which there may be other numbers at each length."""
 
 LIMIT = 4.6
 """Log-odds count up to this many nats either way, odds of 100 to 1: more certainty changes no answer."""
@@ -34,7 +34,7 @@ class Panel:
 
     log_odds: Mapping[Reach, Mapping[str, Values]]
     accuracy: Mapping[Reach, Mapping[str, Values]]
-    loss: Mapping[Reach, Losses]
+    loss: Mapping[Reach, Float64[np.ndarray, "models rows"]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ from rope_jax.diagnosis.evaluation.probes import Answers
 from rope_jax.diagnosis.tasks.contexts import FIRST, LAST, Contexts
 from rope_jax.diagnosis.tasks.registry import index_of
 from rope_jax.diagnosis.verdict import wording
-from rope_jax.diagnosis.verdict.contrasts import MODELS
+from rope_jax.diagnosis.verdict.contrasts import few_averaged
+from rope_jax.diagnosis.verdict.panel import LIMIT
 from rope_jax.statistics import intervals
 from rope_jax.statistics.intervals import Estimate
 from rope_jax.statistics.multiplicity import simultaneous_confidence
@@ -121,7 +122,7 @@ def _steps(answers: Sequence[Answers], items: Contexts, starts: np.ndarray, conf
     def value(one: Answers, _: Contexts) -> np.ndarray:
         return _row_mean(one.log_odds, order & (near != far)) - _row_mean(one.log_odds, order & (near == far))
 
-    return _estimate(answers, items, value, confidence)
+    return _estimate(answers, items, value, confidence, unseen=LIMIT)
 
 
 def _by_distance(answers: Sequence[Answers], items: Contexts, tasks: Sequence[str], confidence: float) -> Estimate:
@@ -162,8 +163,7 @@ def _estimate(
     rows = rows[:, np.isfinite(rows).all(axis=0)]
     if not rows.size:
         return Estimate(0.0, None, None)
-    if len(rows) < MODELS:
-        rows = rows.mean(axis=0, keepdims=True)
+    rows = few_averaged(rows)
     alike = bool((rows == rows[:, :1]).all())
     return intervals.clustered(rows, confidence=confidence, unseen=unseen if alike else 0.0)
 

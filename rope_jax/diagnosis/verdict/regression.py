@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rope_jax.diagnosis.verdict import wording
 from rope_jax.diagnosis.verdict.answers import Answer, Margins, Regression, Shift
-from rope_jax.diagnosis.verdict.contrasts import TEXT, Contrasts, Paired, above
+from rope_jax.diagnosis.verdict.contrasts import TEXT, Contrasts, Paired, above, few_averaged
 from rope_jax.diagnosis.verdict.panel import ORDER_WAYS, PRECISION, RETRIEVAL, Panel
 from rope_jax.statistics.intervals import Estimate
 
@@ -59,8 +59,7 @@ def _pull(deployed: Panel, contrasts: Contrasts) -> Estimate | None:
     first, last = (deployed.log_odds.get("long", {}).get(way) for way in ORDER_WAYS)
     if first is None or last is None or "order" not in contrasts.used:
         return None
-    half = (last - first) / 2
-    return contrasts.estimate(Paired(half if len(half) >= 5 else half.mean(axis=0, keepdims=True)))
+    return contrasts.estimate(Paired(few_averaged((last - first) / 2)))
 
 
 def _negative(value: Shift) -> Shift:

@@ -84,8 +84,8 @@ def test_text_by_position_is_the_mean_of_counted_tokens():
 def test_below_five_models_the_numbers_are_of_the_first_as_the_verdict_is():
     two, five = diagnoses.diagnosis(models=2), diagnoses.diagnosis(models=5)
     for one, judged in ((two, 1), (five, 5)):
-        values = one.conditions["ntk + t5"].panel.accuracy["long"]["order"]
-        found = {entry["name"]: entry for entry in record_of(one)["configurations"]}["ntk + t5"]
+        values = one.conditions["ntk + none"].panel.accuracy["long"]["order"]
+        found = {entry["name"]: entry for entry in record_of(one)["configurations"]}["ntk + none"]
         assert found["accuracy"]["long"]["order"]["mean"] == pytest.approx(values[:judged].mean())
         assert [each["accuracy"]["long"]["order"] for each in found["by_model"]] == pytest.approx(values.mean(axis=1))
 

@@ -24,7 +24,7 @@ def cause(**tasks: tuple[float, float]) -> Cause:
         task: {"scaling": diagnoses.about(scaling), "bias": diagnoses.about(bias)}
         for task, (scaling, bias) in tasks.items()
     }
-    return Cause(shares, "scaling", None, "")
+    return Cause(shares, "scaling", diagnoses.about(0.5), "")
 
 
 def with_cause(**tasks: tuple[float, float]):
@@ -121,6 +121,13 @@ def test_linear_interpolation_keeps_about_one_over_its_factor():
 )
 def test_cause_and_ranking_are_reconciled(part, options, said):
     assert said in of(one=diagnoses.verdict(part=part, options=options))["choice"]
+
+
+def test_one_part_in_place_is_no_two_by_two():
+    one = dataclasses.replace(
+        diagnoses.verdict(), cause=Cause({"together": {"scaling": diagnoses.about(0.9)}}, "scaling", None, "")
+    )
+    assert "2 x 2" not in of(one=one)["choice"]
 
 
 def test_the_choice_is_the_best_of_the_ranking_with_its_gain():

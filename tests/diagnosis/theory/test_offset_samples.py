@@ -61,7 +61,12 @@ def test_estimates_from_samples_are_close_to_the_whole(monkeypatch):
             assert one[key] == two[key]
         for before, after in zip(one["curve"], two["curve"], strict=True):
             assert after["coherence"] == before["coherence"]
-            assert after["peak_coherence"] == pytest.approx(before["peak_coherence"], abs=0.1)
+            # Of fewer offsets the largest value is smaller, but never below the one in its place.
+            assert after["coherence"] <= after["peak_coherence"] + 1e-9
+            assert after["peak_coherence"] <= before["peak_coherence"] + 1e-9
+        if one["scaling"] in ("none", "linear"):  # sharpest in its place, or stretched like everything
+            for before, after in zip(one["curve"], two["curve"], strict=True):
+                assert after["peak_offset"] == before["peak_offset"]
 
 
 def test_a_dip_between_samples_makes_a_lower_bound(monkeypatch):

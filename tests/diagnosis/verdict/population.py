@@ -28,7 +28,7 @@ def clipped(rng: np.random.Generator, shared: np.ndarray, mean: float, own: floa
     """Returns `[contexts, questions]` of clipped log-odds with the population mean asked for."""
     latent = shared + own * rng.standard_normal(shared.shape)
     low, high = -20.0, 20.0
-    for _ in range(60):
+    for _ in range(30):
         middle = (low + high) / 2
         low, high = (middle, high) if np.clip(latent + middle, -LIMIT, LIMIT).mean() < mean else (low, middle)
     return np.clip(latent + low, -LIMIT, LIMIT)
