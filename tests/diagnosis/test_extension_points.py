@@ -102,7 +102,7 @@ class MyBias:
 
     def __call__(self, offset):
         root = jnp.sqrt(jnp.abs(jnp.asarray(offset, jnp.float32)))
-        return -self.slopes_of_root.reshape(-1, *(1,) * root.ndim) * root
+        return -self.slopes_of_root.reshape(-1, *(1,) * root.ndim) * root[None]
 
 
 def fitted(request):

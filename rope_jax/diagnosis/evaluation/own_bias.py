@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from rope_jax.biases import Alibi, Bias, t5_bias
@@ -29,7 +30,7 @@ def read_own_bias(file: Path, *, max_distance: int | None = None) -> Bias:
         at = tuple(map(int, wrong[0]))
         raise InputError(f"{file}: {values[at]} at {list(at)} is not finite, or beyond float32")
     if values.ndim == 1:
-        return Alibi(np.asarray(values, np.float32))  # type: ignore[arg-type]
+        return Alibi(jnp.asarray(values, jnp.float32))
     if max_distance is None:
         raise InputError(f"{file}: a table needs the distance from which on it is one bucket (--own_distance)")
     return t5_bias(values, max_distance=max_distance)
