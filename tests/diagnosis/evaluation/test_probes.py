@@ -118,33 +118,6 @@ def test_the_unit_is_the_context_not_the_question():
     assert probes.asked_probes(items(probe=np.array([[0, 1], [0, 2]], np.int32))) == ("retrieval",)
 
 
-def test_errors_of_bind_are_places_after_the_item_asked_for():
-    offsets = np.array([[[3, 1, 2, 4, 5, 6, 7, 8], [8, 1, 2, 3, 4, 5, 6, 7], [0] * 8]], np.int32)
-    asked = items(
-        probe=kinds("binding", "binding", "retrieval"), asked=np.array([[3, 8, 0]], np.int32), choice_offsets=offsets,
-        choices=choices(1, 3, 8),
-    )  # fmt: skip
-    for picks, errors in (((0, 0, 5), {0: 2}), ((3, 7, 5), {1: 1, -1: 1}), ((1, 0, 0), {-2: 1, 0: 1})):
-        logits = np.zeros((1, 3, 8), np.float32)
-        for question, pick in enumerate(picks):
-            logits[0, question, pick] = 1.0
-        assert probes.offset_errors(probes.answers(logits, asked), asked) == errors
-
-
-@pytest.mark.parametrize(
-    ("errors", "g"),
-    [({}, None), ({0: 1}, 0), ({0: 1, 5: 1}, 0), ({-1: 2, 0: 1, 3: 1}, 1), ({-7: 3, 2: 1}, 7), ({2: 2, -2: 2}, 2)],
-)
-def test_g50_holds_half_of_the_answers(errors, g):
-    assert probes.empirical_g50(errors) == g
-
-
-@given(st.dictionaries(st.integers(-7, 7), st.integers(1, 9), min_size=1))
-def test_g50_is_the_median_of_the_distances(errors):
-    distances = np.sort(np.abs(np.repeat(list(errors), list(errors.values()))))
-    assert probes.empirical_g50(errors) == distances[(len(distances) - 1) // 2]
-
-
 def test_strata_part_the_questions():
     asked = items(
         probe=np.array([[0, 0, 0, 2]], np.int32), distance=np.array([[1, 9, 10, 10]], np.int32),
