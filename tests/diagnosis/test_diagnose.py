@@ -25,9 +25,11 @@ from rope_jax.errors import InputError
 DEPLOYED = "ntk + alibi"
 
 
-@pytest.fixture(autouse=True)
-def untimed(monkeypatch):
-    monkeypatch.setattr(costs, "measure", lambda subject, schemes: dict.fromkeys(schemes, costs.Cost(1.0, 1.0)))
+@pytest.fixture(autouse=True, scope="module")
+def untimed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "measure", lambda subject, schemes: dict.fromkeys(schemes, costs.Cost(1.0, 1.0)))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +171,7 @@ def test_a_known_fault_comes_first_or_is_priced(run):
     faulty = run(faulty="wrong_layout", faults=("bf16_frequencies",))
     check(faulty)
     found = faulty.findings.judgements[0].verdict.implementation
-    assert {effect.name for effect in found.effects} == {"wrong_layout", "bf16_frequencies"}
+    assert {effect.name for effect in found.faults} == {"wrong_layout", "bf16_frequencies"}
     assert found.status != "exact"
 
 

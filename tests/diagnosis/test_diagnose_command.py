@@ -18,9 +18,11 @@ from rope_jax.diagnosis.tasks.contexts import VOCAB_SIZE
 FILES = {"diagnosis.json", "diagnosis.txt", "diagnosis.html", "costs.json"}
 
 
-@pytest.fixture(autouse=True)
-def untimed(monkeypatch):
-    monkeypatch.setattr(costs, "measure", lambda subject, schemes: dict.fromkeys(schemes, costs.Cost(1.0, 1.0)))
+@pytest.fixture(autouse=True, scope="module")
+def untimed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "measure", lambda subject, schemes: dict.fromkeys(schemes, costs.Cost(1.0, 1.0)))
+        yield
 
 
 @pytest.fixture(scope="module")

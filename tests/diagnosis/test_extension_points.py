@@ -123,7 +123,7 @@ def test_a_rule_a_bias_and_a_fault_of_ones_own_are_used_by_their_names(model):
     assert set(found.recommendation) == {"mine + mybias", "ntk + mybias"}
     assert {"mine + none", "none + mybias", "llama3 + mybias"} <= set(found.conditions)
     assert "scale by mine instead" in [change.words for change in found.findings.judgements[1].verdict.changes]
-    assert "deaf" in [effect.name for effect in found.findings.judgements[0].verdict.implementation.effects]
+    assert "deaf" in [effect.name for effect in found.findings.judgements[0].verdict.implementation.faults]
     assert "my rule" in found.to_html() or "mine" in found.to_html()
     assert "times the bias of multiplier 1: the most that raises" in found.conditions["mine + mybias"].fitted
 
@@ -154,7 +154,7 @@ def test_a_file_of_ones_own_is_loaded_by_the_command(model, tmp_path, capsys):
     record = json.loads(capsys.readouterr().out)
     (judgement,) = record["judgements"]
     assert judgement["deployed"] == "mine + mybias"
-    assert [effect["name"] for effect in judgement["verdict"]["implementation"]["effects"]] == ["deaf"]
+    assert [effect["name"] for effect in judgement["verdict"]["implementation"]["faults"]] == ["deaf"]
 
 
 @pytest.mark.parametrize(
