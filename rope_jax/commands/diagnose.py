@@ -214,8 +214,8 @@ def _check(flags: absl_flags.FlagValues) -> None:
             raise InputError(f"--{name} must be from {least}{more} to {most}, got {value}")
     for name in ("text", "fit_text", "own_bias", "observed"):
         path = getattr(flags, name)
-        if path is not None and not os.path.isfile(path):
-            raise InputError(f"--{name}: {path!r}: {'not a regular file' if os.path.lexists(path) else 'no such file'}")
+        if path is not None and (not os.path.exists(path) or os.path.isdir(path)):
+            raise InputError(f"--{name}: {path!r}: {'a directory' if os.path.isdir(path) else 'no such file'}")
     if not flags.separator:
         raise InputError("--separator must not be empty: every letter would be a document")
     if not flags.deployed:

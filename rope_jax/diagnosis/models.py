@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Integer
 
 from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.checkpoints.extending import trained_length as trained_length_of
@@ -16,14 +17,16 @@ from rope_jax.diagnosis.tasks.text import Rows, Text, chunks, read_chunks, read_
 from rope_jax.errors import InputError
 
 Model = str | Path | Checkpoint | BundledModel
+AnyRows = Integer[np.ndarray, "rows tokens"]
+"""Rows of token ids, integers of any width."""
 
 _MOST_CHUNKS = 512
 _ROWS, _OWN_ROWS = 64, 8
 _CONTEXTS = 100
 _RATIO = 1.5
 _WHY = (
-    f"the bundled test model is asked at {_RATIO:g} times its trained length, unless another is asked for: there base "
-    "scaling loses event order and keeps retrieval; at larger ratios so small a model loses retrieval too"
+    f"the bundled test model is asked at {_RATIO:g} times its trained length, unless another is asked for: there event "
+    "order falls furthest beyond retrieval; at several times its length so small a model loses retrieval as well"
 )
 
 
@@ -45,8 +48,8 @@ class Request:
 
     target_length: int | None
     contexts: int | None
-    text: str | Path | Rows | None
-    fit_text: str | Path | Rows | None
+    text: str | Path | AnyRows | None
+    fit_text: str | Path | AnyRows | None
     text_rows: int | None
     separator: str
     own: OwnSettings

@@ -9,8 +9,8 @@ import numpy as np
 
 from rope_jax.biases import Bias
 from rope_jax.diagnosis.evaluation.configurations import TRANSFORMS, ScalingLike, wanted
+from rope_jax.diagnosis.models import AnyRows
 from rope_jax.diagnosis.tasks.subject import Reach
-from rope_jax.diagnosis.tasks.text import Rows
 from rope_jax.diagnosis.verdict.answers import Margins
 from rope_jax.phases import Phase
 from rope_jax.rotation import Layout
@@ -61,8 +61,8 @@ class Options:
     transforms: Sequence[ScalingLike] = TRANSFORMS
     target_length: int | None = None
     trained_length: int | None = None
-    text: str | Path | Rows | None = None
-    fit_text: str | Path | Rows | None = None
+    text: str | Path | AnyRows | None = None
+    fit_text: str | Path | AnyRows | None = None
     text_rows: int | None = None
     separator: str = "<|endoftext|>"
     contexts: int | None = None

@@ -154,7 +154,7 @@ def test_a_bias_of_ones_own_is_deployed(directory, out, tmp_path):
         (("--margins=magic=1",), "--margins: 'magic=1' is not NAME=NUMBER"),
         (("--margins=gain=nan",), "--margins: 'nan' is not a number"),
         ((f"--target_length={TRAINED}",), f"target length {TRAINED} must be above"),
-        ((f"--target_length={TRAINED + 1}",), "no copied token beyond"),
+        ((f"--target_length={TRAINED + 1}", "--text_rows=64"), "no copied token beyond"),
         (("--target_length=0",), "--target_length must be from 1"),
         (("--contexts=0",), "--contexts must be from 1"),
         (("--contexts=8", "--most_contexts=7"), "--most_contexts must be from 8 (that of --contexts)"),
