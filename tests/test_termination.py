@@ -153,7 +153,7 @@ def test_every_command_says_what_it_keeps(name, flags, said, tmp_path, monkeypat
 @pytest.mark.parametrize("seed", ["--seed=0", "--seed=1"])
 def test_where_finished_parts_lie_is_named_but_not_whose_they_are(seed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for file in ("out/cells/1.npz", "out/.rope-jax-x/1.npz", "out/mine/1.txt", "found/search-state.json"):
+    for file in ("out/finished/1.npz", "out/.rope-jax-x/1.npz", "out/mine/1.txt", "found/search-state.json"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("{}")
 
@@ -162,7 +162,7 @@ def test_where_finished_parts_lie_is_named_but_not_whose_they_are(seed, tmp_path
 
     what = "what this {} finished, if anything, is kept in {}: the same command goes on {}"
     for name, flag, said in (
-        ("diagnose", "--out=out", what.format("run", "out/cells", "from there")),
+        ("diagnose", "--out=out", what.format("run", "out/finished", "from there")),
         ("search", "--out=found", what.format("search", "found/search-state.json", "after it")),
     ):
         monkeypatch.setattr(f"rope_jax.commands.{name}.run", stop)

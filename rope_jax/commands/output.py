@@ -11,7 +11,7 @@ from rope_jax.commands.output_file import checked_file
 from rope_jax.errors import InputError
 from rope_jax.regular_files import irregular_kind
 
-STORE = "cells"
+STORE = "finished"
 """Directory of finished work in that of a diagnosis' result."""
 
 _KEPT_FILES, _KEPT_FOLDERS = (".npz", ".json"), "adapted-"

@@ -59,19 +59,19 @@ def method(rows: int) -> str:
     return f"percentile bootstrap, {RESAMPLES} resamples of {rows} whole rows, widened as t is for small samples"
 
 
-def clustered_method(seeds: int, haystacks: int) -> str:
-    """Returns, in words, how intervals over this many models and haystacks are made."""
+def clustered_method(seeds: int, contexts: int) -> str:
+    """Returns, in words, how intervals over this many models and contexts are made."""
     if seeds < 2:
-        return f"conditional on this one checkpoint, over haystacks: {method(haystacks)}"
-    if haystacks < 2:
-        return f"conditional on this one haystack, over models: {method(seeds)}"
+        return f"conditional on this one checkpoint, over contexts: {method(contexts)}"
+    if contexts < 2:
+        return f"conditional on this one context, over models: {method(seeds)}"
     if seeds < FEW_SEEDS:
         return (
-            f"t intervals over {seeds} seed means (fewer than {FEW_SEEDS}) and over {haystacks} haystack means, half "
+            f"t intervals over {seeds} seed means (fewer than {FEW_SEEDS}) and over {contexts} context means, half "
             "widths added in squares"
         )
     return (
-        f"percentile bootstrap, {RESAMPLES} resamples of {seeds} seeds and {haystacks} haystacks together, widened as "
+        f"percentile bootstrap, {RESAMPLES} resamples of {seeds} seeds and {contexts} contexts together, widened as "
         "t is for small samples"
     )
 
@@ -127,28 +127,28 @@ def estimate(
 
 
 def clustered(
-    values: Float[np.ndarray, "seeds haystacks"],
+    values: Float[np.ndarray, "seeds contexts"],
     *,
     confidence: float = CONFIDENCE,
     seed: int = 0,
     unseen: float = 0.0,
 ) -> Estimate:
-    r"""Returns the mean over models and haystacks, all models having seen the same haystacks, and its interval.
+    r"""Returns the mean over models and contexts, all models having seen the same contexts, and its interval.
 
     .. math:: \bar x \pm \sqrt{(t_{S-1}\, s_S)^2 + (t_{H-1}\, s_H)^2} \quad (S < 10)
 
-    with `s_S` and `s_H` the standard errors of the mean from seed means and from haystack means. Seed means alone would
-    miss what the models share, haystacks that are hard for all: with 3 to 5 seeds that hardly differ, 69-87 % held
-    where 95 % is meant. From ten seeds on, seeds and haystacks are resampled together and the limits widened as those
-    of `estimate`, for the smaller of the two counts. Both err on the wide side where seeds and haystacks matter little
-    beside the noise of single answers. With one seed the interval is that of `estimate` over haystacks and speaks of
-    that checkpoint alone; with one haystack, of that haystack.
+    with `s_S` and `s_H` the standard errors of the mean from seed means and from context means. Seed means alone would
+    miss what the models share, contexts that are hard for all: with 3 to 5 seeds that hardly differ, 69-87 % held
+    where 95 % is meant. From ten seeds on, seeds and contexts are resampled together and the limits widened as those
+    of `estimate`, for the smaller of the two counts. Both err on the wide side where seeds and contexts matter little
+    beside the noise of single answers. With one seed the interval is that of `estimate` over contexts and speaks of
+    that checkpoint alone; with one context, of that context.
 
     Args:
-      values: `[seeds, haystacks]`; for a difference of two cells, the paired difference.
+      values: `[seeds, contexts]`; for a difference of two cells, the paired difference.
       confidence: of the interval, between 0 and 1.
       seed: of the resampling.
-      unseen: as in `estimate`, of a haystack.
+      unseen: as in `estimate`, of a context.
 
     Raises:
       ValueError: without values, or if `confidence` is not between 0 and 1.
@@ -200,10 +200,10 @@ def _student(values: np.ndarray) -> Limits:
 
 def _student_both(values: np.ndarray) -> Limits:
     mean = float(values.mean())
-    of_haystacks, of_seeds = (_half_width(values.mean(axis=axis)) for axis in (0, 1))
+    of_contexts, of_seeds = (_half_width(values.mean(axis=axis)) for axis in (0, 1))
 
     def limits_at(confidence: float) -> tuple[float, float]:
-        half = math.hypot(of_seeds(confidence), of_haystacks(confidence))
+        half = math.hypot(of_seeds(confidence), of_contexts(confidence))
         return mean - half, mean + half
 
     return limits_at
@@ -223,10 +223,10 @@ def _weights(rows: int, *seed: int) -> np.ndarray:
 
 
 def _resampled_both(values: np.ndarray, seed: int) -> Limits:
-    seeds, haystacks = values.shape
-    of_seeds, of_haystacks = _weights(seeds, seed, 1), _weights(haystacks, seed)
+    seeds, contexts = values.shape
+    of_seeds, of_contexts = _weights(seeds, seed, 1), _weights(contexts, seed)
     mean = float(values.mean())
-    means = mean + ((of_seeds @ (values - mean)) * of_haystacks).sum(axis=1)
+    means = mean + ((of_seeds @ (values - mean)) * of_contexts).sum(axis=1)
     return _widened(mean, means, min(values.shape))
 
 

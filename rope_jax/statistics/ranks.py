@@ -53,7 +53,7 @@ def within_group_spearman(
 
     Args:
       predicted: `[cells, groups]`, in any unit; only its order within a group counts.
-      measured: `[clusters, cells, groups]`, averaged over clusters (haystacks, or models) before ranking.
+      measured: `[clusters, cells, groups]`, averaged over clusters (contexts, or models) before ranking.
       confidence: of the interval, between 0 and 1.
       seed: of the resampling.
 

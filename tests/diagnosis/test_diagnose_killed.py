@@ -15,8 +15,8 @@ FLAGS = (
 
 
 def kept(out):
-    cells = out / "cells"
-    names = cells.iterdir() if cells.is_dir() else ()
+    finished = out / "finished"
+    names = finished.iterdir() if finished.is_dir() else ()
     return {file.name: file.read_bytes() for file in names if not file.name.startswith(".")}
 
 

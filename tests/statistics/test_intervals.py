@@ -76,40 +76,40 @@ def test_no_rows_are_refused():
         intervals.clustered(np.zeros((2, 0)))
 
 
-def test_one_seed_is_judged_over_haystacks_and_says_so():
+def test_one_seed_is_judged_over_contexts_and_says_so():
     values = np.random.default_rng(5).standard_normal((1, 24))
     assert intervals.clustered(values) == intervals.estimate(values[0])
     assert "conditional on this one checkpoint" in intervals.clustered_method(1, 24)
     assert intervals.clustered(np.ones((1, 1))) == intervals.Estimate(1.0, None, None)
 
 
-def test_one_haystack_is_judged_over_seeds_and_says_so():
+def test_one_context_is_judged_over_seeds_and_says_so():
     values = np.random.default_rng(5).standard_normal((4, 1))
     assert intervals.clustered(values) == intervals.estimate(values[:, 0])
-    assert "conditional on this one haystack" in intervals.clustered_method(4, 1)
+    assert "conditional on this one context" in intervals.clustered_method(4, 1)
 
 
-def test_few_seeds_are_students_t_on_seed_means_where_haystacks_agree():
-    # Seed means 1, 2, 3, as in the hand computation above; haystacks do not vary.
+def test_few_seeds_are_students_t_on_seed_means_where_contexts_agree():
+    # Seed means 1, 2, 3, as in the hand computation above; contexts do not vary.
     value = intervals.clustered(np.tile([[1.0], [2.0], [3.0]], (1, 24)))
     half = 4.302653 / np.sqrt(3)
     np.testing.assert_allclose([value.mean, value.low, value.high], [2, 2 - half, 2 + half], rtol=1e-6)
     assert "t intervals over 3 seed means" in intervals.clustered_method(3, 24)
 
 
-def test_few_seeds_that_agree_still_vary_over_haystacks():
-    haystacks = np.random.default_rng(6).standard_normal(12)
-    value, alone = intervals.clustered(np.tile(haystacks, (3, 1))), intervals.estimate(haystacks)
+def test_few_seeds_that_agree_still_vary_over_contexts():
+    contexts = np.random.default_rng(6).standard_normal(12)
+    value, alone = intervals.clustered(np.tile(contexts, (3, 1))), intervals.estimate(contexts)
     np.testing.assert_allclose([value.low, value.high], [alone.low, alone.high])
 
 
-def test_many_seeds_are_resampled_with_the_haystacks():
+def test_many_seeds_are_resampled_with_the_contexts():
     values = np.random.default_rng(6).standard_normal((40, 1)) + np.random.default_rng(7).standard_normal((1, 60))
     value = intervals.clustered(values)
     assert value == intervals.clustered(values)
     error = np.sqrt(values.mean(1).var(ddof=1) / 40 + values.mean(0).var(ddof=1) / 60)
     np.testing.assert_allclose(value.high - value.low, 2 * 1.96 * error, rtol=0.1)
-    assert "40 seeds and 60 haystacks together" in intervals.clustered_method(40, 60)
+    assert "40 seeds and 60 contexts together" in intervals.clustered_method(40, 60)
 
 
 def _log_odds(rng, shape):
@@ -152,12 +152,12 @@ def test_coverage_is_the_stated_confidence(world, rows, confidence):
 
 
 @pytest.mark.parametrize("spread", [(0.5, 0.5, 0.5), (0.1, 0.5, 0.5), (0.5, 0.1, 0.5), (0.0, 0.0, 1.0)])
-@pytest.mark.parametrize(("seeds", "haystacks"), [(2, 24), (3, 24), (12, 24), (12, 64)])
-def test_coverage_over_seeds_and_haystacks(seeds, haystacks, spread):
-    """Spread of seeds, of haystacks, and of what is left; never short, and wide where only the last counts."""
+@pytest.mark.parametrize(("seeds", "contexts"), [(2, 24), (3, 24), (12, 24), (12, 64)])
+def test_coverage_over_seeds_and_contexts(seeds, contexts, spread):
+    """Spread of seeds, of contexts, and of what is left; never short, and wide where only the last counts."""
 
     def draw(rng):
-        parts = (rng.standard_normal(shape) for shape in ((seeds, 1), (1, haystacks), (seeds, haystacks)))
+        parts = (rng.standard_normal(shape) for shape in ((seeds, 1), (1, contexts), (seeds, contexts)))
         return sum(s * part for s, part in zip(spread, parts, strict=True))
 
     got = _coverage(intervals.clustered, draw, 0, draws=200, confidence=0.95)
@@ -165,7 +165,7 @@ def test_coverage_over_seeds_and_haystacks(seeds, haystacks, spread):
 
 
 def test_coverage_over_seeds_of_bounded_values():
-    """Three models and clipped log-odds; the truth is that of all models and haystacks."""
+    """Three models and clipped log-odds; the truth is that of all models and contexts."""
 
     def draw(rng):
         return np.clip(

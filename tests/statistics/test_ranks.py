@@ -10,7 +10,7 @@ RNG = np.random.default_rng(0)
 
 
 def _measured(base, noise, clusters, rng=RNG):
-    """Cells share what a haystack does to all of them, and have noise of their own."""
+    """Cells share what a context does to all of them, and have noise of their own."""
     cells, groups = base.shape
     shared = rng.standard_normal((clusters, 1, groups))
     return base + shared + noise * rng.standard_normal((clusters, cells, groups))
@@ -42,7 +42,7 @@ def test_equal_means_of_other_parts_are_ties():
 def test_groups_without_an_order_are_left_out_and_counted():
     predicted, measured = RNG.standard_normal((6, 4)), RNG.standard_normal((5, 6, 4))
     predicted[:, 1] = 2.0
-    measured[:, :, 3] = RNG.standard_normal((5, 1))  # the same in every cell of a haystack
+    measured[:, :, 3] = RNG.standard_normal((5, 1))  # the same in every cell of a context
     got = ranks.within_group_spearman(predicted, measured)
     assert got == ranks.RankAgreement(
         ranks.within_group_spearman(predicted[:, [0, 2]], measured[:, :, [0, 2]]).correlation, 2, 2
@@ -102,7 +102,7 @@ def test_only_the_order_counts_and_turning_it_turns_the_sign(seed):
 
 @pytest.mark.parametrize(("noise", "clip"), [(0.5, None), (2.0, None), (5.0, None), (2.0, 1.0)])
 @pytest.mark.parametrize("rho", [0.0, 0.9])
-def test_coverage_of_what_as_many_haystacks_give(rho, noise, clip):
+def test_coverage_of_what_as_many_contexts_give(rho, noise, clip):
     clusters, cells, groups, draws = 24, 8, 4, 150
     rng = np.random.default_rng(5)
     base = rng.standard_normal((cells, groups))

@@ -1,6 +1,6 @@
-"""Adapted arms: the same weights trained on for a few steps at the target length, under one scheme.
+"""Adapted configurations: the same weights trained on for a few steps at the target length, under one scheme.
 
-Hot-swapping and adapting are different questions: what a scheme breaks at once, a short fine-tune may repair.
+Zero-shot and fine-tuned are different questions: what a scheme breaks at once, a short training may repair.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ def adapted(
     Args:
       subject: a bundled test model; its items stay.
       schemes: what the model runs under while it is adapted.
-      name: of the cell, which tells adapted weights apart.
+      name: of the configuration, which sets its weights apart from others.
       steps: of Adam, on four rows each.
       learning_rate: the first step's.
       seed: of the rows that are adapted on, disjoint from all that is evaluated.

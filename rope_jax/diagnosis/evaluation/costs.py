@@ -23,8 +23,8 @@ class Cost:
     """Of reading one row of the target length.
 
     Attributes:
-      milliseconds: median wall time of three interleaved rounds, so that a busy machine slows all cells alike; of fewer
-        where they take long.
+      milliseconds: median wall time of three interleaved rounds, so that a busy machine slows all alike; of fewer where
+        they take long.
       mebibytes: temporary memory of the compiled program, the same for every scheme.
     """
 

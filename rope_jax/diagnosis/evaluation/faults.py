@@ -117,7 +117,7 @@ def _stale(trained: Scheme, fresh: int) -> Attend:
 
 
 def exempting(first: int) -> Attend:
-    """Returns attention whose bias spares the first `first` keys: an arm for a bias that starves the first tokens.
+    """Returns attention whose bias exempts the first `first` keys, for a bias that starves the first tokens.
 
     Softmax over both groups of keys is put together from the two parts and their log-sum-exps.
     """

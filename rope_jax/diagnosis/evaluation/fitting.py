@@ -1,4 +1,4 @@
-"""What a bias arm has to learn, with the weights frozen: ALiBi's largest harmless multiplier, and T5's table.
+"""What a bias has to learn, with the weights frozen: the largest safe ALiBi slopes, and T5's table.
 
 Both look only at text that is not evaluated, in chunks no longer than the trained length.
 """
@@ -28,7 +28,7 @@ Losses = Callable[[Schemes, Rows], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Multiplier:
-    """ALiBi's A*.
+    """The largest safe multiplier of ALiBi's slopes.
 
     Attributes:
       value: the largest multiplier of the paper's slopes found within the margin; 0 if none was.

@@ -92,12 +92,13 @@ def test_the_command_refuses_a_pipe_and_a_plain_array_in_one_line(directory, log
     os.mkfifo(tmp_path / "pipe.npz")
     np.save(tmp_path / "plain.npy", logits["long"])
     for name, what in (
-        ("pipe.npz", "cannot be read as .npz archive: it is a FIFO"),
+        ("pipe.npz", "not a regular file"),
         ("plain.npy", "not a readable .npz archive: it is a .npy array"),
     ):
         argv = ["diagnose", str(directory), f"--observed={tmp_path / name}", f"--out={tmp_path / 'out'}"]
         assert main([*argv, "--contexts=3", "--target_length=384", "--text_rows=2"]) == 2
         err = capsys.readouterr().err
-        assert f"{tmp_path / name}: {what}" in err
+        assert str(tmp_path / name) in err
+        assert what in err
         assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
