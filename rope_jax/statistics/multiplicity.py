@@ -57,9 +57,9 @@ def joint_confidence(values: Sequence[Float[np.ndarray, "models rows"]], *, conf
 
     .. math:: 2\,\Phi(c) - 1, \qquad P\big(\max_k |Z_k| \le c\big) = \text{confidence}, \quad Z \sim N(0, R)
 
-    with `R` the correlation of the values over rows: what is measured against one configuration errs alike, so that less is
-    needed than the bound that holds for any dependence, and never more. Few rows do not tell how alike (from 20 on
-    95 % meant are 94.5 simulated), nor do several models, which vary too: there it is that bound.
+    with `R` the correlation of the values over rows: what is measured against one configuration errs alike, so that
+    less is needed than the bound that holds for any dependence, and never more. Few rows do not tell how alike
+    (from 20 on 95 % meant are 94.5 simulated), nor do several models, which vary too: there it is that bound.
 
     Args:
       values: for each comparison `[models, rows]`, on the same rows.
