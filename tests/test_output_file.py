@@ -161,12 +161,12 @@ def test_factors_from_a_fifo_are_refused_at_once(workdir):
     [
         ("text", "--text=out/diagnosis.txt"),
         ("fit_text", "--fit_text=out/diagnosis.txt"),
-        ("observed", "--observed=out/verdict.txt"),
+        ("observed", "--observed=out/diagnosis.json"),
     ],
 )
 def test_a_directory_of_results_does_not_swallow_an_input(given, flag, workdir, capsys):
     (workdir / "out").mkdir()
-    for name in ("diagnosis.txt", "verdict.txt"):
+    for name in ("diagnosis.txt", "diagnosis.json"):
         (workdir / "out" / name).write_text("what is read")
     (workdir / "some.txt").write_text("text")
     on_text = given != "observed"

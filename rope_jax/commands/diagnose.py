@@ -214,8 +214,9 @@ def _check(flags: absl_flags.FlagValues) -> None:
             raise InputError(f"--{name} must be from {least}{more} to {most}, got {value}")
     for name in ("text", "fit_text", "own_bias", "observed"):
         path = getattr(flags, name)
-        if path is not None and (not os.path.exists(path) or os.path.isdir(path)):
-            raise InputError(f"--{name}: {path!r}: {'a directory' if os.path.isdir(path) else 'no such file'}")
+        # What is observed is opened so that a pipe does not block; its reader says what it is.
+        if path is not None and not (os.path.isfile(path) or (name == "observed" and os.path.exists(path))):
+            raise InputError(f"--{name}: {path!r}: {'not a regular file' if os.path.lexists(path) else 'no such file'}")
     if not flags.separator:
         raise InputError("--separator must not be empty: every letter would be a document")
     if not flags.deployed:

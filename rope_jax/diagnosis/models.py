@@ -17,7 +17,7 @@ from rope_jax.diagnosis.tasks.text import Rows, Text, chunks, read_chunks, read_
 from rope_jax.errors import InputError
 
 Model = str | Path | Checkpoint | BundledModel
-AnyRows = Integer[np.ndarray, "rows tokens"]
+AnyRows = Integer[np.ndarray, "_ _"]
 """Rows of token ids, integers of any width."""
 
 _MOST_CHUNKS = 512

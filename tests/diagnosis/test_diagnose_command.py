@@ -238,7 +238,7 @@ def test_what_finished_work_cannot_replace_is_refused_before_the_work(
     make(tmp_path / "finished" / name)
     assert diagnose(directory, tmp_path) == 2
     err = capsys.readouterr().err
-    assert f"--out: {tmp_path / 'cells' / name} {what}" in err
+    assert f"--out: {tmp_path / 'finished' / name} {what}" in err
     assert err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["finished"]
 

@@ -84,15 +84,22 @@ def test_what_is_not_a_number_decides_nothing():
      "x>inf", "x>1e999", "0.02<short_cost", "x>1 y>2", "x>>1", "x=>1", "x>1_0", "x>0x1"],
 )  # fmt: skip
 def test_malformed_conditions_are_refused_with_an_example(text):
-    with pytest.raises(InputError, match=r"--fail_if: .* is not NAME OP NUMBER, such as 'short_cost>0.02'"):
+    with pytest.raises(InputError, match=r"--fail_if: .* is not NAME OP NUMBER, such as 'short_loss_rise>0.02'"):
         gates.parse(text)
 
 
 def test_unknown_measures_are_refused_with_those_there_are():
     with pytest.raises(
-        InputError, match=r"'nonsense' is no measure; there are long_gain, one_row, retrieval, short_cost"
+        InputError, match=r"'nonsense' is no measure; there are order_fall, binding_fall, retrieval_fall"
     ):
-        gates.check("short_cost>0,nonsense>0", MEASURES)
+        gates.check_names("short_loss_rise>0,nonsense>0")
+    gates.check_names(",".join(f"{name}>0" for name in gates.MEASURES))
+
+
+def test_what_was_not_measured_decides_nothing():
+    result = gates.check("short_cost>0,nonsense>0", MEASURES)
+    assert (result.outcome, result.status) == ("undecided", gates.UNDECIDED)
+    assert "nonsense was not measured" in result.lines[0]
 
 
 NUMBERS = st.floats(-1e6, 1e6)
