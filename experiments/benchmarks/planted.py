@@ -53,10 +53,12 @@ def main(argv: list[str]) -> None:
     out = Path(_OUT.value)
     if _QUICK.value:
         with tempfile.TemporaryDirectory() as directory:
-            tiny_model(Path(directory))
+            tiny = Path(directory) / "tiny"
+            tiny.mkdir()
+            tiny_model(tiny)
             # It has learned nothing, so every task counts.
             settings = Settings(2, 2, 2, 2, _RATIO.value, Margins(learned=0.0))
-            run([Path(directory)], settings, out, cases=2, order=["both", "implementation"])
+            run([tiny], settings, out, cases=2, order=["both", "implementation"])
     elif not _REPORT.value:
         if not _MODELS.value:
             sys.exit("planted.py needs --models, or --report, or --quick")
