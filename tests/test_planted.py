@@ -19,8 +19,8 @@ from rope_jax.attention.api import attend
 from rope_jax.attention.call import Settings, Tokens
 from rope_jax.biases import alibi_paper
 from rope_jax.diagnosis.evaluation.faults import FaultRequest
+from rope_jax.diagnosis.evaluation.panel import Evidence, Option, Panel
 from rope_jax.diagnosis.verdict.decide import decide
-from rope_jax.diagnosis.verdict.panel import Evidence, Option, Panel
 from rope_jax.scaling import llama3, ntk
 from rope_jax.scheme import build
 

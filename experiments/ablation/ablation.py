@@ -20,10 +20,10 @@ from absl import app, flags, logging
 
 from rope_jax.diagnosis.evaluation.configurations import wanted
 from rope_jax.diagnosis.evaluation.fitter import FitSettings
+from rope_jax.diagnosis.evaluation.panel import Panel
 from rope_jax.diagnosis.evaluation.plan import PlanSettings, plan_of
 from rope_jax.diagnosis.evaluation.runs import Runs, panel_of
 from rope_jax.diagnosis.tasks.subject import BundledModel, read_bundled_model
-from rope_jax.diagnosis.verdict.panel import Panel
 
 SCALINGS = ("none", "ntk", "llama3", "yarn_map", "by_parts")
 BIASES = ("none", "alibi_star", "t5")

@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rope_jax.diagnosis.evaluation.panel import Evidence, Option, Panel, Reach
 from rope_jax.diagnosis.verdict.answers import Place, Ranking, Verdict
 from rope_jax.diagnosis.verdict.decide import decide_each
-from rope_jax.diagnosis.verdict.panel import Evidence, Option, Panel, Reach
 from rope_jax.statistics import intervals
 from rope_jax.statistics.intervals import Estimate
 

@@ -21,6 +21,7 @@ from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.diagnosis.evaluation.cases import EXACT, Cases
 from rope_jax.diagnosis.evaluation.configurations import ORIGINAL, TRANSFORMS, wanted
 from rope_jax.diagnosis.evaluation.faults import FAULTS, register
+from rope_jax.diagnosis.evaluation.panel import PRECISION, Evidence, Panel
 from rope_jax.diagnosis.evaluation.plan import ModelPlan, PlanSettings, plan_of
 from rope_jax.diagnosis.evaluation.runs import Runs, panel_of
 from rope_jax.diagnosis.evaluation.schemes import SchemeMaker
@@ -30,7 +31,6 @@ from rope_jax.diagnosis.tasks.subject import Items, Subject, read_bundled_model
 from rope_jax.diagnosis.verdict.answers import Margins, Verdict
 from rope_jax.diagnosis.verdict.contrasts import Contrasts
 from rope_jax.diagnosis.verdict.decide import REPAIR
-from rope_jax.diagnosis.verdict.panel import PRECISION, Evidence, Panel
 from rope_jax.diagnosis.verdict.ranking import TOGETHER
 from rope_jax.diagnosis.verdict.sampling import ask_on
 from rope_jax.rules import Rule

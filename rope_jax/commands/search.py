@@ -30,10 +30,10 @@ from rope_jax.diagnosis.tasks.contexts import TRAINING
 from rope_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from rope_jax.diagnosis.evaluation.panel import Panel
     from rope_jax.diagnosis.search.factor_search import FactorRuns, Judge, Population
     from rope_jax.diagnosis.tasks.subject import Subject
     from rope_jax.diagnosis.verdict.answers import Margins
-    from rope_jax.diagnosis.verdict.panel import Panel
 
 SUMMARY = "search per-pair factors that beat the named rules on a bundled test model's tasks"
 USAGE = "rope-jax search [CHECKPOINT] [--target_length=N] [--out=DIR] [flags]"

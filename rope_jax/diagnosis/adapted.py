@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rope_jax.diagnosis.evaluation.adaptation import adapted
+from rope_jax.diagnosis.evaluation.panel import Evidence, Panel
 from rope_jax.diagnosis.evaluation.plan import ModelPlan, Progress
 from rope_jax.diagnosis.evaluation.runs import Runs, Scores, panel_of
 from rope_jax.diagnosis.result import Judgement, Tasks
 from rope_jax.diagnosis.tasks.subject import Subject
 from rope_jax.diagnosis.verdict.answers import Margins
 from rope_jax.diagnosis.verdict.decide import decide
-from rope_jax.diagnosis.verdict.panel import Evidence, Panel
 
 
 def adapted_judgements(

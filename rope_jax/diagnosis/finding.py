@@ -20,6 +20,7 @@ from rope_jax.diagnosis.evaluation.faults import FAULTS
 from rope_jax.diagnosis.evaluation.fitter import FitSettings
 from rope_jax.diagnosis.evaluation.observed import checked, read_observed
 from rope_jax.diagnosis.evaluation.own_model import OwnSettings
+from rope_jax.diagnosis.evaluation.panel import Panel
 from rope_jax.diagnosis.evaluation.plan import ModelPlan, PlanSettings, plan_of
 from rope_jax.diagnosis.evaluation.runs import Scores
 from rope_jax.diagnosis.judging import judgements_of, tasks_of
@@ -31,7 +32,6 @@ from rope_jax.diagnosis.result import Condition, Findings, Judgement
 from rope_jax.diagnosis.tasks.context_sizes import check_size
 from rope_jax.diagnosis.tasks.subject import Reach, Subject
 from rope_jax.diagnosis.verdict import agreement
-from rope_jax.diagnosis.verdict.panel import Panel
 from rope_jax.diagnosis.verdict.sampling import number_of_looks
 from rope_jax.errors import InputError
 

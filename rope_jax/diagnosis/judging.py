@@ -8,6 +8,7 @@ import numpy as np
 
 from rope_jax.diagnosis.evaluation.cases import Cases
 from rope_jax.diagnosis.evaluation.configurations import ORIGINAL
+from rope_jax.diagnosis.evaluation.panel import Evidence, Panel
 from rope_jax.diagnosis.evaluation.plan import ModelPlan
 from rope_jax.diagnosis.report.why import links
 from rope_jax.diagnosis.result import Condition, Judgement, Tasks
@@ -15,7 +16,6 @@ from rope_jax.diagnosis.tasks.contexts import PROBES
 from rope_jax.diagnosis.tasks.subject import Reach, Subject
 from rope_jax.diagnosis.verdict import agreement, pattern, sampling
 from rope_jax.diagnosis.verdict.answers import Margins, Verdict
-from rope_jax.diagnosis.verdict.panel import Evidence, Panel
 
 CLUSTERED = 5
 """From so many models on they are judged together, each as one that was drawn; below, each by itself."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from rope_jax.diagnosis.evaluation.panel import Panel, Reach
 from rope_jax.diagnosis.evaluation.probes import Answers
 from rope_jax.diagnosis.tasks.subject import Subject
 from rope_jax.diagnosis.verdict.answers import Margins, Verdict
-from rope_jax.diagnosis.verdict.panel import Panel, Reach
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,11 @@ from rope_jax.attention.api import attend
 from rope_jax.diagnosis.evaluation import observed as observing
 from rope_jax.diagnosis.evaluation.configurations import ORIGINAL
 from rope_jax.diagnosis.evaluation.faults import Fault, FaultRequest, exempting, fault_of
+from rope_jax.diagnosis.evaluation.panel import Evidence, Option, Panel
 from rope_jax.diagnosis.evaluation.plan import ModelPlan
 from rope_jax.diagnosis.evaluation.runs import Runs, Scores, panel_of
 from rope_jax.diagnosis.tasks.contexts import first_asked
 from rope_jax.diagnosis.tasks.subject import Reach, Subject
-from rope_jax.diagnosis.verdict.panel import Evidence, Option, Panel
 
 EXACT = "exact"
 

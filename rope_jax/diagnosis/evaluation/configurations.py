@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from rope_jax.biases import Bias
 from rope_jax.biases.registry import BIASES, parse_bias
-from rope_jax.diagnosis.verdict.panel import Option
+from rope_jax.diagnosis.evaluation.panel import Option
 from rope_jax.errors import InputError
 from rope_jax.length_rules import LengthRule, at_length
 from rope_jax.rules import Rule

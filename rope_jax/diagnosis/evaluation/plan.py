@@ -20,9 +20,9 @@ from rope_jax.diagnosis.evaluation.configurations import (
     temperature_of,
 )
 from rope_jax.diagnosis.evaluation.fitter import FitSettings, ModelFitter
+from rope_jax.diagnosis.evaluation.panel import Option
 from rope_jax.diagnosis.evaluation.schemes import SchemeMaker, offsets_of
 from rope_jax.diagnosis.tasks.subject import Subject
-from rope_jax.diagnosis.verdict.panel import Option
 from rope_jax.errors import InputError, ScalingError
 from rope_jax.phases import Phase
 from rope_jax.rotation import Layout

@@ -16,12 +16,10 @@ from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Int32
 from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Decoder, Schemes
 from rope_jax.diagnosis.evaluation.compiled import SchemeProgram
+from rope_jax.diagnosis.evaluation.panel import LIMIT
 from rope_jax.diagnosis.evaluation.rows import each_row
 from rope_jax.diagnosis.tasks.contexts import Contexts
 from rope_jax.diagnosis.tasks.registry import index_of, names
-
-LIMIT = 4.6
-"""Log-odds count up to this many nats either way, odds of 100 to 1: more certainty changes no answer."""
 
 ChoiceLogits = Float32[np.ndarray, "rows Q 8"]
 

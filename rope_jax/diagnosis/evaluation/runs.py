@@ -13,10 +13,10 @@ from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Schemes
 from rope_jax.diagnosis.evaluation import kept_files, probes
 from rope_jax.diagnosis.evaluation.losses import LossProgram
+from rope_jax.diagnosis.evaluation.panel import ORDER_WAYS, Panel
 from rope_jax.diagnosis.evaluation.probes import Answers, ProbeProgram
 from rope_jax.diagnosis.tasks.contexts import FIRST, LAST, Contexts
 from rope_jax.diagnosis.tasks.subject import Items, Reach, Subject, short_and_long
-from rope_jax.diagnosis.verdict.panel import ORDER_WAYS, Panel
 from rope_jax.errors import CheckpointError
 
 _NUMBER_BYTES = 8

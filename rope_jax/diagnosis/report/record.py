@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rope_jax.diagnosis.evaluation.panel import Reach
 from rope_jax.diagnosis.evaluation.probes import Answers, strata
 from rope_jax.diagnosis.result import Condition, Findings
 from rope_jax.diagnosis.tasks.contexts import Contexts
 from rope_jax.diagnosis.tasks.registry import index_of
-from rope_jax.diagnosis.verdict.panel import Reach
 from rope_jax.statistics import intervals
 
 __all__ = ["FORMAT", "plain", "record_of", "schema"]

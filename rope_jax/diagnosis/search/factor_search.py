@@ -16,13 +16,13 @@ from rope_jax import scaling
 from rope_jax.biases import Bias
 from rope_jax.decoder import Schemes
 from rope_jax.diagnosis.evaluation import probes
+from rope_jax.diagnosis.evaluation.panel import Panel
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
 from rope_jax.diagnosis.evaluation.runs import Scores, panel_of
 from rope_jax.diagnosis.evaluation.schemes import SchemeMaker
 from rope_jax.diagnosis.tasks.context_sizes import check_size
 from rope_jax.diagnosis.tasks.contexts import Contexts
 from rope_jax.diagnosis.tasks.subject import Items, Reach, Subject
-from rope_jax.diagnosis.verdict.panel import Panel
 from rope_jax.errors import CheckpointError, InputError, ScalingError
 from rope_jax.scaling.registry import SCALINGS
 

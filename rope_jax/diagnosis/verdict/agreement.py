@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from rope_jax.diagnosis.evaluation.panel import PRECISION
 from rope_jax.diagnosis.verdict import wording
 from rope_jax.diagnosis.verdict.answers import Verdict
-from rope_jax.diagnosis.verdict.panel import PRECISION
 
 __all__ = ["agreement", "shared_suspect"]
 

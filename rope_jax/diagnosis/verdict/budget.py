@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rope_jax.diagnosis.evaluation.panel import Panel
 from rope_jax.diagnosis.verdict.answers import Margins
 from rope_jax.diagnosis.verdict.contrasts import Contrasts, above
-from rope_jax.diagnosis.verdict.panel import Panel
 from rope_jax.errors import InputError
 from rope_jax.statistics.intervals import CONFIDENCE, Estimate
 

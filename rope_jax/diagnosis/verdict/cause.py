@@ -7,10 +7,10 @@ nothing of the cause, and nothing is said of it here.
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from rope_jax.diagnosis.evaluation.panel import Evidence, Panel
 from rope_jax.diagnosis.verdict import wording
 from rope_jax.diagnosis.verdict.answers import Cause, Margins
 from rope_jax.diagnosis.verdict.contrasts import TEXT, Contrasts, Paired, above
-from rope_jax.diagnosis.verdict.panel import Evidence, Panel
 from rope_jax.diagnosis.verdict.ranking import TOGETHER
 from rope_jax.diagnosis.verdict.regression import margin_of
 from rope_jax.statistics.intervals import Estimate

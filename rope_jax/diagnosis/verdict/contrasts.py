@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64
 
+from rope_jax.diagnosis.evaluation.panel import LIMIT, PRECISION, Panel, Reach, Values
 from rope_jax.diagnosis.verdict.answers import Answer, Price, Shift
-from rope_jax.diagnosis.verdict.panel import LIMIT, PRECISION, Panel, Reach, Values
 from rope_jax.statistics import intervals
 from rope_jax.statistics.intervals import Estimate
 

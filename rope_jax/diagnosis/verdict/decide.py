@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from rope_jax.diagnosis.evaluation.panel import RETRIEVAL, Evidence, Option, Panel
 from rope_jax.diagnosis.verdict.answers import Answer, Change, Margins, Regression, Shipping, Verdict
 from rope_jax.diagnosis.verdict.cause import cause
 from rope_jax.diagnosis.verdict.contrasts import Contrasts, above
 from rope_jax.diagnosis.verdict.implementation import implementation, repair_is_likely
 from rope_jax.diagnosis.verdict.needed import in_words, needed
 from rope_jax.diagnosis.verdict.next_steps import Known, next_steps
-from rope_jax.diagnosis.verdict.panel import RETRIEVAL, Evidence, Option, Panel
 from rope_jax.diagnosis.verdict.ranking import Contest, contest
 from rope_jax.diagnosis.verdict.regression import margin_of, regression
 from rope_jax.diagnosis.verdict.shipping import criteria, shipping, ships

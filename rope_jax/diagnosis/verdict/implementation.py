@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+from rope_jax.diagnosis.evaluation.panel import Evidence, Panel
 from rope_jax.diagnosis.verdict import wording
 from rope_jax.diagnosis.verdict.answers import Answer, FaultEffect, Implementation, Margins, Shift
 from rope_jax.diagnosis.verdict.contrasts import TEXT, Contrasts, above
-from rope_jax.diagnosis.verdict.panel import Evidence, Panel
 from rope_jax.diagnosis.verdict.regression import margin_of
 
 __all__ = ["implementation", "repair_is_likely"]

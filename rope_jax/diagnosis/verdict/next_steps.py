@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 
+from rope_jax.diagnosis.evaluation.panel import PRECISION, RETRIEVAL
 from rope_jax.diagnosis.verdict import wording
 from rope_jax.diagnosis.verdict.answers import Change, Implementation, Place, Regression, Shipping
 from rope_jax.diagnosis.verdict.contrasts import TEXT
-from rope_jax.diagnosis.verdict.panel import PRECISION, RETRIEVAL
 from rope_jax.diagnosis.verdict.ranking import Contest
 
 __all__ = ["Known", "next_steps"]

@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from rope_jax.biases import bucket_starts
+from rope_jax.diagnosis.evaluation.panel import LIMIT
 from rope_jax.diagnosis.evaluation.probes import Answers
 from rope_jax.diagnosis.tasks.contexts import FIRST, LAST, Contexts
 from rope_jax.diagnosis.tasks.registry import index_of
 from rope_jax.diagnosis.verdict import wording
 from rope_jax.diagnosis.verdict.contrasts import few_averaged
-from rope_jax.diagnosis.verdict.panel import LIMIT
 from rope_jax.statistics import intervals
 from rope_jax.statistics.intervals import Estimate
 from rope_jax.statistics.multiplicity import simultaneous_confidence

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from rope_jax.diagnosis.evaluation.panel import RETRIEVAL, Evidence, Option, Panel
 from rope_jax.diagnosis.verdict.answers import Answer, Place, Ranking
 from rope_jax.diagnosis.verdict.contrasts import MODELS, TEXT, Contrasts, Paired
-from rope_jax.diagnosis.verdict.panel import RETRIEVAL, Evidence, Option, Panel
 from rope_jax.statistics.intervals import Estimate
 from rope_jax.statistics.joint_resamples import JointResamples, joint_resamples
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
+from rope_jax.diagnosis.evaluation.panel import ORDER_WAYS, PRECISION, RETRIEVAL, Panel
 from rope_jax.diagnosis.verdict import wording
 from rope_jax.diagnosis.verdict.answers import Answer, Margins, Regression, Shift
 from rope_jax.diagnosis.verdict.contrasts import TEXT, Contrasts, Paired, above, few_averaged
-from rope_jax.diagnosis.verdict.panel import ORDER_WAYS, PRECISION, RETRIEVAL, Panel
 from rope_jax.statistics.intervals import Estimate
 
 __all__ = ["margin_of", "regression"]

@@ -15,9 +15,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from rope_jax.diagnosis.evaluation.panel import Evidence, Panel
 from rope_jax.diagnosis.verdict.answers import Margins, Verdict
 from rope_jax.diagnosis.verdict.decide import decide
-from rope_jax.diagnosis.verdict.panel import Evidence, Panel
 from rope_jax.statistics import multiplicity
 from rope_jax.statistics.intervals import CONFIDENCE
 

@@ -9,11 +9,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from rope_jax.diagnosis.evaluation.panel import Panel
 from rope_jax.diagnosis.verdict import wording
 from rope_jax.diagnosis.verdict.answers import Answer, Margins, Shipping
 from rope_jax.diagnosis.verdict.contrasts import TEXT, Contrasts, Paired, above
 from rope_jax.diagnosis.verdict.needed import in_words, needed
-from rope_jax.diagnosis.verdict.panel import Panel
 from rope_jax.diagnosis.verdict.regression import margin_of
 from rope_jax.statistics.intervals import Estimate
 

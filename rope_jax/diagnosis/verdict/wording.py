@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rope_jax.diagnosis.evaluation.panel import Panel, Reach
 from rope_jax.diagnosis.verdict.answers import Shift
 from rope_jax.diagnosis.verdict.contrasts import TEXT
-from rope_jax.diagnosis.verdict.panel import Panel, Reach
 from rope_jax.statistics.intervals import Estimate
 
 __all__ = ["accuracy_change", "interval", "listed", "percent", "points", "shift"]

@@ -10,11 +10,11 @@ from cases import HEADS, TARGET, TRAINED, save_bundled_model, tiny_decoder, tiny
 from rope_jax.biases import alibi_paper
 from rope_jax.diagnosis.evaluation import probes, runs
 from rope_jax.diagnosis.evaluation.losses import LossProgram
+from rope_jax.diagnosis.evaluation.panel import ORDER_WAYS
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
 from rope_jax.diagnosis.evaluation.runs import Runs, panel_of
 from rope_jax.diagnosis.evaluation.schemes import SchemeMaker
 from rope_jax.diagnosis.tasks import contexts
-from rope_jax.diagnosis.verdict.panel import ORDER_WAYS
 from rope_jax.errors import CheckpointError, InputError
 from rope_jax.scheme import Retrofit
 

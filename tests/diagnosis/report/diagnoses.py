@@ -8,6 +8,7 @@ import numpy as np
 
 from rope_jax.biases import paper_slopes
 from rope_jax.checkpoints.checkpoint import Checkpoint
+from rope_jax.diagnosis.evaluation.panel import Panel
 from rope_jax.diagnosis.evaluation.probes import Answers
 from rope_jax.diagnosis.result import Condition, Findings, Judgement, Tasks
 from rope_jax.diagnosis.tasks import contexts
@@ -26,7 +27,6 @@ from rope_jax.diagnosis.verdict.answers import (
     Shipping,
     Verdict,
 )
-from rope_jax.diagnosis.verdict.panel import Panel
 from rope_jax.frequencies import Rotary, inverse_frequencies
 from rope_jax.scaling import linear, llama3, ntk
 from rope_jax.statistics.intervals import Estimate

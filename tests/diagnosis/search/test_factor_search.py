@@ -9,11 +9,11 @@ from cases import save_bundled_model
 
 from rope_jax import frequencies
 from rope_jax.biases import alibi_paper
+from rope_jax.diagnosis.evaluation.panel import Panel
 from rope_jax.diagnosis.search import factor_search
 from rope_jax.diagnosis.search.factor_search import FactorRuns, Population, admissible, evolve, objective
 from rope_jax.diagnosis.tasks import contexts
 from rope_jax.diagnosis.tasks.subject import read_bundled_model
-from rope_jax.diagnosis.verdict.panel import Panel
 from rope_jax.scaling.registry import SCALINGS
 
 USED = ("retrieval", "binding")

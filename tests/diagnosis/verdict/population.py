@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rope_jax.diagnosis.verdict.panel import Evidence, Option, Panel
+from rope_jax.diagnosis.evaluation.panel import Evidence, Option, Panel
 
 LIMIT = 4.6
 QUESTIONS = {"retrieval": 6, "order": 4, "binding": 8}

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from rope_jax.diagnosis.evaluation.panel import LIMIT, Evidence, Option, Panel
 from rope_jax.diagnosis.verdict.answers import Margins
 from rope_jax.diagnosis.verdict.cause import cause, shapley
 from rope_jax.diagnosis.verdict.contrasts import Contrasts, above
 from rope_jax.diagnosis.verdict.needed import needed
-from rope_jax.diagnosis.verdict.panel import LIMIT, Evidence, Option, Panel
 from rope_jax.diagnosis.verdict.regression import regression
 from rope_jax.diagnosis.verdict.shipping import criteria, resolve, shipping, ships
 from rope_jax.statistics.intervals import Estimate, estimate

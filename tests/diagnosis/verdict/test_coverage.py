@@ -7,8 +7,8 @@ import population
 import pytest
 from population import GAINS, OPTIONS
 
+from rope_jax.diagnosis.evaluation.panel import Option
 from rope_jax.diagnosis.verdict.decide import decide
-from rope_jax.diagnosis.verdict.panel import Option
 
 pytestmark = pytest.mark.usefixtures("without_type_checks")  # thousands of verdicts
 FAMILY = (*OPTIONS, Option("3", "scale by yarn's map", "yarn_map + alibi"), Option("", "undo both", "none + none"))

@@ -9,9 +9,9 @@ import population
 import pytest
 from population import OPTIONS
 
+from rope_jax.diagnosis.evaluation.panel import Evidence, Option, Panel
 from rope_jax.diagnosis.verdict.answers import Margins
 from rope_jax.diagnosis.verdict.decide import NOTHING, REPAIR, decide, decide_each
-from rope_jax.diagnosis.verdict.panel import Evidence, Option, Panel
 
 
 def drawn(contexts=20, rows=64, *, seed=0, **made) -> Evidence:

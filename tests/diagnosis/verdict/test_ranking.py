@@ -7,8 +7,8 @@ import population
 import pytest
 from population import GAINS, OPTIONS, USED
 
+from rope_jax.diagnosis.evaluation.panel import Option, Panel
 from rope_jax.diagnosis.verdict.contrasts import Contrasts
-from rope_jax.diagnosis.verdict.panel import Option, Panel
 from rope_jax.diagnosis.verdict.ranking import contest
 
 SIMULATED = pytest.mark.usefixtures("without_type_checks")
