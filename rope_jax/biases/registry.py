@@ -5,10 +5,10 @@ itself is taken wherever a name is. A multiple of a bias with slopes is written 
 """
 
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+from rope_jax import named_records
 from rope_jax.biases.protocol import Bias
 from rope_jax.errors import InputError
 
@@ -71,12 +71,7 @@ def register(record: BiasRecord) -> BiasRecord:
     Raises:
       InputError: if the name is taken, or is no word.
     """
-    if not re.fullmatch(r"\w+", record.name):
-        raise InputError(f"the name of a bias must be one word, got {record.name!r}")
-    if record.name in BIASES:
-        raise InputError(f"there is a bias {record.name!r} already")
-    BIASES[record.name] = record
-    return record
+    return named_records.add(BIASES, record.name, record, kind="bias")
 
 
 def _alibi(request: BiasRequest, multiplier: float = 1.0) -> Bias:

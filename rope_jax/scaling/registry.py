@@ -6,10 +6,10 @@ commands. A `Rule` itself is taken wherever a name is.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Literal
 
+from rope_jax import named_records
 from rope_jax.errors import InputError
 from rope_jax.length_rules import LengthRule, dynamic_ntk
 from rope_jax.rules import Rule, Stage
@@ -48,12 +48,7 @@ def register(scaling: Scaling) -> Scaling:
     Raises:
       InputError: if the name is taken, or is no word.
     """
-    if not re.fullmatch(r"\w+", scaling.name):
-        raise InputError(f"the name of a scaling must be one word, got {scaling.name!r}")
-    if scaling.name in SCALINGS:
-        raise InputError(f"there is a scaling {scaling.name!r} already")
-    SCALINGS[scaling.name] = scaling
-    return scaling
+    return named_records.add(SCALINGS, scaling.name, scaling, kind="scaling")
 
 
 def _ntk4(factor: float, original_length: int) -> Rule:

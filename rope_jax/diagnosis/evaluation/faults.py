@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from rope_jax import named_records
 from rope_jax.attention.api import attend
 from rope_jax.attention.call import Settings, Tokens
 from rope_jax.decoder import Attend, Schemes, each_scheme
@@ -55,11 +56,9 @@ def register(name: str, make: FaultMaker) -> None:
     """Adds a fault under its name.
 
     Raises:
-      InputError: if the name is taken.
+      InputError: if the name is taken, or is no word.
     """
-    if name in FAULTS:
-        raise InputError(f"there is a fault {name!r} already")
-    FAULTS[name] = make
+    named_records.add(FAULTS, name, make, kind="fault")
 
 
 def fault_of(name: str, request: FaultRequest) -> Fault:

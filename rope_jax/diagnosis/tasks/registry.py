@@ -12,10 +12,10 @@ judged like those of the package, and reports take label and explanation from th
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+from rope_jax import named_records
 from rope_jax.errors import InputError
 
 __all__ = ["PROBES", "TASKS", "Role", "Task", "guess", "help_text", "index_of", "names", "register"]
@@ -63,12 +63,7 @@ def register(task: Task) -> Task:
     Raises:
       InputError: if the name is taken, or is no word.
     """
-    if not re.fullmatch(r"\w+", task.name):
-        raise InputError(f"the name of a task must be one word, got {task.name!r}")
-    if task.name in TASKS:
-        raise InputError(f"there is a task {task.name!r} already")
-    TASKS[task.name] = task
-    return task
+    return named_records.add(TASKS, task.name, task, kind="task")
 
 
 def names(role: Role | None = None) -> tuple[str, ...]:
