@@ -66,24 +66,4 @@ def __dir__() -> list[str]:
     return [*globals(), *__all__]
 
 
-__all__ = [
-    "__version__",
-    "attention",
-    "biases",
-    "checkpoints",
-    "decoder",
-    "diagnose",
-    "diagnosis",
-    "dynamic",
-    "errors",
-    "frequencies",
-    "inspect",
-    "length_rules",
-    "phases",
-    "rotation",
-    "rules",
-    "scaling",
-    "scheme",
-    "statistics",
-    "testing",
-]
+__all__ = ["__version__", *_SUBMODULES, *_FUNCTIONS]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rope_jax import biases, frequencies, scaling
-from rope_jax.biases.registry import BIASES, BiasRequest, bias_of, explanation_of, parse_bias
+from rope_jax.biases.registry import BIASES, BiasRequest, bias_of, parse_bias
+from rope_jax.diagnosis.report import labels
 from rope_jax.errors import InputError
 from rope_jax.length_rules import at_length
 from rope_jax.rules import Rule
@@ -63,7 +64,7 @@ def test_alibi_is_the_papers_slopes_and_a_multiple_says_so():
     np.testing.assert_allclose(bias_of("alibi", REQUEST).slopes, paper, rtol=1e-6)
     np.testing.assert_allclose(bias_of("alibi*16", REQUEST).slopes, 16 * paper, rtol=1e-6)
     np.testing.assert_allclose(bias_of("alibi*0.5", REQUEST).slopes, paper / 2, rtol=1e-6)
-    assert explanation_of("alibi*16")["label"] == "ALiBi x 16"
+    assert labels.label("alibi*16") == "ALiBi x16"
     assert bias_of("none", REQUEST) is None
 
 
@@ -79,4 +80,4 @@ def test_what_is_fitted_needs_weights_and_what_is_unknown_is_named():
             bias_of(name, REQUEST)
     with pytest.raises(InputError, match="unknown bias 'magic'; there are: none, alibi"):
         bias_of("magic", REQUEST)
-    assert explanation_of("ours")["explanation"] == "a bias of the user's own"
+    assert (labels.label("ours"), labels.explanation("ours")) == ("ours", "")

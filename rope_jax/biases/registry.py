@@ -6,7 +6,7 @@ itself is taken wherever a name is. A multiple of a bias with slopes is written 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from rope_jax import named_records
 from rope_jax.biases.protocol import Bias
@@ -138,12 +138,3 @@ def bias_of(name: str, request: BiasRequest) -> Bias | None:
     if record.fitted and request.fitter is None:
         raise InputError(f"bias {name!r} is fitted to a model's weights, and there are none")
     return _alibi(request, multiplier) if multiplier is not None else record.make(request)
-
-
-def explanation_of(name: str) -> dict[str, Any]:
-    """Returns label, color and explanation of a bias, for reports; of an unknown one its name."""
-    record = BIASES.get(name.partition("*")[0])
-    if record is None:
-        return {"label": name, "color": "#374151", "explanation": "a bias of the user's own"}
-    label = record.label if "*" not in name else f"{record.label} x {name.partition('*')[2]}"
-    return {"label": label, "color": record.color, "explanation": record.explanation}

@@ -140,10 +140,13 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         progress("starting", 0, 1)
         # JAX is imported only once the flags are known to be good.
         from rope_jax.diagnosis.api import diagnose
+        from rope_jax.diagnosis.evaluation.kept_files import what_is_kept
 
         options = _options(flags)
         if items is not None:
             return _write_items(model, options, pathlib.Path(flags.write_items), items)
+        if (finished := what_is_kept(out / STORE)) is not None:
+            print(f"rope-jax diagnose: {finished}", file=sys.stderr)
         found = diagnose(model, store=out / STORE, progress=progress, **_values(options))
     return _conclude(found, flags, out)
 

@@ -114,7 +114,9 @@ def findings_of(
             progress=progress,
         )
     prediction = _prediction(subjects, plans, conditions, tasks.used) if options.predict and tasks.used else None
-    costs = costing.costs_record(subjects[0], {name: plans[0].schemes(name)[0] for name in _judged(judgements)})
+    costs = costing.costs_record(
+        subjects[0], {name: plans[0].schemes(name)[0] for name in _judged(judgements) if name in conditions}
+    )
     seconds["beside them"] = time.perf_counter() - started
     return Findings(
         subjects=subjects,
@@ -256,7 +258,7 @@ def _judged(judgements: Sequence[Judgement]) -> list[str]:
     names = [ORIGINAL]
     for one in judgements:
         names += [one.deployed, *(change.configuration for change in one.verdict.changes)]
-    return [name for name in dict.fromkeys(names) if "exempt" not in name]
+    return list(dict.fromkeys(names))
 
 
 def _prediction(
