@@ -79,10 +79,10 @@ def test_progress_on_a_broken_stderr_does_not_end_a_run():
 
 @pytest.mark.slow
 def test_the_gate_of_a_real_diagnosis_survives_a_pipe(workdir):
-    small = ("--target_length=512", "--contexts=2", "--status_quo=ntk+alibi", "--transforms=yarn", "--rows=1")
-    command = real("diagnose", *small, "--fit_steps=1", "--fail_if=short_cost>0.02")
+    small = ("--target_length=320", "--contexts=2", "--deployed=ntk+alibi", "--transforms=yarn_map", "--text_rows=1")
+    command = real("diagnose", *small, "--fail_if=short_loss_rise>0.02")
     expected = through_shell(command, "").returncode
     assert expected in (3, 4)
     for redirection in (LEFT, ">&-", ">/dev/full"):
         assert through_shell(command, redirection).returncode == expected
-    assert (workdir / "rope-jax-diagnosis" / "verdict.json").exists()
+    assert (workdir / "rope-jax-diagnosis" / "diagnosis.json").exists()

@@ -172,7 +172,7 @@ def test_where_finished_parts_lie_is_named_but_not_whose_they_are(seed, tmp_path
 
 @pytest.mark.slow
 def test_a_real_diagnosis_is_told_to_stop(tmp_path):
-    flags = ("--target_length=512", "--contexts=2", "--status_quo=ntk+alibi", "--transforms=yarn", "--rows=1")
+    flags = ("--target_length=320", "--contexts=2", "--deployed=ntk+alibi", "--transforms=yarn_map", "--text_rows=1")
     process = subprocess.Popen(
         real("diagnose", *flags), stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path
     )
