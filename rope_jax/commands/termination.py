@@ -70,7 +70,7 @@ def raised_on_signals(last_words: Callable[[int], object]) -> Iterator[None]:
     listening = threading.Thread(target=_listen, args=(read, ours, asked, last_words), daemon=True)
     before, report = signal.set_wakeup_fd(write, warn_on_full_buffer=False), sys.unraisablehook
 
-    def dropped(unraisable: "sys.UnraisableHookArgs") -> None:
+    def dropped(unraisable: Any) -> None:  # sys.UnraisableHookArgs, which exists for type checkers only
         if unraisable.exc_type in _RAISED.values():
             asked.lost.set()  # raised right here, it would be dropped again
         else:
