@@ -10,7 +10,7 @@ from rope_jax.checkpoints import strict_json, weights
 from rope_jax.checkpoints.mechanisms import OWN_CODE, mechanism_of
 from rope_jax.checkpoints.model_types import SLIDING
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
-from rope_jax.decoder import DecoderConfig
+from rope_jax.decoder import Activation, DecoderConfig
 from rope_jax.errors import ConfigError, UnsupportedError
 
 # Keys that shape the forward pass, by what reads them: `decoder_config` and `positions_of`.
@@ -35,11 +35,36 @@ _POSITIONS = {
     "partial_rotary_factor",
 }
 _WINDOWS = {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"}
+_GEMMA = {"attention_bias", "hidden_activation"}
+_GEMMA_WINDOWS = {"sliding_window", "layer_types", "sliding_window_pattern", "_sliding_window_pattern"}
+_CAPS = {"query_pre_attn_scalar", "final_logit_softcapping"}
+GELU = "gelu_pytorch_tanh"  # GELU in its tanh form, as transformers names it
 _UNDERSTOOD = {
     "llama": _SHAPES | _POSITIONS | {"attention_bias", "mlp_bias"},
     "mistral": _SHAPES | _POSITIONS | {"sliding_window"},
     "qwen2": _SHAPES | _POSITIONS | _WINDOWS,
     "qwen3": _SHAPES | _POSITIONS | _WINDOWS | {"attention_bias"},
+    "gemma": _SHAPES | _POSITIONS | _GEMMA,
+    "gemma2": _SHAPES | _POSITIONS | _GEMMA | _GEMMA_WINDOWS | _CAPS | {"attn_logit_softcapping"},
+    "gemma3_text": _SHAPES | _POSITIONS | _GEMMA | _GEMMA_WINDOWS | _CAPS | {"rope_local_base_freq"},
+}
+# What the published classes take where the config is silent.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma": {"hidden_activation": GELU, "tie_word_embeddings": True, "head_dim": 256},
+    "gemma2": {
+        "hidden_activation": GELU,
+        "tie_word_embeddings": True,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "gemma3_text": {
+        "hidden_activation": GELU,
+        "tie_word_embeddings": True,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+    },
 }
 # Keys that change nothing in a forward pass, whatever their value.
 _NO_EFFECT = {
@@ -64,12 +89,14 @@ _NO_EFFECT = {
 # Keys that are understood at one value only, the one that changes nothing.
 _ONLY: dict[str, tuple] = {
     "attention_bias": (False,),
+    "attn_logit_softcapping": (None,),
     "mlp_bias": (False,),
     "quantization_config": (None,),
     "sliding_window": (None,),
     "use_mrope": (False,),
     "use_qk_norm": (False,),
     "use_sliding_window": (False,),
+    "use_bidirectional_attention": (False, None),
 }
 
 
@@ -96,10 +123,31 @@ def check_keys(raw: Mapping[str, Any], file: Path) -> str:
             raise ConfigError(f"{file}: key {key!r} is not understood for model_type {model_type!r}")
         if not any(value is allowed for allowed in _ONLY[key]):
             raise UnsupportedError(f"{file}: {key} {strict_json.show(value)} is not supported in a {model_type} model")
-    activation = raw.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise UnsupportedError(f"{file}: hidden_act {strict_json.show(activation)} is not supported, only 'silu'")
+    _activation(raw, model_type, file)
     return model_type
+
+
+def centred_norms(model_type: str) -> bool:
+    """Returns whether the published code multiplies by 1 + weight where its RMS norms are applied."""
+    return model_type.startswith("gemma")
+
+
+def _activation(raw: Mapping[str, Any], model_type: str, file: Path) -> Activation:
+    """Returns the MLP's activation, as the published code of the model type reads it."""
+    # Gemma 1 reads `hidden_act` where there is no `hidden_activation`, and means the tanh form by "gelu" too.
+    gemma = centred_norms(model_type)
+    key = "hidden_activation" if gemma and raw.get("hidden_activation") is not None else "hidden_act"
+    stated = raw.get(key)
+    if gemma:
+        if key == "hidden_act" and (model_type != "gemma" or stated is None):
+            stated = GELU
+        allowed = (GELU, "gelu") if key == "hidden_act" else (GELU,)
+        if stated not in allowed:
+            raise UnsupportedError(f"{file}: {key} {strict_json.show(stated)} is not supported, only {GELU!r}")
+        return "gelu_tanh"
+    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise UnsupportedError(f"{file}: hidden_act {strict_json.show(stated)} is not supported, only 'silu'")
+    return "silu"
 
 
 def _whole(raw: Mapping[str, Any], key: str, file: Path, default: int | None = None) -> int:
@@ -113,6 +161,15 @@ def _whole(raw: Mapping[str, Any], key: str, file: Path, default: int | None = N
     return value
 
 
+def _positive(raw: Mapping[str, Any], key: str, file: Path) -> float | None:
+    value = raw.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+        raise ConfigError(f"{file}: {key} must be a number above 0, below 1e9, got {strict_json.show(value)}")
+    return float(value)
+
+
 def _switch(raw: Mapping[str, Any], key: str, file: Path) -> bool:
     value = raw.get(key, False)
     if not isinstance(value, bool):
@@ -122,6 +179,7 @@ def _switch(raw: Mapping[str, Any], key: str, file: Path) -> bool:
 
 def _one_layer(raw: Mapping[str, Any], model_type: str, file: Path) -> DecoderConfig:
     """Returns the decoder's config cut to one layer: its size says how large the whole is, at no cost."""
+    raw = {**_DEFAULTS.get(model_type, {}), **raw}
     heads = _whole(raw, "num_attention_heads", file)
     hidden = _whole(raw, "hidden_size", file)
     # Only Llama's config has as many key heads as query heads by default; elsewhere a default would be a guess.
@@ -141,6 +199,8 @@ def _one_layer(raw: Mapping[str, Any], model_type: str, file: Path) -> DecoderCo
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not (math.isfinite(eps) and eps >= 0):
         raise ConfigError(f"{file}: rms_norm_eps must be a finite number, 0 or more, got {strict_json.show(eps)}")
     biased = _switch(raw, "attention_bias", file)
+    gemma = centred_norms(model_type)
+    scalar = _positive(raw, "query_pre_attn_scalar", file)
     return DecoderConfig(
         vocab_size=_whole(raw, "vocab_size", file),
         hidden_size=hidden,
@@ -154,7 +214,13 @@ def _one_layer(raw: Mapping[str, Any], model_type: str, file: Path) -> DecoderCo
         qkv_bias=biased or model_type == "qwen2",
         output_bias=biased,
         mlp_bias=_switch(raw, "mlp_bias", file),
-        qk_norm=model_type == "qwen3",
+        qk_norm=model_type in ("qwen3", "gemma3_text"),
+        activation=_activation(raw, model_type, file),
+        post_norms=model_type in ("gemma2", "gemma3_text"),
+        embedding_scale=math.sqrt(hidden) if gemma else 1.0,
+        attention_scale=None if scalar is None else scalar**-0.5,
+        attention_soft_cap=_positive(raw, "attn_logit_softcapping", file),
+        output_soft_cap=_positive(raw, "final_logit_softcapping", file),
     )
 
 
@@ -187,15 +253,20 @@ def decoder_config(raw: Mapping[str, Any], model_type: str, positions: PositionC
         one,
         num_layers=layers,
         layer_types=tuple(of_layer[layer].name for layer in range(layers)),
-        windows=_windows(raw, model_type, layers, file),
+        windows=_windows(raw, model_type, positions, layers, file),
     )
 
 
-def _windows(raw: Mapping[str, Any], model_type: str, layers: int, file: Path) -> tuple[int | None, ...]:
+def _windows(
+    raw: Mapping[str, Any], model_type: str, positions: PositionConfig, layers: int, file: Path
+) -> tuple[int | None, ...]:
     """Returns the window of each layer, also one wider than the declared length: the model may be run beyond it."""
     stated = None if raw.get("sliding_window", 0) is None else _whole(raw, "sliding_window", file, 4096)
-    if model_type == "llama":
+    if model_type in ("llama", "gemma"):
         return (None,) * layers
+    if centred_norms(model_type):
+        sliding = {layer for group in positions.groups if group.name == SLIDING for layer in group.layers}
+        return tuple(stated if layer in sliding else None for layer in range(layers))
     if model_type == "mistral":
         return (stated,) * layers
     window = stated if _switch(raw, "use_sliding_window", file) else None

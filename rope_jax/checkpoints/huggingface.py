@@ -1,4 +1,4 @@
-"""Hugging Face directories of Llama, Mistral, Qwen2, Qwen3: every config key understood, every tensor accounted for."""
+"""Hugging Face directories of the decoders that load: every config key understood, every tensor accounted for."""
 
 import contextlib
 import dataclasses
@@ -37,6 +37,11 @@ _NAMES = {  # ours -> theirs, apart from the layer number
     **{f"mlp.{x}.kernel": f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")},
     **{f"mlp.{x}.bias": f"mlp.{x}_proj.bias" for x in ("gate", "up", "down")},
 }
+_FOUR_NORMS = {  # in a block with norms after attention and MLP too
+    "attention_post_norm.weight": "post_attention_layernorm.weight",
+    "mlp_norm.weight": "pre_feedforward_layernorm.weight",
+    "mlp_post_norm.weight": "post_feedforward_layernorm.weight",
+}
 
 
 def load(directory: str | Path, *, max_bytes: int | None = None) -> Checkpoint:
@@ -70,16 +75,23 @@ def load(directory: str | Path, *, max_bytes: int | None = None) -> Checkpoint:
         shards = {file: stack.enter_context(_opened(file)) for file in _weight_files(directory)}
         tensors = _tensors(directory, shards)
         _check_layers(tensors, config, directory)
+        centred = decoder_keys.centred_norms(model_type)
         graph, state = weights.abstract_decoder(config)
         shapes = weights.published_shapes(state)
-        names = {path: published_name(path) for path in shapes}
+        names = {path: published_name(path, config) for path in shapes}
         expected = {names[path]: shape for path, shape in shapes.items()}
         extras = _check_tensors(tensors, expected, config, directory)
         stored = sum(tensor.bytes for tensor in tensors.values())
         weights.check_fits(stored, max_bytes, str(directory))
         for name in extras:
             _check_extra(name, tensors, positions)
-        model = weights.assemble(graph, state, lambda path: tensors[names[path]].read())
+
+        def tensor(path: str) -> np.ndarray:
+            value = tensors[names[path]].read()
+            # In float32: 1 + w in half precision would lose most of w.
+            return 1 + value.astype(np.float32) if centred and path.endswith("norm.weight") else value
+
+        model = weights.assemble(graph, state, tensor)
     tokenizer = directory / "tokenizer.json"
     return Checkpoint(
         config=config,
@@ -92,11 +104,12 @@ def load(directory: str | Path, *, max_bytes: int | None = None) -> Checkpoint:
     )
 
 
-def published_name(path: str) -> str:
-    """Returns the name under which a Llama-family checkpoint stores the parameter at `path`."""
+def published_name(path: str, config: DecoderConfig) -> str:
+    """Returns the name under which a checkpoint of such a decoder stores the parameter at `path`."""
     if path.startswith("blocks."):
         _, layer, rest = path.split(".", 2)
-        return f"model.layers.{layer}.{_NAMES[rest]}"
+        names = {**_NAMES, **_FOUR_NORMS} if config.post_norms else _NAMES
+        return f"model.layers.{layer}.{names[rest]}"
     return _NAMES[path]
 
 
@@ -195,7 +208,7 @@ def _tensors(directory: Path, shards: Mapping[Path, Any]) -> dict[str, _Tensor]:
 def _check_layers(tensors: Mapping[str, _Tensor], config: DecoderConfig, directory: Path) -> None:
     """Raises if a layer of the config has no weights: a huge number of layers costs time before it is made."""
     for layer in range(config.num_layers):
-        name = published_name(f"blocks.{layer}.attention_norm.weight")
+        name = published_name(f"blocks.{layer}.attention_norm.weight", config)
         if name not in tensors:
             raise CheckpointError(f"{directory}: tensor {strict_json.show(name)} is missing from its weights")
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save
 
 from rope_jax.checkpoints import weights
 from rope_jax.checkpoints.huggingface import published_name
-from rope_jax.decoder import Decoder
+from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.errors import CheckpointError
 
 
@@ -29,8 +29,23 @@ def llama_config(model: Decoder, *, base: float, trained_length: int) -> dict[st
       CheckpointError: if the decoder has a switch that a Llama config cannot say.
     """
     config = model.config
-    if config.qkv_bias or config.output_bias or config.mlp_bias or config.qk_norm or any(config.windows):
-        raise CheckpointError("only plain Llama decoders are written: no windows, biases, or query and key norms")
+    plain = DecoderConfig(
+        config.vocab_size,
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_layers,
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_dim,
+        config.rms_norm_eps,
+        config.tie_embeddings,
+        layer_types=config.layer_types,
+    )
+    if config != plain:
+        raise CheckpointError(
+            "only plain Llama decoders are written: no windows, biases, query and key norms, norms after attention or "
+            "MLP, scales or caps"
+        )
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -83,7 +98,7 @@ def save_llama(
         if path.endswith(".kernel"):
             outputs, inputs = shapes[path]
             value = value.reshape(inputs, outputs).T
-        tensors[published_name(path)] = np.ascontiguousarray(value)
+        tensors[published_name(path, model.config)] = np.ascontiguousarray(value)
     _replace(directory / "model.safetensors", save(tensors, metadata={"format": "pt", **(metadata or {})}))
     _replace(directory / "config.json", (json.dumps(dict(config), indent=2) + "\n").encode())
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from rope_jax.attention import decode
 from rope_jax.attention.api import attend as attend_to_all
-from rope_jax.attention.call import Tokens, checked, without_padding
+from rope_jax.attention.call import Settings, Tokens, without_padding
 from rope_jax.attention.decode import Turn, turn_of
 from rope_jax.decoder.cache import Cache, write_keys, write_values
 from rope_jax.scheme import Scheme, without_rotation
@@ -45,8 +45,8 @@ def attend(
     tokens: Tokens,
     cache: Cache,
     layer: int,
+    settings: Settings,
     *,
-    window: int | None,
     turn: Turn | None,
     fresh: bool,
 ) -> tuple[Float[Array, "batch tokens heads dim"], tuple[Array, Array]]:
@@ -60,7 +60,7 @@ def attend(
       tokens: where the new tokens stand.
       cache: with the new tokens' positions in it already.
       layer: which of its keys and values to use.
-      window: as in `attention`.
+      settings: how logits are made, from `checked`.
       turn: cos and sin at every slot of an unrotated cache; made here if it is needed and None.
       fresh: whether the cache held nothing before, so that there is nothing to read from it.
     """
@@ -70,7 +70,6 @@ def attend(
     keys = write_keys(cache.keys[layer], new, cache.filled)
     values = write_values(cache.values[layer], v, cache.filled)
     slots = Tokens(cache.positions, cache.segments)
-    settings = checked(q, k, v, scheme, window=window)
     if q.shape[1] <= decode.QUERIES:
         if not rotated and turn is None:
             turn = turn_of(scheme, cache.positions)

@@ -1,9 +1,10 @@
-"""A Llama-family decoder in Flax NNX that takes its positional scheme as an argument.
+"""A decoder of the Llama or the Gemma family in Flax NNX that takes its positional scheme as an argument.
 
 Axes: B batch, T tokens, D hidden, H query heads, K key/value heads, d head dimension, F gate, V vocabulary.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -23,6 +24,11 @@ from rope_jax.decoder.cache import Cache, Cached
 from rope_jax.decoder.cached_attention import Schemes, Turns
 from rope_jax.decoder.config import DecoderConfig
 from rope_jax.scheme import Scheme
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 # What computes a layer's attention: takes the arguments of `attention.api.attend` and returns what that returns.
 Attend = Callable[..., tuple[Array, Array]]
@@ -84,6 +90,7 @@ class Attention(nnx.Module):
         self.k_norm = RmsNorm(d, config.rms_norm_eps) if config.qk_norm else None
         self.layer = layer
         self.window = config.windows[layer]
+        self.scale, self.soft_cap = config.attention_scale, config.attention_soft_cap
 
     def __call__(
         self,
@@ -98,17 +105,18 @@ class Attention(nnx.Module):
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
+        settings = checked(q, k, v, scheme, window=self.window, scale=self.scale, soft_cap=self.soft_cap)
         if cache is not None:
             out, stored = cached_attention.attend(
-                q, k, v, scheme, tokens, cache, self.layer, window=self.window, turn=turn, fresh=fresh
+                q, k, v, scheme, tokens, cache, self.layer, settings, turn=turn, fresh=fresh
             )
             return self.o(out), stored
-        out, _ = attention(q, k, v, scheme, None, tokens, tokens, checked(q, k, v, scheme, window=self.window))
+        out, _ = attention(q, k, v, scheme, None, tokens, tokens, settings)
         return self.o(out), None
 
 
 class Mlp(nnx.Module):
-    """SwiGLU: `down(silu(gate(x)) * up(x))`."""
+    """Gated MLP: `down(act(gate(x)) * up(x))`."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs) -> None:
         D, F = config.hidden_size, config.intermediate_size
@@ -116,24 +124,29 @@ class Mlp(nnx.Module):
         self.gate = Projection("BTD,DF->BTF", (D, F), inner, D, rngs=rngs)
         self.up = Projection("BTD,DF->BTF", (D, F), inner, D, rngs=rngs)
         self.down = Projection("BTF,FD->BTD", (F, D), outer, F, rngs=rngs)
+        self.activation = config.activation
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(_ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each behind a norm and a residual."""
+    """Attention and MLP, each behind a norm and a residual; with `post_norms` their results are normed too."""
 
     def __init__(self, config: DecoderConfig, layer: int, *, rngs: nnx.Rngs) -> None:
         self.attention_norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.attention = Attention(config, layer, rngs=rngs)
         self.mlp_norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config, rngs=rngs)
+        after = config.post_norms
+        self.attention_post_norm = RmsNorm(config.hidden_size, config.rms_norm_eps) if after else None
+        self.mlp_post_norm = RmsNorm(config.hidden_size, config.rms_norm_eps) if after else None
 
     def __call__(self, x, scheme: Scheme, tokens: Tokens, cache: Cache | None, turn, fresh: bool, attention: Attend):
         attended, stored = self.attention(self.attention_norm(x), scheme, tokens, cache, turn, fresh, attention)
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), stored
+        x = x + (attended if self.attention_post_norm is None else self.attention_post_norm(attended))
+        mixed = self.mlp(self.mlp_norm(x))
+        return x + (mixed if self.mlp_post_norm is None else self.mlp_post_norm(mixed)), stored
 
 
 class Decoder(nnx.Module):
@@ -209,7 +222,9 @@ class Decoder(nnx.Module):
     def unembed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Returns float32 logits of hidden states."""
         weights = self.embedding if self.unembedding is None else self.unembedding
-        return jnp.einsum("BTD,VD->BTV", x, weights[...].astype(x.dtype)).astype(jnp.float32)
+        logits = jnp.einsum("BTD,VD->BTV", x, weights[...].astype(x.dtype)).astype(jnp.float32)
+        cap = self.config.output_soft_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def extend(
         self,
@@ -316,6 +331,8 @@ class Decoder(nnx.Module):
             .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=_residual_sharding(tokens))
         )
         x = rows.astype(dtype)
+        if self.config.embedding_scale != 1:
+            x = x * jnp.asarray(self.config.embedding_scale, dtype)
         stored = []
         for layer, block in enumerate(self.blocks):
             turn = turns[self.config.layer_types[layer]] if isinstance(turns, Mapping) else turns
