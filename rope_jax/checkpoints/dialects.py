@@ -12,6 +12,7 @@ from typing import Any
 
 from rope_jax import scaling
 from rope_jax.checkpoints import strict_json
+from rope_jax.checkpoints.gguf_file import is_gguf
 from rope_jax.checkpoints.layer_groups import COUNT, HEAD_DIM, HEADS, HIDDEN, WIDTH, check_head, rope_groups
 from rope_jax.checkpoints.ledger import Ledger, Section, boolean, close, integer, number, read_places, text
 from rope_jax.checkpoints.mechanisms import OWN_CODE, mechanism_of
@@ -29,11 +30,16 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the content of a config, read strictly.
 
     Args:
-      path: a JSON file, or a directory that holds a `config.json`.
+      path: a JSON file, a directory that holds a `config.json`, or a GGUF file, whose metadata is turned into one.
 
     Raises:
       ConfigError: if it cannot be read; see `strict_json.read`.
+      RopeJaxError: if a GGUF file cannot be read; see `gguf_metadata.translate`.
     """
+    if is_gguf(path):
+        from rope_jax.checkpoints import gguf_metadata  # which reads positions by this module
+
+        return dict(gguf_metadata.translate(gguf_metadata.read_gguf(path)).config)
     return strict_json.read(_config_file(path))
 
 
@@ -41,11 +47,16 @@ def read_positions(path: str | os.PathLike[str]) -> PositionConfig:
     """Returns what a config file says about positions; see `positions_of`.
 
     Args:
-      path: a JSON file, or a directory that holds a `config.json`.
+      path: a JSON file, a directory that holds a `config.json`, or a GGUF file.
 
     Raises:
       ConfigError: if it cannot be read, or anything about positions in it is not understood.
+      RopeJaxError: if a GGUF file is damaged, or the package that reads it is missing.
     """
+    if is_gguf(path):
+        from rope_jax.checkpoints import gguf_metadata
+
+        return gguf_metadata.read_gguf_positions(path)
     file = _config_file(path)
     return positions_of(strict_json.read(file), origin=os.fspath(file))
 

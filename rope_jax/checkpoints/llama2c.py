@@ -73,7 +73,7 @@ def load(file: str | Path, *, max_bytes: int | None = None) -> Checkpoint:
         positions=_positions(config, seq_len, file),
         layout="interleaved",
         tokenizer_file=tokenizer if tokenizer.exists() else None,
-        sha256=_hash_of(file),
+        sha256=hash_of(file),
         origin=str(file),
     )
 
@@ -183,6 +183,7 @@ def _positions(config: DecoderConfig, seq_len: int, file: Path) -> PositionConfi
     )
 
 
-def _hash_of(file: Path) -> str:
+def hash_of(file: Path) -> str:
+    """Returns the sha256 of a weight file's bytes."""
     with open_regular(file, "weights", error=CheckpointError) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
