@@ -290,7 +290,7 @@ def _put_logits(keys: Keys, architecture: Architecture, *, layers: int, heads: i
         scalar = keys.config["hidden_size"] // heads if layers == architecture.scale_of_layers else head_dim
         keys.put("query_pre_attn_scalar", scalar)
     if scale and not close(scale * head_dim**0.5, 1):
-        keys.put("attention_multiplier", scale, "attention.scale")
+        raise keys.error("attention.scale", "another scale than 1/sqrt(head_dim) in this architecture", UnsupportedError)
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         cap = keys.take(name, positive)
         if cap is not None:

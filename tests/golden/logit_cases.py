@@ -125,6 +125,56 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "qwen3-biases": new_schema("qwen3", "default", attention_bias=True),
 }
+_GEMMA: dict[str, Any] = {
+    **_BASE,
+    "num_hidden_layers": 4,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
+del _GEMMA["hidden_act"]
+_LOCAL_GLOBAL = {"full_attention": {"rope_type": "default", "rope_theta": 1e5}}
+_LOCAL_GLOBAL["sliding_attention"] = {"rope_type": "default", "rope_theta": 1e4}
+GEMMAS: dict[str, dict[str, Any]] = {
+    "gemma": {
+        **_GEMMA,
+        "model_type": "gemma",
+        "architectures": ["GemmaForCausalLM"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "gemma2": {
+        **_GEMMA,
+        "model_type": "gemma2",
+        "architectures": ["Gemma2ForCausalLM"],
+        "sliding_window": 24,
+        "query_pre_attn_scalar": 10,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "gemma3": {
+        **_GEMMA,
+        "model_type": "gemma3_text",
+        "architectures": ["Gemma3ForCausalLM"],
+        "sliding_window": 24,
+        "query_pre_attn_scalar": 16,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": _LOCAL_GLOBAL,
+    },
+    "gemma3-linear": {
+        **_GEMMA,
+        "model_type": "gemma3_text",
+        "architectures": ["Gemma3ForCausalLM"],
+        "max_position_embeddings": 4 * L,
+        "sliding_window": 24,
+        "query_pre_attn_scalar": 10,
+        "final_logit_softcapping": 4.0,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        "rope_theta": 1e5,
+        "rope_local_base_freq": 1e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    },
+}
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -145,7 +195,9 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         found[f"{at}self_attn.o_proj.weight"] = (D, H * d)
         if config.get("attention_bias"):
             found[f"{at}self_attn.o_proj.bias"] = (D,)
-        if config["model_type"] == "qwen3":
+        if config["model_type"] in ("gemma2", "gemma3_text"):
+            found |= {f"{at}{name}_feedforward_layernorm.weight": (D,) for name in ("pre", "post")}
+        if config["model_type"] in ("qwen3", "gemma3_text"):
             found |= {f"{at}self_attn.{name}_norm.weight": (d,) for name in "qk"}
         for name, shape in (("gate", (F, D)), ("up", (F, D)), ("down", (D, F))):
             found[f"{at}mlp.{name}_proj.weight"] = shape
@@ -161,7 +213,7 @@ def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
     for name, shape in sorted(shapes(config).items()):
         value = stream.standard_normal(shape)
         if "norm" in name:
-            value = 1 + 0.2 * value
+            value = 0.2 * value + (not config["model_type"].startswith("gemma"))
         elif name.endswith(".bias"):
             value = 0.3 * value
         elif "q_proj" in name or "k_proj" in name:

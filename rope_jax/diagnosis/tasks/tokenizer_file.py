@@ -1,19 +1,26 @@
-"""`tokenizer.json` files, which are tried in a process of their own first: the library that reads them can abort."""
+"""`tokenizer.json` files, which are tried in a process of their own first: the library that reads them can abort.
 
+A GGUF file stands for the `tokenizer.json` that its metadata make.
+"""
+
+import contextlib
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tokenizers
 from jaxtyping import Int64
 
+from rope_jax.checkpoints.gguf_file import is_gguf
+from rope_jax.checkpoints.gguf_tokenizer import tokenizer_text
 from rope_jax.diagnosis.tasks import tokenizer_process
-from rope_jax.errors import InputError
+from rope_jax.errors import InputError, RopeJaxError
 from rope_jax.regular_files import check_regular
 
 __all__ = ["encode_documents", "read_tokenizer"]
@@ -29,18 +36,19 @@ def read_tokenizer(file: pathlib.Path) -> tokenizers.Tokenizer:
     """Returns the tokenizer in a `tokenizer.json`, without the truncation and padding it may have been saved with.
 
     Args:
-      file: the `tokenizer.json`.
+      file: the `tokenizer.json`, or a GGUF file.
 
     Raises:
       InputError: if the file cannot be read, is no tokenizer, or crashes the library that reads it.
     """
-    loaded, reason, crashed = _run(file, [_SAMPLE])[1:]
-    if crashed or not loaded:
-        raise InputError(f"{file}: not a tokenizer: {reason}")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{file}: not a tokenizer: {_first_line(str(error))}") from error
+    with _as_json(file) as written:
+        loaded, reason, crashed = _run(written, [_SAMPLE])[1:]
+        if crashed or not loaded:
+            raise InputError(f"{file}: not a tokenizer: {reason}")
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(written))
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"{file}: not a tokenizer: {_first_line(str(error))}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -50,19 +58,36 @@ def encode_documents(file: pathlib.Path, documents: Sequence[str], *, origin: st
     """Returns the token ids of all documents, one after the other, each with the special tokens its tokenizer adds.
 
     Args:
-      file: the `tokenizer.json`.
+      file: the `tokenizer.json`, or a GGUF file.
       documents: texts.
       origin: where they come from, for messages.
 
     Raises:
       InputError: if the file is no tokenizer, or cannot encode the documents.
     """
-    ids, loaded, reason, _ = _run(file, documents)
+    with _as_json(file) as written:
+        ids, loaded, reason, _ = _run(written, documents)
     if not loaded:
         raise InputError(f"{file}: not a tokenizer: {reason}")
     if ids is None:
         raise InputError(f"{origin}: {file} cannot encode it: {reason}")
     return ids
+
+
+@contextlib.contextmanager
+def _as_json(file: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives the `tokenizer.json`, one that is there for so long where a GGUF file has it in its metadata."""
+    if not is_gguf(file):
+        yield file
+        return
+    try:
+        text = tokenizer_text(file)
+    except RopeJaxError as error:
+        raise InputError(str(error)) from error
+    with tempfile.TemporaryDirectory(prefix="rope-jax-") as folder:
+        written = pathlib.Path(folder) / "tokenizer.json"
+        written.write_text(text, encoding="utf-8")
+        yield written
 
 
 def _run(file: pathlib.Path, documents: Sequence[str]) -> tuple[np.ndarray | None, bool, str, bool]:
