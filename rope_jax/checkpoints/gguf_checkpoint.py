@@ -71,7 +71,8 @@ def load(file: str | Path, *, max_bytes: int | None = None, dtype: str = "float3
     shapes = weights.published_shapes(state)
     names = {path_in_model: stored_name(path_in_model) for path_in_model in shapes}
     _check_tensors(found, {names[one]: shape for one, shape in shapes.items()})
-    needed = sum(found.tensors[name].size * stored_dtype(found.tensors[name], wanted).itemsize for name in names.values())
+    read = [found.tensors[name] for name in names.values()]
+    needed = sum(info.size * stored_dtype(info, wanted).itemsize for info in read)
     weights.check_fits(needed, max_bytes, shown_path(path))
     architecture = ARCHITECTURES[found.architecture]
     _check_pairs(found.architecture, architecture)

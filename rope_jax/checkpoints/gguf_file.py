@@ -7,6 +7,7 @@ quantisations are the package's.
 
 import dataclasses
 import importlib
+import itertools
 import math
 import os
 import struct
@@ -68,8 +69,8 @@ class GgufFile:
 
     Attributes:
       path: the file.
-      metadata: every key, in the file's order. Numbers are Python's; a float32 is the shortest decimal that gives it, so
-        that 1e-05 is read back as it was written. An array is a list.
+      metadata: every key, in the file's order. Numbers are Python's; a float32 is the shortest decimal that gives it,
+        so that 1e-05 is read back as it was written. An array is a list.
       tensors: every tensor, by name.
     """
 
@@ -258,12 +259,11 @@ def _placed(listed: list, start: int, alignment: int, size: int, path: Path) -> 
         if offset % alignment:
             raise CheckpointError(f"{shown_path(path)}: tensor {show(name)} lies at {offset:,}, not aligned")
         if info.start + info.bytes > size:
-            raise CheckpointError(
-                f"{shown_path(path)}: tensor {show(name)} ends at byte {info.start + info.bytes:,}, the file at {size:,}"
-            )
+            ends = f"ends at byte {info.start + info.bytes:,}, the file at {size:,}"
+            raise CheckpointError(f"{shown_path(path)}: tensor {show(name)} {ends}")
         tensors[name] = info
     by_place = sorted(tensors.values(), key=lambda info: info.start)
-    for before, after in zip(by_place, by_place[1:], strict=False):
+    for before, after in itertools.pairwise(by_place):
         if before.start + before.bytes > after.start:
             raise CheckpointError(
                 f"{shown_path(path)}: tensors {show(before.name)} and {show(after.name)} share bytes of the file"

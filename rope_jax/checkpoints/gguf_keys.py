@@ -89,7 +89,8 @@ class Keys:
         Args:
           path: such as "rope_scaling.factor".
           value: as JSON has it.
-          source: a key without the architecture's prefix, or where the value comes from else; the default where None.
+          source: a key, with or without the architecture's prefix, or in words where the value comes from; the default
+            where None, or where the file does not have the key.
         """
         section = self.config
         *outer, last = path.split(".")
@@ -98,8 +99,11 @@ class Keys:
         section[last] = value
         if source is None:
             self.sources[path] = DEFAULT
+        elif " " in source:
+            self.sources[path] = source
         else:
-            self.sources[path] = self.full(source) if self.full(source) in self.file.metadata else source
+            keys = (key for key in (self.full(source), source) if key in self.file.metadata)
+            self.sources[path] = next(keys, DEFAULT)
 
     def left(self) -> list[str]:
         """Returns the architecture's keys that nothing has taken, without the prefix."""

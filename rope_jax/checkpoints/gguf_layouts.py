@@ -12,24 +12,29 @@ if TYPE_CHECKING:  # it needs JAX, and a config is read without
 
 __all__ = ["ARCHITECTURES", "Architecture", "pair_layout"]
 
-_INTERLEAVED = frozenset(
-    "arcee arctic baichuan bailingmoe chameleon chatglm cohere2 command-r deci deepseek deepseek2 ernie4_5 ernie4_5-moe "
-    "granite granitehybrid granitemoe internlm2 llada llama llama-embed llama4 minicpm mistral3 mistral4 neo-bert olmo "
-    "plm smollm3 starcoder xverse".split()
+
+def _named(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_INTERLEAVED = _named(
+    "arcee arctic baichuan bailingmoe chameleon chatglm cohere2 command-r deci deepseek deepseek2 ernie4_5 "
+    "ernie4_5-moe granite granitehybrid granitemoe internlm2 llada llama llama-embed llama4 minicpm mistral3 mistral4 "
+    "neo-bert olmo plm smollm3 starcoder xverse"
 )
-_HALF = frozenset(
+_HALF = _named(
     "afmoe apertus bailingmoe2 bert bitnet codeshell cogvlm dbrx dots1 dream eurobert exaone exaone-moe exaone4 falcon "
     "falcon-h1 gemma gemma-embedding gemma2 gemma3 gemma3n gemma4 gpt-oss gptneox grok grovemoe hunyuan-dense "
     "hunyuan-moe jais2 jina-bert-v3 lfm2 lfm2moe llada-moe mimo2 minicpm3 minimax-m2 modern-bert nemotron nomic-bert "
     "nomic-bert-moe olmo2 olmoe openelm orion pangu-embedded phi2 phi3 phimoe plamo plamo2 plamo3 qwen qwen2 qwen2moe "
-    "qwen3 qwen3moe qwen3next rnd1 seed_oss smallthinker stablelm starcoder2 step35".split()
+    "qwen3 qwen3moe qwen3next rnd1 seed_oss smallthinker stablelm starcoder2 step35"
 )
-_NO_ROTATION = frozenset(
+_NO_ROTATION = _named(
     "bloom clip gpt2 gptj jais jamba jina-bert-v2 kimi-linear mamba mamba2 mpt nemotron_h nemotron_h_moe refact rwkv6 "
-    "rwkv6qwen2 rwkv7 arwkv7 t5 t5encoder wavtokenizer-dec".split()
+    "rwkv6qwen2 rwkv7 arwkv7 t5 t5encoder wavtokenizer-dec"
 )
 # Half-split pairs with a position of each of three axes; for text they are one.
-_THREE_AXES = frozenset("qwen2vl paddleocr qwen35 qwen35moe qwen3vl qwen3vlmoe".split())
+_THREE_AXES = _named("qwen2vl paddleocr qwen35 qwen35moe qwen3vl qwen3vlmoe")
 
 
 def pair_layout(architecture: str) -> "Layout | None":

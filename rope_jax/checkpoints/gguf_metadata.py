@@ -135,7 +135,7 @@ def _put_shapes(keys: Keys, layers: int) -> tuple[int, int]:
         raise keys.error("attention.head_count", "missing")
     keys.put("num_attention_heads", heads, "attention.head_count")
     kv_heads = keys.take("attention.head_count_kv", _alike(layers))
-    keys.put("num_key_value_heads", kv_heads or heads, "attention.head_count_kv" if kv_heads else None)
+    keys.put("num_key_value_heads", kv_heads or heads, "attention.head_count_kv")
     head_dim = keys.take("attention.key_length", _WIDTH)
     if head_dim is None:
         if hidden % heads:
@@ -197,14 +197,16 @@ def _put_windows(keys: Keys, architecture: Architecture, layers: int) -> None:
     pattern = keys.take("attention.sliding_window_pattern", _pattern)
     if not window:
         if isinstance(architecture.windows, int) and architecture.windowed_type is None:
-            keys.put("sliding_window", None, source if keys.holds("attention.sliding_window") else None)
-            keys.put("layer_types", [FULL] * layers, source if keys.holds("attention.sliding_window") else None)
+            keys.put("sliding_window", None, source)
+            keys.put("layer_types", [FULL] * layers, source)
         return
     if architecture.windowed_type is not None and "num_local_experts" not in keys.config:
         keys.put("model_type", architecture.windowed_type, source)
     keys.put("sliding_window", window, source)
     if not architecture.window_run:
-        keys.findings.append(f"{keys.full('attention.sliding_window')} {window}: llama.cpp sees all tokens all the same")
+        keys.findings.append(
+            f"{keys.full('attention.sliding_window')} {window}: llama.cpp sees all tokens all the same"
+        )
     listed = "attention.sliding_window_pattern"
     if isinstance(pattern, tuple):
         if len(pattern) != layers:
@@ -219,7 +221,7 @@ def _put_windows(keys: Keys, architecture: Architecture, layers: int) -> None:
         assert isinstance(every, int)
         sliding = [every == 0 or (layer + 1) % every != 0 for layer in range(layers)]
     kinds = [SLIDING if entry else FULL for entry in sliding]
-    keys.put("layer_types", kinds, listed if pattern is not None else None)
+    keys.put("layer_types", kinds, listed)
 
 
 def _pattern(value: Any) -> int | tuple[Any, ...]:
@@ -237,20 +239,22 @@ def _put_rope(keys: Keys, architecture: Architecture, *, head_dim: int, length: 
     spec = MODEL_TYPES[keys.config["model_type"]]
     base = keys.take("rope.freq_base", THETA)
     base_key = spec.own_names.get("rope_theta", "rope_theta")
-    keys.put(base_key, base or 10000.0, "rope.freq_base" if base else None)
+    keys.put(base_key, base or 10000.0, "rope.freq_base")
     base = base or 10000.0
     local = keys.take("rope.freq_base_swa", THETA)
     if architecture.local_base:
-        keys.put("rope_local_base_freq", local or 10000.0, "rope.freq_base_swa" if local else None)
+        keys.put("rope_local_base_freq", local or 10000.0, "rope.freq_base_swa")
     elif local is not None and local != base:
-        raise keys.error("rope.freq_base_swa", f"not read for architecture {keys.file.architecture!r}", UnsupportedError)
+        raise keys.error(
+            "rope.freq_base_swa", f"not read for architecture {keys.file.architecture!r}", UnsupportedError
+        )
     dim = keys.take("rope.dimension_count", integer(2, head_dim), head_dim)
     if dim % 2:
         raise keys.error("rope.dimension_count", "must be an even number")
     if architecture.partial:
         share_key = spec.own_names.get("partial_rotary_factor", "partial_rotary_factor")
         share = next(x for x in (dim / head_dim, (dim + 0.5) / head_dim) if int(head_dim * x) == dim)
-        keys.put(share_key, share, "rope.dimension_count" if keys.holds("rope.dimension_count") else None)
+        keys.put(share_key, share, "rope.dimension_count")
     elif dim != head_dim:
         raise keys.error("rope.dimension_count", f"must be the {head_dim} dimensions of a head in this architecture")
     keys.only("rope.dimension_count_swa", integer(0, head_dim), dim, why="differs from rope.dimension_count")
@@ -277,7 +281,7 @@ def _put_t5(keys: Keys) -> None:
     keys.put("relative_attention_num_buckets", buckets, "attention.relative_buckets_count")
     keys.put("relative_attention_max_distance", 128)
     decoder = keys.take("decoder_block_count", _LAYERS)
-    keys.put("num_decoder_layers", decoder or keys.config["num_hidden_layers"], "decoder_block_count" if decoder else None)
+    keys.put("num_decoder_layers", decoder or keys.config["num_hidden_layers"], "decoder_block_count")
     del keys.config["num_hidden_layers"]
     keys.findings.append("the bias table is in the tensors attn_rel_b; 128 is the distance that llama.cpp has built in")
 
@@ -290,7 +294,7 @@ def _put_logits(keys: Keys, architecture: Architecture, *, layers: int, heads: i
         scalar = keys.config["hidden_size"] // heads if layers == architecture.scale_of_layers else head_dim
         keys.put("query_pre_attn_scalar", scalar)
     if scale and not close(scale * head_dim**0.5, 1):
-        raise keys.error("attention.scale", "another scale than 1/sqrt(head_dim) in this architecture", UnsupportedError)
+        raise keys.error("attention.scale", "another scale than 1/sqrt(head_dim)", UnsupportedError)
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         cap = keys.take(name, positive)
         if cap is not None:
@@ -310,7 +314,7 @@ def _put_biases(keys: Keys, file: GgufFile) -> None:
     has = {name: f"blk.0.{name}.bias" in file.tensors for name in ("attn_q", "attn_output", "ffn_up")}
     if has["attn_q"] != has["attn_output"]:
         raise UnsupportedError(
-            f"{shown_path(file.path)}: only one of the tensors 'blk.0.attn_q.bias' and 'blk.0.attn_output.bias' is there"
+            f"{shown_path(file.path)}: of the tensors 'blk.0.attn_q.bias' and 'blk.0.attn_output.bias' one is missing"
         )
     keys.put("attention_bias", has["attn_q"], "tensor blk.0.attn_q.bias")
     keys.put("mlp_bias", has["ffn_up"], "tensor blk.0.ffn_up.bias")

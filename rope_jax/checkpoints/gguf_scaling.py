@@ -75,7 +75,9 @@ def put_scaling(keys: Keys, architecture: Architecture, *, dim: int, base: float
     if kind not in ("none", "linear"):
         raise keys.error("rope.scaling.type", "unknown, known are none, linear, yarn, longrope")
     if kind == "none" and factor not in (None, 1.0):
-        keys.findings.append(f"{keys.full(factor_key)} {factor:g} has no effect: {keys.full('rope.scaling.type')} is none")
+        keys.findings.append(
+            f"{keys.full(factor_key)} {factor:g} has no effect: {keys.full('rope.scaling.type')} is none"
+        )
     scaled = kind == "linear" and factor not in (None, 1.0)
     if FREQS in tensors:
         if scaled:
@@ -100,9 +102,7 @@ def _refuse_alpha(keys: Keys) -> None:
         raise keys.error("rope.scaling.alpha", "a fixed alpha in place of a factor is another base", UnsupportedError)
 
 
-def _put_longrope(
-    keys: Keys, *, dim: int, factor: float | None, original: int, attention: float | None
-) -> None:
+def _put_longrope(keys: Keys, *, dim: int, factor: float | None, original: int, attention: float | None) -> None:
     keys.put(_TYPE, "longrope", "rope.scaling.type")
     if FREQS in keys.file.tensors:
         raise keys.error("rope.scaling.type", f"longrope beside the tensor {FREQS!r}: no config says both")
@@ -112,7 +112,7 @@ def _put_longrope(
         keys.put(f"{_SECTION}.factor", factor, "rope.scaling.factor")
     keys.put(_ORIGINAL, original, "rope.scaling.original_context_length")
     # Where the file has none llama.cpp multiplies by 1; transformers would work one out.
-    keys.put(f"{_SECTION}.attention_factor", attention or 1.0, "rope.scaling.attn_factor" if attention else None)
+    keys.put(f"{_SECTION}.attention_factor", attention or 1.0, "rope.scaling.attn_factor")
 
 
 def _put_yarn(
@@ -128,11 +128,13 @@ def _put_yarn(
         keys.put(_ORIGINAL, original, "rope.scaling.original_context_length")
     for name, key, default in (("beta_fast", "yarn_beta_fast", 32.0), ("beta_slow", "yarn_beta_slow", 1.0)):
         value = keys.take(f"rope.scaling.{key}", number(0.0, 1e6, above=True))
-        keys.put(f"{_SECTION}.{name}", default if value is None else value, value and f"rope.scaling.{key}")
+        keys.put(f"{_SECTION}.{name}", default if value is None else value, f"rope.scaling.{key}")
     mixed = keys.take("rope.scaling.yarn_ext_factor", _ANY)
     if mixed is not None and mixed >= 0 and mixed != 1:
         raise keys.error(
-            "rope.scaling.yarn_ext_factor", "a share of YaRN: no config says less or more than all of it", UnsupportedError
+            "rope.scaling.yarn_ext_factor",
+            "a share of YaRN, and configs have all or nothing of it",
+            UnsupportedError,
         )
     logarithm = keys.take("rope.scaling.yarn_log_multiplier", _ANY)
     if logarithm:
@@ -168,14 +170,16 @@ def _put_frequencies(keys: Keys, *, dim: int, base: float, length: int, original
         section = {"rope_type": "llama3", **found}
         if original is None:
             keys.findings.append(
-                f"{FREQS} is Llama 3's rule with a factor of {found['factor']:g}; its hyperparameters are worked out from "
-                "the entries, low_freq_factor taken as 1"
+                f"{FREQS} is Llama 3's rule with a factor of {found['factor']:g}; its hyperparameters are worked out "
+                "from the entries, low_freq_factor taken as 1"
             )
     else:
         entries = divisors.tolist()
         section = {"rope_type": "longrope", "factor": 1.0, "short_factor": entries, "long_factor": entries}
         section |= {"original_max_position_embeddings": original or length, "attention_factor": 1.0}
-        keys.findings.append(f"{FREQS} divides the frequencies by a list that is not Llama 3's rule; it is used as it is")
+        keys.findings.append(
+            f"{FREQS} divides the frequencies by a list that is not Llama 3's rule; it is used as it is"
+        )
     for name, value in section.items():
         keys.put(f"{_SECTION}.{name}", value, source)
     return None
@@ -215,26 +219,22 @@ def llama3_of(
     length, high = -slope / offset, 1 - 1 / offset
     low = 1.0 if original_length is None else original_length / length
     for digits in (2, 4, 8):
-        found: dict[str, float | int] = {
-            "factor": factor,
-            "low_freq_factor": round(low, digits),
-            "high_freq_factor": round(high * low, digits),
-            "original_max_position_embeddings": original_length or max(1, round(length)),
-        }
-        if np.allclose(_llama3(turns, **found), divisors, rtol=1e-5, atol=0):
-            return found
+        lowest, highest = round(low, digits), round(high * low, digits)
+        tokens = original_length or max(1, round(length))
+        if np.allclose(_llama3(turns, factor, lowest, highest, tokens), divisors, rtol=1e-5, atol=0):
+            return {
+                "factor": factor,
+                "low_freq_factor": lowest,
+                "high_freq_factor": highest,
+                "original_max_position_embeddings": tokens,
+            }
     return None
 
 
 def _llama3(
-    turns: Float64[np.ndarray, " pairs"],
-    factor: float,
-    low_freq_factor: float,
-    high_freq_factor: float,
-    original_max_position_embeddings: int,
+    turns: Float64[np.ndarray, " pairs"], factor: float, low: float, high: float, length: int
 ) -> Float64[np.ndarray, " pairs"]:
-    width = high_freq_factor - low_freq_factor
-    if width <= 0:
+    if high <= low:
         return np.full_like(turns, np.nan)
-    share = np.clip((original_max_position_embeddings * turns - low_freq_factor) / width, 0, 1)
+    share = np.clip((length * turns - low) / (high - low), 0, 1)
     return 1 / ((1 - share) / factor + share)

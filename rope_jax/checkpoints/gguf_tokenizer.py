@@ -209,9 +209,7 @@ def _template(begin: tuple[int, str] | None, end: tuple[int, str] | None) -> dic
         return None
 
     def around(sequence: str) -> list[dict[str, Any]]:
-        first, last = (
-            [] if one is None else [{"SpecialToken": {"id": one[1], "type_id": 0}}] for one in (begin, end)
-        )
+        first, last = ([] if one is None else [{"SpecialToken": {"id": one[1], "type_id": 0}}] for one in (begin, end))
         return [*first, {"Sequence": {"id": sequence, "type_id": 0}}, *last]
 
     named = {one[1]: {"id": one[1], "ids": [one[0]], "tokens": [one[1]]} for one in (begin, end) if one is not None}

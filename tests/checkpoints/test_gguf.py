@@ -37,7 +37,7 @@ def parameters(checkpoint):
 
 def schemes(checkpoint, length):
     found = schemes_of(checkpoint, length=length)
-    return found if isinstance(found, dict) else {name: found for name in checkpoint.config.layer_types}
+    return found if isinstance(found, dict) else dict.fromkeys(checkpoint.config.layer_types, found)
 
 
 @pytest.mark.parametrize("case", SAME)

@@ -65,9 +65,7 @@ def test_a_prompt_and_steps_through_the_cache(case, cached, tmp_path):
 @pytest.mark.parametrize("case", ["gemma2", "gemma3"])
 def test_gradients_of_the_loss(case, tmp_path):
     write(tmp_path, GEMMAS[case])
-    peer = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, dtype=torch.float32, attn_implementation="eager"
-    )
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
     tokens = torch.from_numpy(TOKENS.astype(np.int64))
     logits = peer(tokens, use_cache=False).logits
     torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:]).backward()

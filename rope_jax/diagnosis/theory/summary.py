@@ -5,6 +5,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rope_jax.checkpoints.gguf_file import is_gguf
+
 _LABELS = 9  # characters
 CHECKPOINT = "CHECKPOINT"
 
@@ -55,7 +57,8 @@ def next_command(record: Mapping[str, Any]) -> str:
     if not model["extended"]:
         return "nothing to measure: serve it as it is"
     path = model["path"]
-    checkpoint = CHECKPOINT if path is None else path if os.path.isdir(path) else os.path.dirname(path) or "."
+    whole = path is not None and (os.path.isdir(path) or is_gguf(path))
+    checkpoint = CHECKPOINT if path is None else path if whole else os.path.dirname(path) or "."
     given = [f"--trained_length={model['trained_length']}"] if model["trained_length_given"] else []
     composed = ["--compose"] if deployed["compose"] else []
     configuration = f"--deployed={deployed['scaling']}+{deployed['bias']}"
