@@ -41,10 +41,7 @@ def main(argv: list[str]) -> None:
     losses = LossProgram(checkpoint.model)(schemes_of(checkpoint, length=len(row)), row[None])[0]
     seconds = time.perf_counter() - begun
     edges = np.linspace(0, len(losses), _PARTS.value + 1).astype(int)
-    parts = [
-        (int(first), int(last), float(losses[first:last].mean()))
-        for first, last in itertools.pairwise(edges)
-    ]
+    parts = [(int(first), int(last), float(losses[first:last].mean())) for first, last in itertools.pairwise(edges)]
     record = {
         "checkpoint": checkpoint.origin,
         "sha256": checkpoint.sha256,
