@@ -31,7 +31,6 @@ from rope_jax.diagnosis.tasks.subject import Items, Subject, read_bundled_model
 from rope_jax.diagnosis.verdict.answers import Margins, Verdict
 from rope_jax.diagnosis.verdict.contrasts import Contrasts
 from rope_jax.diagnosis.verdict.decide import REPAIR
-from rope_jax.diagnosis.verdict.ranking import TOGETHER
 from rope_jax.diagnosis.verdict.sampling import ask_on
 from rope_jax.rules import Rule
 from rope_jax.scheme import Retrofit
@@ -213,7 +212,7 @@ def mean_gains(evidence: Evidence) -> dict[str, float]:
 
 def in_words(verdict: Verdict) -> dict[str, Any]:
     """Returns of a verdict what is scored."""
-    ranking = verdict.rankings[TOGETHER if TOGETHER in verdict.rankings else next(iter(verdict.rankings))]
+    ranking = verdict.decisive
     first = next((place for place in ranking.places if place.change == verdict.first), None)
     outside = ranking.outside[0] if ranking.outside else None
     return {

@@ -88,21 +88,16 @@ def choose(
       budget: what may be spent.
       margins: what may be lost at the trained length.
     """
-    contrasts = Contrasts(used, CONFIDENCE, 0)
+    contrasts = Contrasts(used, CONFIDENCE)
     of_name = {one["configuration"]: one for one in costs}
-    candidates = [(name, False, panel) for name, panel in panels.items()]
-    candidates += [(name, True, panel) for name, panel in adapted.items() if budget.steps]
-    ranked = sorted(
-        (
-            (contrasts.shift_together(panel, original).log_odds, name, trained, panel)
-            for name, trained, panel in candidates
-        ),
-        key=lambda one: -one[0].mean,
-    )
+    tried = [(name, False, panel) for name, panel in panels.items()]
+    tried += [(name, True, panel) for name, panel in adapted.items() if budget.steps]
+    gains = [contrasts.estimate(contrasts.together(panel, original)) for *_, panel in tried]
     refused: dict[str, str] = {}
-    for gain, name, trained, panel in ranked:
-        why = _harm(panel, original, contrasts, margins) if panel is not original else None
-        why = why or _too_dear(of_name.get(name), next(iter(costs), None), budget)
+    for gain, (name, trained, panel) in sorted(zip(gains, tried, strict=True), key=lambda one: -one[0].mean):
+        why = _harm(panel, original, contrasts, margins) or _too_dear(
+            of_name.get(name), next(iter(costs), None), budget
+        )
         if why is None:
             return Chosen(name, trained, gain, refused)
         refused[f"{name}{', adapted' if trained else ''}"] = why

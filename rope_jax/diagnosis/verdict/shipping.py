@@ -11,16 +11,13 @@ from collections.abc import Sequence
 
 from rope_jax.diagnosis.evaluation.panel import Panel
 from rope_jax.diagnosis.verdict import wording
-from rope_jax.diagnosis.verdict.answers import Answer, Margins, Shipping
-from rope_jax.diagnosis.verdict.contrasts import TEXT, Contrasts, Paired, above
-from rope_jax.diagnosis.verdict.needed import in_words, needed
-from rope_jax.diagnosis.verdict.regression import margin_of
+from rope_jax.diagnosis.verdict.answers import TEXT, Answer, Margins, Shipping
+from rope_jax.diagnosis.verdict.contrasts import Contrasts, above
 from rope_jax.statistics.intervals import Estimate
 
-__all__ = ["Criterion", "criteria", "resolve", "shipping", "ships"]
+__all__ = ["Criterion", "criteria", "shipping"]
 
-SHORT_ACCURACY = "short accuracy"
-SHORT_LOSS = "short loss of text"
+_CONTEXTS, _ROWS = "contexts", "rows of text"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,121 +57,83 @@ def criteria(after: Panel, deployed: Panel, original: Panel, contrasts: Contrast
       contrasts: makes the contrasts.
       margins: what may be lost.
     """
-    found = [
-        _criterion(
-            task,
-            "the original at the trained length",
-            contrasts.fall(original, after, task),
-            margin_of(task, margins),
-            "nats",
-            contrasts,
-        )
+    at_trained, at_length = "the original at the trained length", "the original at the same length"
+    of_text, long_rise = (margins.long_loss, "nats a token", _ROWS), contrasts.loss(after, original, "long")
+    judged = [
+        (task, at_trained, contrasts.fall(original, after, task), margins.of(task), "nats", _CONTEXTS)
         for task in contrasts.used
     ]
     if contrasts.used:
-        found.append(
-            _criterion(
-                SHORT_ACCURACY,
-                "the original",
-                contrasts.short_accuracy(after, original),
-                margins.short_accuracy,
-                "",
-                contrasts,
-            )
-        )
-    for name, reach, other, against, margin in (
-        (SHORT_LOSS, "short", original, "the original", margins.short_loss),
-        (TEXT, "long", deployed, "the deployed configuration", margins.long_loss),
-        (TEXT, "long", original, "the original at the same length", margins.long_loss),
-    ):
-        rise = contrasts.loss(after, other, "short" if reach == "short" else "long")
-        found.append(_criterion(name, against, rise, margin, "nats a token", contrasts, counted="rows of text"))
+        fall = contrasts.short_accuracy(after, original)
+        judged.append(("short accuracy", "the original", fall, margins.short_accuracy, "", _CONTEXTS))
+    rise = contrasts.loss(after, original, "short")
+    judged += [
+        ("short loss of text", "the original", rise, margins.short_loss, "nats a token", _ROWS),
+        (TEXT, "the deployed configuration", contrasts.loss(after, deployed, "long"), *of_text),
+        (TEXT, at_length, long_rise, *of_text),
+    ]
+    found = []
+    for name, against, loss, margin, unit, counted in judged:
+        estimate = contrasts.estimate(loss)
+        answer = above(estimate, margin)
+        needed = contrasts.needed(loss, margin) if answer == "not resolved" else None
+        found.append(Criterion(name, against, estimate, margin, unit, counted, loss.units, needed, answer))
     return found
 
 
-def ships(found: Sequence[Criterion]) -> tuple[Answer, str]:
-    """Returns whether a configuration may ship, and the measure that decides, "" where nothing is lost."""
-    worst = _worst(found)
-    answers = {one.answer for one in found}
-    answer: Answer = "no" if "yes" in answers else "not resolved" if "not resolved" in answers else "yes"
-    return answer, "" if worst is None else worst.name
-
-
-def resolve(found: Sequence[Criterion]) -> str:
-    """Returns what would resolve everything open, such as "80 contexts and 260 rows of text", or ""."""
-    parts = []
-    for counted in ("contexts", "rows of text"):
-        most = [one.needed for one in found if one.counted == counted and one.needed is not None]
-        if most:
-            parts.append(in_words(max(most), counted))
-    return " and ".join(parts)
-
-
 def shipping(what: str, found: Sequence[Criterion]) -> Shipping:
-    """Returns the answer in words.
+    """Returns whether a configuration may ship, and what decides.
+
+    That is the loss that exceeds its margin most; where none does, the open one that needs most to be resolved.
 
     Args:
       what: the configuration, in words that begin a sentence: "drop the bias".
       found: its criteria.
     """
-    answer, decides = ships(found)
-    worst = _worst(found)
-    if worst is None:
-        largest = max(found, key=lambda one: one.loss.mean / one.margin)
-        return Shipping(
-            "yes",
-            "",
-            "",
-            f"Yes: after '{what}' every loss is within its margin; the nearest to it is {_said(largest)}.",
-        )
-    if answer == "no":
-        others = [one.name for one in found if one.answer == "yes" and one.name != decides]
-        also = f"; lost beyond the margin too: {wording.listed(list(dict.fromkeys(others)))}" if others else ""
-        return Shipping("no", decides, "", f"No: after '{what}' too much is lost: {_said(worst)}{also}.")
-    wanted = resolve(found)
-    would = f"; about {wanted} would resolve it" if wanted else ""
-    if "more than" in wanted:
-        would = f"; it lies so near its margin that {wanted} would be needed"
-    others = [one.name for one in found if one.answer == "not resolved" and one.name != decides]
-    also = f"; open too: {wording.listed(list(dict.fromkeys(others)))}" if others else ""
+    lost, open_ = ([one for one in found if one.answer == answer] for answer in ("yes", "not resolved"))
+    if lost:
+        worst = max(lost, key=_share_of_margin)
+        also = _also(lost, worst, "lost beyond the margin")
+        return Shipping("no", worst.name, "", f"No: after '{what}' too much is lost: {_said(worst)}{also}.")
+    if not open_:
+        nearest = _said(max(found, key=_share_of_margin))
+        within = f"Yes: after '{what}' every loss is within its margin; the nearest to it is {nearest}."
+        return Shipping("yes", "", "", within)
+    worst = max(open_, key=lambda one: (one.needed or math.inf) / max(1, one.units))
+    resolve = _resolve(open_)
+    would = f"; about {resolve} would resolve it" if resolve else ""
+    if "more than" in resolve:
+        would = f"; it lies so near its margin that {resolve} would be needed"
     return Shipping(
         "not resolved",
-        decides,
-        wanted,
-        f"Not resolved: after '{what}' nothing is known to be lost beyond its margin, "
-        f"and open is {_said(worst)}{also}{would}.",
+        worst.name,
+        resolve,
+        f"Not resolved: after '{what}' nothing is known to be lost beyond its margin, and open is "
+        f"{_said(worst)}{_also(open_, worst, 'open')}{would}.",
     )
 
 
-def _worst(found: Sequence[Criterion]) -> Criterion | None:
-    """Returns the loss that exceeds its margin most; where none does, the open one that needs most to be resolved."""
-    lost = [one for one in found if one.answer == "yes"]
-    if lost:
-        return max(lost, key=lambda one: one.loss.mean / one.margin)
-    unresolved = [one for one in found if one.answer == "not resolved"]
-    return max(unresolved, key=lambda one: (one.needed or math.inf) / max(1, one.units), default=None)
+def _share_of_margin(one: Criterion) -> float:
+    return one.loss.mean / one.margin
 
 
-def _criterion(
-    name: str,
-    against: str,
-    loss: Paired,
-    margin: float,
-    unit: str,
-    contrasts: Contrasts,
-    *,
-    counted: str = "contexts",
-) -> Criterion:
-    estimate = contrasts.estimate(loss)
-    answer = above(estimate, margin)
-    enough = needed(estimate, margin, loss, contrasts.confidence) if answer == "not resolved" else None
-    return Criterion(name, against, estimate, margin, unit, counted, loss.units, enough, answer)
+def _also(found: Sequence[Criterion], worst: Criterion, what: str) -> str:
+    others = list(dict.fromkeys(one.name for one in found if one.name != worst.name))
+    return f"; {what} too: {wording.listed(others)}" if others else ""
+
+
+def _resolve(found: Sequence[Criterion]) -> str:
+    """Returns what would resolve everything open, such as "80 contexts and 260 rows of text", or ""."""
+    parts = []
+    for counted in (_CONTEXTS, _ROWS):
+        needed = [one.needed for one in found if one.counted == counted and one.needed is not None]
+        parts += [wording.number(max(needed), counted)] if needed else []
+    return " and ".join(parts)
 
 
 def _said(one: Criterion) -> str:
-    digits = 2 if one.unit == "nats" else 3
-    sign = one.unit != "nats"
-    amount = wording.interval(one.loss, sign=sign, digits=digits)
+    in_nats, of_text = one.unit == "nats", one.counted == _ROWS
+    amount = wording.interval(one.loss, sign=not in_nats, digits=2 if in_nats else 3)
     unit = f" {one.unit}" if one.unit else ""
-    way = {"nats": "falls by", "nats a token": "changes by"}.get(one.unit, "falls by")
+    way = "changes by" if of_text else "falls by"
     return f"{one.name}, which {way} {amount}{unit} from {one.against}, with {one.margin:g} allowed"
