@@ -45,19 +45,18 @@ def shapley(corners: Mapping[frozenset[str], Panel], by: str, contrasts: Contras
     }
 
 
-def cause(evidence: Evidence, base: Panel, contrasts: Contrasts, margins: Margins) -> Cause:
+def cause(evidence: Evidence, contrasts: Contrasts, margins: Margins) -> Cause:
     """Returns which part costs more, if that is resolved.
 
     Args:
       evidence: of one deployed configuration.
-      base: the deployed configuration, run exactly.
       contrasts: makes the contrasts.
       margins: what is too little to matter.
     """
     decisive = contrasts.decisive
     margin, unit = margins.of(decisive), wording.unit(decisive)
     if not evidence.corners:
-        return _only_part(evidence, base, contrasts, margin)
+        return _only_part(evidence, contrasts, margin)
     paired = {by: shapley(evidence.corners, by, contrasts) for by in (*contrasts.used, decisive)}
     by_task = {by: {part: contrasts.estimate(values) for part, values in of.items()} for by, of in paired.items()}
     costs, values = by_task[decisive], paired[decisive]
@@ -86,13 +85,13 @@ def _part(costs: Mapping[str, Estimate], larger: Part, smaller: Part, ahead: Est
     return "both" if answers == ("yes", "yes") else "not resolved"
 
 
-def _only_part(evidence: Evidence, base: Panel, contrasts: Contrasts, margin: float) -> Cause:
+def _only_part(evidence: Evidence, contrasts: Contrasts, margin: float) -> Cause:
     """Returns the cost of the only part in place, which the options tell; nothing where both or neither are."""
     changed = {option.number for option in evidence.options} & {"1", "2"}
     if len(changed) != 1:
         return Cause({}, "not resolved", None, "The 2 x 2 of scaling and bias was not measured.")
     only: Part = "bias" if changed == {"1"} else "scaling"
-    lost = contrasts.estimate(contrasts.together(evidence.original, base))
+    lost = contrasts.estimate(contrasts.together(evidence.original, evidence.base))
     answers: Mapping[str, Part] = {"yes": only, "no": "neither", "not resolved": "not resolved"}
     return Cause(
         {contrasts.decisive: {only: lost}},

@@ -1,7 +1,7 @@
 """The verdict on a deployed configuration: six answers, each always there, each with its interval."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rope_jax.diagnosis.evaluation.panel import RETRIEVAL, Evidence, Option, Panel
 from rope_jax.diagnosis.verdict import wording
@@ -40,35 +40,28 @@ def decide(
     """
     margins = margins or Margins()
     contrasts = Contrasts(evidence.used, confidence, seed)
-    base = evidence.as_deployed if evidence.exact is None else evidence.exact
-    if not contrasts.together(base, evidence.original).units:
+    if not contrasts.together(evidence.base, evidence.original).units:
         raise ValueError("a verdict needs answers to questions that were learned, or text")
 
-    def may_ship(after: Panel, words: str) -> Shipping:
-        return shipping(words, criteria(after, base, evidence.original, contrasts, margins))
+    def may_ship(words: str, after: Panel) -> Shipping:
+        return shipping(words, criteria(after, evidence.base, evidence.original, contrasts, margins))
 
-    changes = tuple(
-        _change(
-            option, evidence, base, may_ship(evidence.changed[option.configuration], option.words), contrasts, margins
-        )
-        for option in evidence.options
-    )
+    changes = tuple(_change(option, evidence, contrasts, margins, may_ship) for option in evidence.options)
     lost = {change.configuration: change.retrieval_lost for change in changes}
-    result = contest(evidence, base, lost, contrasts, retrieval_margin=margins.retrieval)
+    result = contest(evidence, lost, contrasts, retrieval_margin=margins.retrieval)
     places = result.rankings[contrasts.decisive].places
-    best = next(
-        (one for one in changes if places and (one.option, one.words) == (places[0].option, places[0].change)), None
-    )
-    found = implementation(evidence, base, contrasts, margins)
+    named = [(place.option, place.change) for place in places[:1]]
+    best = next((one for one in changes if (one.option, one.words) in named), None)
+    found = implementation(evidence, contrasts, margins)
     repair_first = repair_comes_first(found, margins)
     open_ = () if best is None else _open(changes, best, places, result, confidence)
     if repair_first or best is None:
-        ship = may_ship(base, "repair the implementation" if repair_first else "change nothing")
+        ship = may_ship("repair the implementation" if repair_first else "change nothing", evidence.base)
     else:
-        ship = may_ship(evidence.changed[best.configuration], best.words)
+        ship = may_ship(best.words, evidence.changed[best.configuration])
     verdict = Verdict(
         deployed=evidence.deployed,
-        contexts=_contexts(base, evidence.used),
+        contexts=_contexts(evidence.base, evidence.used),
         confidence=confidence,
         regression=regression(evidence.as_deployed, evidence.original, contrasts, margins),
         price=contrasts.price(evidence.as_deployed, evidence.original),
@@ -77,7 +70,7 @@ def decide(
         probability_first=1.0 if repair_first or best is None else places[0].probability_first,
         rankings=result.rankings,
         changes=changes,
-        cause=cause(evidence, base, contrasts, margins),
+        cause=cause(evidence, contrasts, margins),
         shipping=ship,
         next=(),
         settled=not open_ and found.status != "repair may help",
@@ -110,9 +103,14 @@ def _contexts(panel: Panel, used: Sequence[str]) -> int:
 
 
 def _change(
-    option: Option, evidence: Evidence, base: Panel, may: Shipping, contrasts: Contrasts, margins: Margins
+    option: Option,
+    evidence: Evidence,
+    contrasts: Contrasts,
+    margins: Margins,
+    may_ship: Callable[[str, Panel], Shipping],
 ) -> Change:
-    after = evidence.changed[option.configuration]
+    after, base = evidence.changed[option.configuration], evidence.base
+    ship = may_ship(option.words, after)
     retrieval: Answer = "not resolved"
     if RETRIEVAL in evidence.used:
         retrieval = above(contrasts.estimate(contrasts.gain(base, after, RETRIEVAL)), margins.retrieval)
@@ -126,8 +124,8 @@ def _change(
         retrieval_lost=retrieval,
         against_deployed=contrasts.price(after, base),
         against_original=contrasts.price(after, evidence.original),
-        ships=may.answer,
-        decides=may.decides,
+        ships=ship.answer,
+        decides=ship.decides,
     )
 
 

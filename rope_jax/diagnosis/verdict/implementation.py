@@ -17,18 +17,17 @@ _STATUS: Mapping[Answer, Status] = {
 }
 
 
-def implementation(evidence: Evidence, base: Panel, contrasts: Contrasts, margins: Margins) -> Implementation:
+def implementation(evidence: Evidence, contrasts: Contrasts, margins: Margins) -> Implementation:
     """Returns what an exact run wins back, and what each fault that was tried would cost.
 
     Args:
       evidence: of one deployed configuration.
-      base: the deployed configuration, run exactly.
       contrasts: makes the contrasts.
       margins: what is too little to matter.
     """
 
     def ahead_of(worse: Panel) -> dict[str, Shift]:
-        shifts = {by: contrasts.shift(base, worse, by) for by in contrasts.used or (TEXT,)}
+        shifts = {by: contrasts.shift(evidence.base, worse, by) for by in contrasts.used or (TEXT,)}
         return {by: shift for by, shift in shifts.items() if not math.isnan(shift.log_odds.mean)}
 
     repair = None if evidence.exact is None else ahead_of(evidence.as_deployed)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rope_jax.diagnosis.evaluation.panel import RETRIEVAL, Evidence, Option, Panel
+from rope_jax.diagnosis.evaluation.panel import RETRIEVAL, Evidence, Option
 from rope_jax.diagnosis.verdict.answers import TEXT, Answer, Place, Ranking
 from rope_jax.diagnosis.verdict.contrasts import MODELS, Contrasts, Paired
 from rope_jax.statistics.intervals import Estimate
@@ -48,13 +48,12 @@ class _Family:
 
 
 def contest(
-    evidence: Evidence, base: Panel, lost: Mapping[str, Answer], contrasts: Contrasts, *, retrieval_margin: float
+    evidence: Evidence, lost: Mapping[str, Answer], contrasts: Contrasts, *, retrieval_margin: float
 ) -> Contest:
     """Returns the rankings of the three options, and of changes outside them, by order, binding and both together.
 
     Args:
       evidence: of one deployed configuration.
-      base: what gains are over.
       lost: whether long retrieval is significantly lost, by configuration.
       contrasts: makes the contrasts.
       retrieval_margin: long retrieval that a change may cost, nats.
@@ -62,7 +61,8 @@ def contest(
     panels = {option.configuration: evidence.changed[option.configuration] for option in evidence.options}
     weights, decisive, seed = contrasts.weights, contrasts.decisive, contrasts.seed
     gains = {
-        by: {name: contrasts.gain(panel, base, by) for name, panel in panels.items()} for by in (*weights, decisive)
+        by: {name: contrasts.gain(panel, evidence.base, by) for name, panel in panels.items()}
+        for by in (*weights, decisive)
     }
     families = _families(evidence.options, lost)
     rankings = {
@@ -76,7 +76,7 @@ def contest(
         may_lead = dict(zip(leaders, _shares_first(resampled, range(len(leaders))), strict=True))
     may_lose = {}
     for name, panel in panels.items() if RETRIEVAL in contrasts.used else ():
-        fall = contrasts.gain(base, panel, RETRIEVAL)
+        fall = contrasts.gain(evidence.base, panel, RETRIEVAL)
         resampled = _valued([[name]], {name: fall}, seed).resampled if fall.units else None
         may_lose[name] = 1.0 if resampled is None else float((resampled > retrieval_margin).mean())
     return Contest(rankings, may_lead, may_lose)

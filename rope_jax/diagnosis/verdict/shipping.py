@@ -57,20 +57,19 @@ def criteria(after: Panel, deployed: Panel, original: Panel, contrasts: Contrast
       contrasts: makes the contrasts.
       margins: what may be lost.
     """
-    at_trained, at_length = "the original at the trained length", "the original at the same length"
-    of_text, long_rise = (margins.long_loss, "nats a token", _ROWS), contrasts.loss(after, original, "long")
-    judged = [
-        (task, at_trained, contrasts.fall(original, after, task), margins.of(task), "nats", _CONTEXTS)
+    short, long = (margins.short_loss, "nats a token", _ROWS), (margins.long_loss, "nats a token", _ROWS)
+    of_tasks = [
+        (task, "the original at the trained length", contrasts.fall(original, after, task), margins.of(task), "nats")
         for task in contrasts.used
     ]
     if contrasts.used:
         fall = contrasts.short_accuracy(after, original)
-        judged.append(("short accuracy", "the original", fall, margins.short_accuracy, "", _CONTEXTS))
-    rise = contrasts.loss(after, original, "short")
-    judged += [
-        ("short loss of text", "the original", rise, margins.short_loss, "nats a token", _ROWS),
-        (TEXT, "the deployed configuration", contrasts.loss(after, deployed, "long"), *of_text),
-        (TEXT, at_length, long_rise, *of_text),
+        of_tasks.append(("short accuracy", "the original", fall, margins.short_accuracy, ""))
+    judged = [
+        *((*of_task, _CONTEXTS) for of_task in of_tasks),
+        ("short loss of text", "the original", contrasts.loss(after, original, "short"), *short),
+        (TEXT, "the deployed configuration", contrasts.loss(after, deployed, "long"), *long),
+        (TEXT, "the original at the same length", contrasts.loss(after, original, "long"), *long),
     ]
     found = []
     for name, against, loss, margin, unit, counted in judged:

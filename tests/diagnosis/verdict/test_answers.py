@@ -57,8 +57,7 @@ def evidence(of_corners, options=()) -> Evidence:
 
 
 def found_cause(of_corners):
-    made = evidence(of_corners)
-    return cause(made, made.as_deployed, CONTRASTS, MARGINS)
+    return cause(evidence(of_corners), CONTRASTS, MARGINS)
 
 
 @pytest.mark.parametrize(
@@ -128,10 +127,10 @@ def test_the_interaction_is_what_both_cost_beyond_each():
 
 def test_one_part_alone_is_judged_against_the_unchanged_model():
     made = evidence({}, (Option("2", "undo the scaling", "none + none"),))
-    found = cause(dataclasses.replace(made, as_deployed=panel(long=1.0)), panel(long=1.0), CONTRASTS, MARGINS)
+    found = cause(dataclasses.replace(made, as_deployed=panel(long=1.0)), CONTRASTS, MARGINS)
     assert (found.part, found.ahead) == ("scaling", None)
-    assert cause(made, ORIGINAL, CONTRASTS, MARGINS).part == "neither"
-    neither = cause(evidence({}), ORIGINAL, CONTRASTS, MARGINS)
+    assert cause(made, CONTRASTS, MARGINS).part == "neither"
+    neither = cause(evidence({}), CONTRASTS, MARGINS)
     assert (neither.part, neither.by_task) == ("not resolved", {})
 
 

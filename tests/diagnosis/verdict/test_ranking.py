@@ -17,7 +17,7 @@ TRANSFORMS = tuple(Option("3", f"scale by rule {k}", f"rule{k} + alibi") for k i
 
 
 def ranked(evidence, lost=None):
-    return contest(evidence, evidence.as_deployed, lost or {}, CONTRASTS, retrieval_margin=0.3).rankings
+    return contest(evidence, lost or {}, CONTRASTS, retrieval_margin=0.3).rankings
 
 
 def shares(draws, contexts, seed=1):
@@ -185,6 +185,6 @@ def test_one_context_tells_no_spread_and_every_option_is_as_likely():
 
 def test_text_ranks_where_nothing_was_learned():
     evidence = population.population().sample(np.random.default_rng(0), 20)
-    rankings = contest(evidence, evidence.as_deployed, {}, Contrasts((), 0.95), retrieval_margin=0.3).rankings
+    rankings = contest(evidence, {}, Contrasts((), 0.95), retrieval_margin=0.3).rankings
     assert set(rankings) == {"long loss of text"}
     assert rankings["long loss of text"].places[-1].option == "2"
