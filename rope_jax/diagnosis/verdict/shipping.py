@@ -7,6 +7,7 @@ that of the deployed configuration nor of the original. Each within its margin, 
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 
 from rope_jax.diagnosis.evaluation.panel import Panel
@@ -113,7 +114,7 @@ def shipping(what: str, found: Sequence[Criterion]) -> Shipping:
 
 
 def _share_of_margin(one: Criterion) -> float:
-    return one.loss.mean / one.margin
+    return one.loss.mean / (one.margin or sys.float_info.min)  # what must not be lost at all weighs most
 
 
 def _also(found: Sequence[Criterion], worst: Criterion, what: str) -> str:

@@ -134,9 +134,9 @@ def test_one_part_alone_is_judged_against_the_unchanged_model():
     assert (neither.part, neither.by_task) == ("not resolved", {})
 
 
-def ships(after, deployed=None, original=ORIGINAL):
+def ships(after, deployed=None, original=ORIGINAL, margins=MARGINS):
     deployed = deployed or panel(seed=5, long=1.0, loss=(2.0, 2.5))
-    return shipping("drop the bias", criteria(after, deployed, original, CONTRASTS, MARGINS))
+    return shipping("drop the bias", criteria(after, deployed, original, CONTRASTS, margins))
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,13 @@ def test_one_loss_beyond_its_margin_forbids_shipping_and_is_named(changes, decid
     said = ships(panel(seed=3, **changes))
     assert (said.answer, said.decides, said.resolve) == ("no", decides, "")
     assert decides in said.sentence
+
+
+def test_a_margin_of_zero_allows_nothing_and_weighs_most():
+    said = ships(panel(seed=3, order=0.0, loss=(2.1, 2.0)), margins=Margins(short_loss=0.0))
+    assert (said.answer, said.decides) == ("no", "short loss of text")
+    same = ships(ORIGINAL, ORIGINAL, margins=Margins(short_accuracy=0.0, short_loss=0.0, long_loss=0.0))
+    assert (same.answer, same.decides) == ("yes", "")
 
 
 def test_what_loses_nothing_ships():
