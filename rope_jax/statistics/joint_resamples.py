@@ -53,8 +53,6 @@ class JointResamples:
             total = weights.sum(axis=1, keepdims=True)
             weights = np.where(total > 0, weights / np.where(total > 0, total, 1), 1 / units)
         means = weights @ np.moveaxis(values, 0, 1).reshape(units, models * things)
-        if models == 1:
-            return means
         return np.einsum("rm,rmt->rt", self.of_models, means.reshape(-1, models, things))
 
 
@@ -92,8 +90,7 @@ def joint_resamples(contexts: int, models: int = 1, *, seed: int = 0, resamples:
         sizes = (group / contexts, 1 - group / contexts)
     fewest, smallest = (contexts, group) if models == 1 else (min(contexts, models), min(group, models))
     stretch = math.sqrt(smallest / (smallest - 1)) * np.sqrt((fewest - 1) / rng.chisquare(fewest - 1, resamples))
-    of_models = np.ones((resamples, 1)) if models == 1 else resample_weights(rng, models, resamples)
-    return JointResamples(plain, halves, sizes, of_models, stretch)
+    return JointResamples(plain, halves, sizes, resample_weights(rng, models, resamples), stretch)
 
 
 def _resampled(rng: np.random.Generator, places: np.ndarray, width: int) -> np.ndarray:

@@ -14,9 +14,8 @@ from rope_jax.diagnosis.verdict.ranking import Contest, contest
 from rope_jax.diagnosis.verdict.regression import regression
 from rope_jax.diagnosis.verdict.shipping import criteria, shipping
 from rope_jax.statistics.intervals import CONFIDENCE
-from rope_jax.statistics.multiplicity import simultaneous_confidence
 
-__all__ = ["NOTHING", "REPAIR", "decide", "decide_each"]
+__all__ = ["NOTHING", "REPAIR", "decide"]
 
 REPAIR = "repair"
 NOTHING = "nothing: no change was tried"
@@ -78,21 +77,6 @@ def decide(
     )
     needs = _regression_needs(verdict.regression.open, evidence, contrasts, margins)
     return dataclasses.replace(verdict, next=tuple(next_steps(verdict, best, repair_first, needs)))
-
-
-def decide_each(
-    evidences: Sequence[Evidence], *, margins: Margins | None = None, confidence: float = CONFIDENCE, seed: int = 0
-) -> tuple[Verdict, ...]:
-    """Returns the verdicts on several deployed configurations, whose intervals hold together.
-
-    Args:
-      evidences: one a deployed configuration.
-      margins: see `decide`.
-      confidence: with which what all verdicts say of one measure holds at once (Bonferroni).
-      seed: see `decide`.
-    """
-    shared = simultaneous_confidence(max(1, len(evidences)), confidence)
-    return tuple(decide(one, margins=margins, confidence=shared, seed=seed) for one in evidences)
 
 
 def _contexts(panel: Panel, used: Sequence[str]) -> int:

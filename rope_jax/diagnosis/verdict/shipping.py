@@ -18,7 +18,7 @@ from rope_jax.statistics.intervals import Estimate
 
 __all__ = ["Criterion", "criteria", "shipping"]
 
-_CONTEXTS, _ROWS = "contexts", "rows of text"
+_A_TOKEN = "nats a token"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,8 @@ class Criterion:
       against: what it is compared with, in words.
       loss: how much is lost, positive is worse.
       margin: how much may be.
-      unit: of the loss.
-      counted: what its units are, "contexts" or "rows of text".
-      units: how many there are.
+      unit: of the loss: "nats", "nats a token" of text, or "" for a share.
+      units: how many contexts, or rows of text, there are.
       needed: how many would resolve it, as far as its interval tells; None where it is resolved or cannot tell.
       answer: whether it is lost.
     """
@@ -42,7 +41,6 @@ class Criterion:
     loss: Estimate
     margin: float
     unit: str
-    counted: str
     units: int
     needed: int | None
     answer: Answer
@@ -58,26 +56,29 @@ def criteria(after: Panel, deployed: Panel, original: Panel, contrasts: Contrast
       contrasts: makes the contrasts.
       margins: what may be lost.
     """
-    short, long = (margins.short_loss, "nats a token", _ROWS), (margins.long_loss, "nats a token", _ROWS)
-    of_tasks = [
+    judged = [
         (task, "the original at the trained length", contrasts.fall(original, after, task), margins.of(task), "nats")
         for task in contrasts.used
     ]
     if contrasts.used:
         fall = contrasts.short_accuracy(after, original)
-        of_tasks.append(("short accuracy", "the original", fall, margins.short_accuracy, ""))
-    judged = [
-        *((*of_task, _CONTEXTS) for of_task in of_tasks),
-        ("short loss of text", "the original", contrasts.loss(after, original, "short"), *short),
-        (TEXT, "the deployed configuration", contrasts.loss(after, deployed, "long"), *long),
-        (TEXT, "the original at the same length", contrasts.loss(after, original, "long"), *long),
+        judged.append(("short accuracy", "the original", fall, margins.short_accuracy, ""))
+    short, over_deployed, over_original = (
+        contrasts.loss(after, original, "short"),
+        contrasts.loss(after, deployed, "long"),
+        contrasts.loss(after, original, "long"),
+    )
+    judged += [
+        ("short loss of text", "the original", short, margins.short_loss, _A_TOKEN),
+        (TEXT, "the deployed configuration", over_deployed, margins.long_loss, _A_TOKEN),
+        (TEXT, "the original at the same length", over_original, margins.long_loss, _A_TOKEN),
     ]
     found = []
-    for name, against, loss, margin, unit, counted in judged:
+    for name, against, loss, margin, unit in judged:
         estimate = contrasts.estimate(loss)
         answer = above(estimate, margin)
         needed = contrasts.needed(loss, margin) if answer == "not resolved" else None
-        found.append(Criterion(name, against, estimate, margin, unit, counted, loss.units, needed, answer))
+        found.append(Criterion(name, against, estimate, margin, unit, loss.units, needed, answer))
     return found
 
 
@@ -125,15 +126,13 @@ def _also(found: Sequence[Criterion], worst: Criterion, what: str) -> str:
 def _resolve(found: Sequence[Criterion]) -> str:
     """Returns what would resolve everything open, such as "80 contexts and 260 rows of text", or ""."""
     parts = []
-    for counted in (_CONTEXTS, _ROWS):
-        needed = [one.needed for one in found if one.counted == counted and one.needed is not None]
+    for counted, of_text in (("contexts", False), ("rows of text", True)):
+        needed = [one.needed for one in found if (one.unit == _A_TOKEN) == of_text and one.needed is not None]
         parts += [wording.number(max(needed), counted)] if needed else []
     return " and ".join(parts)
 
 
 def _said(one: Criterion) -> str:
-    in_nats, of_text = one.unit == "nats", one.counted == _ROWS
-    amount = wording.interval(one.loss, sign=not in_nats, digits=2 if in_nats else 3)
-    unit = f" {one.unit}" if one.unit else ""
-    way = "changes by" if of_text else "falls by"
-    return f"{one.name}, which {way} {amount}{unit} from {one.against}, with {one.margin:g} allowed"
+    in_nats, way = one.unit == "nats", "changes by" if one.unit == _A_TOKEN else "falls by"
+    amount = f"{wording.interval(one.loss, sign=not in_nats, digits=2 if in_nats else 3)} {one.unit}".rstrip()
+    return f"{one.name}, which {way} {amount} from {one.against}, with {one.margin:g} allowed"

@@ -10,7 +10,7 @@ from rope_jax.diagnosis.verdict.answers import TEXT, Shift
 from rope_jax.diagnosis.verdict.contrasts import MOST
 from rope_jax.statistics.intervals import Estimate
 
-__all__ = ["accuracy_change", "interval", "listed", "number", "points", "shift", "unit"]
+__all__ = ["accuracy_change", "interval", "listed", "number", "shift", "unit"]
 
 
 def interval(value: Estimate, *, sign: bool = False, digits: int = 2) -> str:
@@ -27,18 +27,6 @@ def interval(value: Estimate, *, sign: bool = False, digits: int = 2) -> str:
     return f"{value.mean:{form}} [{value.low:{form}}, {value.high:{form}}]"
 
 
-def points(value: Estimate | None) -> str:
-    """Returns a change of accuracy in points of a hundred, "" without one.
-
-    >>> points(Estimate(0.051, 0.0, 0.1)), points(Estimate(-0.01, None, None)), points(None)
-    ('+5 points', '-1 point', '')
-    """
-    if value is None or math.isnan(value.mean):
-        return ""
-    whole = round(100 * value.mean)
-    return f"{whole:+d} point{'' if abs(whole) == 1 else 's'}"
-
-
 def shift(name: str, value: Shift) -> str:
     """Returns the gain of a task in both units.
 
@@ -47,8 +35,11 @@ def shift(name: str, value: Shift) -> str:
     """
     if name == TEXT:
         return f"{name} {interval(-value.log_odds, sign=True)} nats a token"
-    beside = points(value.accuracy)
-    return f"{name} {interval(value.log_odds, sign=True)} nats" + (f" ({beside})" if beside else "")
+    beside = ""
+    if value.accuracy is not None and not math.isnan(value.accuracy.mean):
+        points = round(100 * value.accuracy.mean)
+        beside = f" ({points:+d} point{'' if abs(points) == 1 else 's'})"
+    return f"{name} {interval(value.log_odds, sign=True)} nats{beside}"
 
 
 def accuracy_change(original: Panel, deployed: Panel, task: str) -> str:

@@ -11,7 +11,8 @@ from population import OPTIONS
 
 from rope_jax.diagnosis.evaluation.panel import Evidence, Option, Panel
 from rope_jax.diagnosis.verdict.answers import Margins
-from rope_jax.diagnosis.verdict.decide import NOTHING, REPAIR, decide, decide_each
+from rope_jax.diagnosis.verdict.decide import NOTHING, REPAIR, decide
+from rope_jax.statistics.multiplicity import simultaneous_confidence
 
 
 def drawn(contexts=20, rows=64, *, seed=0, **made) -> Evidence:
@@ -238,12 +239,10 @@ def test_from_five_models_on_they_are_units_and_fewer_are_averaged():
 
 
 def test_several_deployed_configurations_share_the_level():
-    one, (two, other) = found("usual"), decide_each([BASE, BASE])
+    one, two = found("usual"), decide(BASE, confidence=simultaneous_confidence(2))
     assert (one.confidence, two.confidence) == (0.95, 0.975)
-    assert two == other
     narrow, wide = (verdict.changes[0].together.log_odds for verdict in (one, two))
     assert wide.low < narrow.low < narrow.high < wide.high
-    assert decide_each([]) == ()
 
 
 def test_margins_are_those_asked_for():
