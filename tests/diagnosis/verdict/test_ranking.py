@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import population
 import pytest
-from population import GAINS, OPTIONS, USED
+from population import GAINS, OPTIONS, USED, each
 
-from rope_jax.diagnosis.evaluation.panel import Option, Panel
+from rope_jax.diagnosis.evaluation.panel import Option
 from rope_jax.diagnosis.verdict.contrasts import Contrasts
 from rope_jax.diagnosis.verdict.ranking import contest
 
@@ -165,11 +165,7 @@ def test_changes_outside_the_three_are_placed_beside_them():
 def test_a_change_that_was_not_asked_on_is_ranked_by_the_contexts_it_shares():
     evidence = population.population().sample(np.random.default_rng(0), 40)
     short = evidence.changed["none + alibi"]
-
-    def part(of):
-        return {reach: {task: values[:, :12] for task, values in tasks.items()} for reach, tasks in of.items()}
-
-    fewer = Panel(part(short.log_odds), part(short.accuracy), short.loss)
+    fewer = each(short, lambda values: values[:, :12])
     found = ranked(dataclasses.replace(evidence, changed={**evidence.changed, "none + alibi": fewer}))["together"]
     assert [place.option for place in found.places] == ["3", "1", "2"]
     alone = CONTRASTS.together(fewer, evidence.as_deployed)
