@@ -215,7 +215,7 @@ def _widened(mean: float, deviations: np.ndarray, rows: int) -> Limits:
 @functools.lru_cache(maxsize=6)
 def _weights(rows: int, *seed: int) -> np.ndarray:
     """Returns the weights of `RESAMPLES` resamples: the same for all that is measured on as many rows."""
-    return resample_weights(np.random.default_rng(seed[0] if len(seed) == 1 else seed), rows, RESAMPLES)
+    return resample_weights(np.random.default_rng(seed), rows, RESAMPLES)
 
 
 def small_sample_factor(rows: int, confidence: float) -> float:

@@ -47,7 +47,8 @@ def pattern(
       confidence: that all that is said holds.
     """
     tasks = [task for task in used if (items.probe == index_of(task)).any()]
-    if not tasks or _wrong(answers, items, tasks) < _FEW:
+    questions = np.isin(items.probe, [index_of(task) for task in tasks])
+    if not tasks or np.mean([1 - one.right[questions].mean() for one in answers]) < _FEW:
         return ""
     each, said, asked = simultaneous_confidence(_LEANS, confidence), [], []
 
@@ -88,22 +89,14 @@ def pattern(
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _wrong(answers: Sequence[Answers], items: Contexts, tasks: Sequence[str]) -> float:
-    asked = np.isin(items.probe, [index_of(task) for task in tasks])
-    return float(np.mean([1 - one.right[asked].mean() for one in answers]))
-
-
 def _near_share(one: Answers, items: Contexts) -> Float64[np.ndarray, " rows"]:
     """Returns the share of order answers that name the nearer event, both ways of asking counted alike.
 
     The nearer of two events is the later one: right where the last is asked for, wrong where the first is.
     """
     order = items.probe == index_of("order")
-    ways = [
-        _row_mean(one.picked != 0, order & (items.asked == FIRST)),
-        _row_mean(one.picked == 0, order & (items.asked == LAST)),
-    ]
-    return (ways[0] + ways[1]) / 2
+    of_first = _row_mean(one.picked != 0, order & (items.asked == FIRST))
+    return (of_first + _row_mean(one.picked == 0, order & (items.asked == LAST))) / 2
 
 
 def _step(one: Answers, items: Contexts, starts: np.ndarray) -> Float64[np.ndarray, " rows"]:
