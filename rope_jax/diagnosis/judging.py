@@ -16,6 +16,7 @@ from rope_jax.diagnosis.tasks.contexts import PROBES
 from rope_jax.diagnosis.tasks.subject import Reach, Subject
 from rope_jax.diagnosis.verdict import agreement, pattern, sampling
 from rope_jax.diagnosis.verdict.answers import Margins, Verdict
+from rope_jax.statistics.multiplicity import simultaneous_confidence
 
 CLUSTERED = 5
 """From so many models on they are judged together, each as one that was drawn; below, each by itself."""
@@ -68,7 +69,7 @@ def judgements_of(
       part: the runs on a further part of the items.
       seed: of the resampling.
     """
-    confidence = sampling.shared_confidence(len(deployed))
+    confidence = simultaneous_confidence(max(1, len(deployed)))
     models = len(cases.subjects)
     judged = []
     for name in deployed:

@@ -79,3 +79,8 @@ class Evidence:
     used: tuple[str, ...]
     faults: Mapping[str, tuple[str, Panel]]
     nearest: Mapping[str, float]
+
+    @property
+    def base(self) -> Panel:
+        """What changes are judged over: the deployed configuration, run exactly."""
+        return self.as_deployed if self.exact is None else self.exact
