@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from rope_jax import named_records
-from rope_jax.biases.protocol import Bias
+from rope_jax.biases.host import Bias
 from rope_jax.errors import InputError
 
 
@@ -75,7 +75,7 @@ def register(record: BiasRecord) -> BiasRecord:
 
 
 def _alibi(request: BiasRequest, multiplier: float = 1.0) -> Bias:
-    from rope_jax.biases.alibi import alibi_paper
+    from rope_jax.biases.functions import alibi_paper
 
     return alibi_paper(request.num_heads, multiplier=multiplier)
 

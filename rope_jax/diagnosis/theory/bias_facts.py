@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from rope_jax.biases.buckets import bucket_starts
-from rope_jax.biases.protocol import Bias
+from rope_jax.biases.host import Bias, bucket_starts, paper_slopes
 from rope_jax.biases.registry import BiasRecord, BiasRequest, bias_of, parse_bias
-from rope_jax.biases.slopes import paper_slopes
 from rope_jax.checkpoints.positions import BiasSpec, LayerGroup
 from rope_jax.errors import InputError
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from rope_jax import scaling as rules
-from rope_jax.biases.protocol import Bias
+from rope_jax.biases.host import Bias
 from rope_jax.biases.registry import BiasRecord
 from rope_jax.checkpoints.extending import declares_scaling, extension_rule, trained_rotary
 from rope_jax.checkpoints.extending import trained_length as declared_trained_length

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rope_jax.biases.protocol import Bias
+from rope_jax.biases.host import Bias
 from rope_jax.biases.registry import BiasRecord
 from rope_jax.checkpoints.dialects import positions_of, read_positions
 from rope_jax.checkpoints.positions import PositionConfig
