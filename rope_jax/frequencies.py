@@ -6,7 +6,6 @@ Symbols: `d` rotary dimension, `b` base, `theta_i = b^(-2i/d)` for pair `i = 0 .
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,9 +33,9 @@ class Rotary:
       cos_sin_factor: multiplies cos and sin, so the logits of the rotary dimensions by its square.
       logit_scale: multiplies every `q.k` logit, before a bias is added.
       rules: names of the scaling rules applied so far, in order.
+      stages: the `rules.Stage` of each, or None.
       unscaled: the embedding before a scaling that counts as trained, for a rule that replaces it; None where there is
         none.
-      own_stages: the `rules.Stage` of those that say it themselves, by name.
 
     Raises:
       ScalingError: if the frequencies are not one a pair, or one is not finite or beyond `LARGEST_FREQUENCY`; if
@@ -50,8 +49,8 @@ class Rotary:
     cos_sin_factor: float = 1.0
     logit_scale: float = 1.0
     rules: tuple[str, ...] = ()
+    stages: tuple[Any, ...] = ()
     unscaled: "Rotary | None" = None
-    own_stages: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_dim(self.dim)

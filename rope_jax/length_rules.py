@@ -12,7 +12,7 @@ import numpy as np
 from rope_jax import scaling
 from rope_jax.errors import ScalingError
 from rope_jax.frequencies import check_positive, check_whole
-from rope_jax.rules import Rule
+from rope_jax.rules import Rule, Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DynamicNtk:
         growth = 1 + self.factor * excess / self.original_length
         given = {"factor": self.factor, "original_length": self.original_length, "length": length}
         # `ntk(factor=growth)` has the same exponent; under another name, it composes as a rule that reads L.
-        return Rule(self.name, lambda rotary: scaling.ntk(factor=growth).transform(rotary), given)
+        return Rule(self.name, scaling.ntk(factor=growth).transform, given, Stage.RAMP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +81,8 @@ class LongRope:
         """Returns the static rule for sequences of exactly `length` tokens, an integer of any width."""
         factors = self.long_factor if _tokens(length) > self.original_length else self.short_factor
         inner = scaling.per_pair(factors=factors, attention_factor=self.attention_factor)
-        return dataclasses.replace(
-            inner, name=self.name, hyperparameters={**inner.hyperparameters, "original_length": self.original_length}
-        )
+        given = {**inner.hyperparameters, "original_length": self.original_length}
+        return dataclasses.replace(inner, name=self.name, hyperparameters=given)
 
 
 LengthRule = DynamicNtk | LongRope

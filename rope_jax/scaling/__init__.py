@@ -15,7 +15,7 @@ import numpy as np
 
 from rope_jax.errors import ScalingError
 from rope_jax.frequencies import Rotary, base_multiplier, check_positive, inverse_frequencies, turns
-from rope_jax.rules import Rule
+from rope_jax.rules import Rule, Stage
 
 
 def _scale(rotary: Rotary, frequencies: np.ndarray, **changes: Any) -> Rotary:
@@ -44,7 +44,7 @@ def linear(*, factor: float) -> Rule:
     Source: Chen et al., arXiv 2306.15595, equation 4.
     """
     check_positive("factor", factor)
-    return Rule("linear", lambda r: _scale(r, r.inverse_frequencies / factor), {"factor": factor})
+    return Rule("linear", lambda r: _scale(r, r.inverse_frequencies / factor), {"factor": factor}, Stage.UNIFORM)
 
 
 def ntk(*, factor: float | None = None, multiplier: float | None = None) -> Rule:
@@ -76,7 +76,7 @@ def ntk(*, factor: float | None = None, multiplier: float | None = None) -> Rule
         exponents = -np.arange(0, rotary.dim, 2, dtype=np.float64) / rotary.dim
         return _scale(rotary, rotary.inverse_frequencies * scale**exponents, base=rotary.base * scale)
 
-    return Rule("ntk", transform, given)
+    return Rule("ntk", transform, given, Stage.BASE)
 
 
 def no_rotation() -> Rule:
@@ -84,7 +84,7 @@ def no_rotation() -> Rule:
 
     Source: Kazemnejad et al., arXiv 2305.19466 (NoPE); DroPE, arXiv 2512.12167, drops it after training.
     """
-    return Rule("no_rotation", lambda r: _scale(r, np.zeros_like(r.inverse_frequencies)))
+    return Rule("no_rotation", lambda r: _scale(r, np.zeros_like(r.inverse_frequencies)), stage=Stage.UNIFORM)
 
 
 def explicit_base(*, base: float) -> Rule:
@@ -94,7 +94,7 @@ def explicit_base(*, base: float) -> Rule:
     def transform(rotary: Rotary) -> Rotary:
         return _scale(rotary, inverse_frequencies(rotary.dim, base=base), base=float(base))
 
-    return Rule("explicit_base", transform, {"base": base})
+    return Rule("explicit_base", transform, {"base": base}, Stage.ANEW)
 
 
 def proportional(*, proportion: float, factor: float = 1.0) -> Rule:
@@ -118,7 +118,7 @@ def proportional(*, proportion: float, factor: float = 1.0) -> Rule:
         keeps = np.arange(rotary.dim // 2) < turning
         return _scale(rotary, np.where(keeps, rotary.inverse_frequencies / factor, 0.0))
 
-    return Rule("proportional", transform, {"proportion": proportion, "factor": factor})
+    return Rule("proportional", transform, {"proportion": proportion, "factor": factor}, Stage.GEOMETRY)
 
 
 def by_parts(*, factor: float, original_length: int, alpha: float = 1.0, beta: float = 32.0) -> Rule:
@@ -172,7 +172,7 @@ def _ramp_in_turns(
         return _scale(rotary, (1 - keep) * theta / factor + keep * theta)
 
     given = {"factor": factor, "original_length": original_length, names[0]: low, names[1]: high}
-    return Rule(name, transform, given)
+    return Rule(name, transform, given, Stage.RAMP)
 
 
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
@@ -274,7 +274,7 @@ def yarn(
         "mscale_all_dim": mscale_all_dim,
         "scale_logits": scale_logits,
     }
-    return Rule("yarn", transform, given)
+    return Rule("yarn", transform, given, Stage.RAMP)
 
 
 def yarn_map(*, factor: float, original_length: int, **hyperparameters: Any) -> Rule:
@@ -321,7 +321,7 @@ def per_pair(*, factors: Sequence[float], attention_factor: float = 1.0) -> Rule
             rotary, rotary.inverse_frequencies / divisors, cos_sin_factor=rotary.cos_sin_factor * attention_factor
         )
 
-    return Rule("per_pair", transform, {"factors": list(factors), "attention_factor": attention_factor})
+    return Rule("per_pair", transform, {"factors": list(factors), "attention_factor": attention_factor}, Stage.RAMP)
 
 
 def resonance() -> Rule:
@@ -340,4 +340,4 @@ def resonance() -> Rule:
             rounded = 2 * np.pi / np.maximum(np.round(2 * np.pi / theta), 1)
         return _scale(rotary, np.where(theta > 0, rounded, 0.0))
 
-    return Rule("resonance", transform)
+    return Rule("resonance", transform, stage=Stage.ROUNDING)
