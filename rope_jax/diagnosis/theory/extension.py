@@ -9,7 +9,7 @@ from rope_jax.checkpoints.extending import declares_scaling, extension_rule, tra
 from rope_jax.checkpoints.extending import trained_length as declared_trained_length
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.diagnosis.theory.bias_facts import DeployedBias, deployed_bias
-from rope_jax.diagnosis.theory.offset_samples import check_pairs
+from rope_jax.diagnosis.theory.resolution import check_pairs
 from rope_jax.errors import InputError
 from rope_jax.frequencies import Rotary
 from rope_jax.length_rules import LengthRule

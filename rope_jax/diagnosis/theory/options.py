@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rope_jax.diagnosis.theory import offset_samples, resolution
+from rope_jax.diagnosis.theory import resolution
 from rope_jax.diagnosis.theory.extension import AnyScaling, Extension
 from rope_jax.diagnosis.theory.facts import hyperparameters, scaling_facts
 from rope_jax.errors import ScalingError
@@ -120,8 +120,8 @@ def _curve(before: Rotary, after: Rotary, offsets: Sequence[int], reach: int) ->
     likely = [
         star * factor for star in offsets for factor in (1.0, float(growth[np.isfinite(growth)].max(initial=1.0)))
     ]
-    most = offset_samples.most_offsets(len(theta))
-    blocks, tried = offset_samples.evenly(reach, most=most, also=likely)
+    most = resolution.most_offsets(len(theta))
+    blocks, tried = resolution.evenly(reach, most=most, also=likely)
     weights = resolution.uniform_weights(len(theta))
     curves = resolution.coherence_curves(theta, scaled, weights, offsets, reach, blocks=blocks)
     points = []
