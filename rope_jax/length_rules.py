@@ -15,7 +15,7 @@ from rope_jax.frequencies import check_positive, check_whole
 from rope_jax.rules import Rule, Stage
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DynamicNtk:
     r"""Dynamic NTK: the base grows with the current length, and is the trained one up to it.
 
@@ -48,7 +48,7 @@ class DynamicNtk:
         return Rule(self.name, scaling.ntk(factor=growth).transform, given, Stage.RAMP)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LongRope:
     r"""LongRoPE: one list of per-pair factors up to the trained length, another from the very next token on.
 
@@ -63,14 +63,16 @@ class LongRope:
     Source: Ding et al., arXiv 2402.13753; the `longrope` (`su`) rope type of Phi-3's published configs.
     """
 
-    short_factor: tuple[float, ...]
-    long_factor: tuple[float, ...]
+    short_factor: Sequence[float]
+    long_factor: Sequence[float]
     original_length: int
     attention_factor: float = 1.0
     name: ClassVar[str] = "longrope"
 
     def __post_init__(self) -> None:
         check_whole("original_length", self.original_length, at_least=1)
+        for name in ("short_factor", "long_factor"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # so that rules compare
         if len(self.short_factor) != len(self.long_factor):
             raise ScalingError(
                 f"longrope: {len(self.short_factor)} short factors but {len(self.long_factor)} long factors"
@@ -99,17 +101,5 @@ def at_length(rule: Rule | LengthRule, length: int) -> Rule:
     return rule if isinstance(rule, Rule) else rule.at(length)
 
 
-def dynamic_ntk(*, factor: float, original_length: int) -> DynamicNtk:
-    """Returns the dynamic NTK rule; see `DynamicNtk`."""
-    return DynamicNtk(factor, original_length)
-
-
-def longrope(
-    *,
-    short_factor: Sequence[float],
-    long_factor: Sequence[float],
-    original_length: int,
-    attention_factor: float = 1.0,
-) -> LongRope:
-    """Returns the LongRoPE rule; see `LongRope`. `scaling.longrope_factor` gives the usual cos/sin factor."""
-    return LongRope(tuple(short_factor), tuple(long_factor), original_length, attention_factor)
+dynamic_ntk, longrope = DynamicNtk, LongRope
+"""Made like every other rule, by a name in lower case. `scaling.longrope_factor` gives the usual cos/sin factor."""

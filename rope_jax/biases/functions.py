@@ -17,8 +17,8 @@ def _per_head(parameter: Float32[Array, " heads"], offset: Int[Array, "*shape"])
     return parameter.reshape(-1, *(1,) * offset.ndim)
 
 
-def _distance(offset: Int[Array, "*shape"]) -> Float32[Array, "*shape"]:
-    return jnp.abs(offset.astype(jnp.float32))  # |-2^31| is no int32
+def _distance(offset: Int[Array, "*shape"]) -> Float32[Array, "1 *shape"]:
+    return jnp.abs(offset.astype(jnp.float32))[None]  # |-2^31| is no int32
 
 
 @jax.tree_util.register_dataclass

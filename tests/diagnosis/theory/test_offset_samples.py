@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rope_jax.checkpoints.dialects import positions_of
-from rope_jax.diagnosis.theory import options, resolution, thresholds
+from rope_jax.diagnosis.theory import resolution, thresholds
 from rope_jax.diagnosis.theory.inspection import inspect, positions
 from rope_jax.errors import InputError
 from rope_jax.frequencies import rotary
