@@ -76,10 +76,12 @@ def check_dim(dim: int) -> None:
         raise ScalingError(f"rotary dim must be a positive even number, got {dim}")
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raises `ScalingError` unless `value` is a finite number above zero."""
+def check_positive(name: str, value: float, *, at_least: float = 0) -> None:
+    """Raises `ScalingError` unless `value` is a finite number above zero, and not below `at_least`."""
     if not (math.isfinite(value) and value > 0):
         raise ScalingError(f"{name} must be a finite positive number, got {value}")
+    if value < at_least:
+        raise ScalingError(f"{name} must be at least {at_least}, got {value}")
 
 
 def check_whole(name: str, value: int | np.integer, *, at_least: int) -> None:

@@ -33,10 +33,8 @@ class DynamicNtk:
     name: ClassVar[str] = "dynamic_ntk"
 
     def __post_init__(self) -> None:
-        check_positive("factor", self.factor)
+        check_positive("factor", self.factor, at_least=1)
         check_whole("original_length", self.original_length, at_least=1)
-        if self.factor < 1:
-            raise ScalingError(f"factor must be at least 1, got {self.factor}")
 
     def at(self, length: int | np.integer) -> Rule:
         """Returns the static rule for sequences of exactly `length` tokens, an integer of any width."""

@@ -21,9 +21,15 @@ def _distance(offset: Int[Array, "*shape"]) -> Float32[Array, "1 *shape"]:
     return jnp.abs(offset.astype(jnp.float32))[None]  # |-2^31| is no int32
 
 
+class _PerHead:
+    @property
+    def num_heads(self) -> int:
+        return jax.tree.leaves(self)[0].shape[0]
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Alibi:
+class Alibi(_PerHead):
     r"""The bias `-m_h |i - j|`, added to the scaled logits.
 
     Attributes:
@@ -31,10 +37,6 @@ class Alibi:
     """
 
     slopes: Array
-
-    @property
-    def num_heads(self) -> int:
-        return self.slopes.shape[0]
 
     def __call__(self, offset: Integer[Array | np.ndarray, "*shape"]) -> Float[Array, "heads *shape"]:
         """Returns the bias of every head at `offset = i - j`, query minus key position, integers of any width."""
@@ -59,7 +61,7 @@ def alibi_inside_scale(num_heads: int, *, head_dim: int, multiplier: float = 1.0
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class KerpleLogarithmic:
+class KerpleLogarithmic(_PerHead):
     r"""The bias `-r1 ln(1 + r2 |i - j|)` (Chi et al., arXiv 2205.09921, equation 6).
 
     Attributes:
@@ -70,10 +72,6 @@ class KerpleLogarithmic:
     r1: Array
     r2: Array
 
-    @property
-    def num_heads(self) -> int:
-        return self.r1.shape[0]
-
     def __call__(self, offset: Integer[Array | np.ndarray, "*shape"]) -> Float[Array, "heads *shape"]:
         """Returns the bias of every head at `offset = i - j`, query minus key position, integers of any width."""
         offset = as_int32("offset", offset)
@@ -82,7 +80,7 @@ class KerpleLogarithmic:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class KerplePower:
+class KerplePower(_PerHead):
     r"""The bias `-r1 |i - j|^r2` (Chi et al., arXiv 2205.09921, equation 5).
 
     Attributes:
@@ -92,10 +90,6 @@ class KerplePower:
 
     r1: Array
     r2: Array
-
-    @property
-    def num_heads(self) -> int:
-        return self.r1.shape[0]
 
     def __call__(self, offset: Integer[Array | np.ndarray, "*shape"]) -> Float[Array, "heads *shape"]:
         """Returns the bias of every head at `offset = i - j`, query minus key position, integers of any width."""
@@ -134,7 +128,7 @@ def _one_side(num_buckets: int, bidirectional: bool) -> int:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class T5:
+class T5(_PerHead):
     """The bias `table[head, bucket(i - j)]`.
 
     Attributes:
@@ -148,10 +142,6 @@ class T5:
     max_distance: int = dataclasses.field(default=128, metadata={"static": True})
     bidirectional: bool = dataclasses.field(default=False, metadata={"static": True})
     unscaled_logits: bool = dataclasses.field(default=False, metadata={"static": True})
-
-    @property
-    def num_heads(self) -> int:
-        return self.table.shape[0]
 
     @property
     def flat_from(self) -> int:
@@ -179,7 +169,7 @@ def t5_bias(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PerOffset:
+class PerOffset(_PerHead):
     """The bias `table[head, clip(i - j, 0, max_offset)]` (arXiv 1803.02155 clips alike).
 
     Attributes:
@@ -187,10 +177,6 @@ class PerOffset:
     """
 
     table: Array
-
-    @property
-    def num_heads(self) -> int:
-        return self.table.shape[0]
 
     @property
     def flat_from(self) -> int:

@@ -106,7 +106,14 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         factor_search.Judge(runs, asked, before, tasks.used, margins.short_accuracy, bias)
         for asked, before in zip(items, (unchanged, runs.unchanged(items[1])), strict=True)
     )
-    settings = _settings(flags, margins, runs)
+    settings = {
+        **{name: getattr(flags, name) for name in ("bias", "population", "generations", "contexts", "seed")},
+        "fresh_contexts": factor_search.FRESH * flags.contexts,
+        "learned": margins.learned,
+        "margin": margins.short_accuracy,
+        "penalty": factor_search.PENALTY,
+        "largest_factor": runs.largest,
+    }
     key = _key(subject, settings, searched)
     with Progress() as progress:
         found = factor_search.evolve(
@@ -170,19 +177,6 @@ def _bias(name: str, subject: "Subject", runs: "FactorRuns", margins: "Margins")
     return bias, {"name": name, "fitted": fitter.found, "slopes": bias.slopes.tolist()}
 
 
-def _settings(flags: absl_flags.FlagValues, margins: "Margins", runs: "FactorRuns") -> dict[str, Any]:
-    from rope_jax.diagnosis.search import factor_search
-
-    return {
-        **{name: getattr(flags, name) for name in ("bias", "population", "generations", "contexts", "seed")},
-        "fresh_contexts": factor_search.FRESH * flags.contexts,
-        "learned": margins.learned,
-        "margin": margins.short_accuracy,
-        "penalty": factor_search.PENALTY,
-        "largest_factor": runs.largest,
-    }
-
-
 def _judged(winner, searched: "Judge", fresh: "Judge", progress: Progress) -> dict[str, Any]:
     """Returns the winner beside the named rules, all on contexts that the search never saw."""
     from rope_jax.statistics import intervals
@@ -240,7 +234,6 @@ def _estimate(rows) -> dict[str, float | None]:
 
 def _key(subject: "Subject", settings: Mapping[str, Any], searched: "Judge") -> str:
     """Returns a hash of all that the generations of a search depend on."""
-
     from rope_jax.diagnosis.evaluation import kept_files
 
     described = {

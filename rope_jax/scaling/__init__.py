@@ -22,12 +22,6 @@ def _scale(rotary: Rotary, frequencies: np.ndarray, **changes: Any) -> Rotary:
     return dataclasses.replace(rotary, inverse_frequencies=np.asarray(frequencies, np.float64), **changes)
 
 
-def _check_at_least_one(name: str, value: float) -> None:
-    check_positive(name, value)
-    if value < 1:
-        raise ScalingError(f"{name} must be at least 1, got {value}")
-
-
 def none() -> Rule:
     """Returns the rule that changes nothing: the model as it was trained."""
     return Rule("none", lambda rotary: rotary)
@@ -217,7 +211,7 @@ def yarn(
 
     Source: Peng et al., arXiv 2309.00071, section 3.4, and its published code; DeepSeek-V2, arXiv 2405.04434.
     """
-    _check_at_least_one("factor", factor)
+    check_positive("factor", factor, at_least=1)
     for name, value in (("original_length", original_length), ("beta_fast", beta_fast), ("beta_slow", beta_slow)):
         check_positive(name, value)
     if beta_fast < beta_slow:
