@@ -62,7 +62,13 @@ def process() -> NoReturn:
 
 def _status(arguments: list[str]) -> int:
     def stopped(number: int) -> int:
-        return _stopped("interrupted" if number == signal.SIGINT else "terminated", arguments, 128 + number)
+        """Says in one line what is kept of a command that was told to stop, and how to go on; returns the status."""
+        how, what = "interrupted" if number == signal.SIGINT else "terminated", "nothing was begun"
+        with contextlib.suppress(absl_flags.Error, IndexError, KeyError):
+            command, positional, flags = _parsed(arguments)
+            what = command.kept(positional, flags)
+        print(f"rope-jax: {how}; {' '.join(what.split())}", file=sys.stderr)
+        return 128 + number
 
     try:
         with raised_on_signals(stopped):
@@ -76,16 +82,6 @@ def _status(arguments: list[str]) -> int:
     except Exception:
         traceback.print_exc()
         return 1
-
-
-def _stopped(how: str, arguments: list[str], status: int) -> int:
-    """Says in one line what is kept of a command that was told to stop, and how to go on; returns the status."""
-    what = "nothing was begun"
-    with contextlib.suppress(absl_flags.Error, IndexError, KeyError):
-        command, positional, flags = _parsed(arguments)
-        what = command.kept(positional, flags)
-    print(f"rope-jax: {how}; {' '.join(what.split())}", file=sys.stderr)
-    return status
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -71,16 +71,8 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         if pathlib.Path(flags.plot).suffix.lower() not in _SUFFIXES:
             raise InputError(f"--plot={flags.plot}: a plot is written as {' or '.join(_SUFFIXES)}")
         target = checked_file(flags.plot, flag="--plot", inputs=_files_of(path))
-    found = inspect(
-        flags.preset if path is None else path,
-        target_length=flags.target_length,
-        scaling=flags.scaling,
-        bias=flags.bias,
-        trained_length=flags.trained_length,
-        trained_base=flags.trained_base,
-        compose=flags.compose,
-        amplitude=flags.amplitude,
-    )
+    names = ("target_length", "scaling", "bias", "trained_length", "trained_base", "compose", "amplitude")
+    found = inspect(flags.preset if path is None else path, **{name: getattr(flags, name) for name in names})
     if target is not None:
         picture = found.plot(kind=pathlib.Path(flags.plot).suffix[1:].lower())
         with replacing(target, named=f"--plot={flags.plot}") as temporary:
