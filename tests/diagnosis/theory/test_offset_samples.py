@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rope_jax.checkpoints.dialects import positions_of
-from rope_jax.diagnosis.theory import resolution, thresholds
+from rope_jax.diagnosis.theory import facts, resolution, thresholds
 from rope_jax.diagnosis.theory.inspection import inspect, positions
 from rope_jax.errors import InputError
 from rope_jax.frequencies import rotary
@@ -92,7 +92,7 @@ def test_memory_does_not_grow_with_the_target():
 @pytest.mark.parametrize("head_dim", [2050, 16_000])  # beyond 16,384 the config itself is refused
 def test_too_many_pairs_are_refused_with_their_size(head_dim, monkeypatch):
     model = positions_of({**CONFIG, "head_dim": head_dim}, origin="wide.json")
-    monkeypatch.setattr(options, "stars", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(facts, "stars", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(InputError, match=rf"^wide\.json: a rotary dimension of {head_dim:,} makes .* [\d.]+ GB"):
         inspect(model, target_length=8192)
 
