@@ -115,6 +115,17 @@ class Subject:
         """Returns other contexts like its own: as many facts, and events no farther apart than in training."""
         return _made(rng, rows=rows, length=length, trained_length=self.trained_length, counts=self.counts)
 
+    def practice(self, rng: np.random.Generator, *, rows: int, text_rows: int) -> tuple[Rows, np.ndarray]:
+        """Returns contexts, then rows of repeated text, of the target length to train on, and how next tokens weigh.
+
+        Answers and copied tokens count. Copies are many and easy: a row of them counts as much as one of answers.
+        """
+        asked = self.more_contexts(rng, rows=rows, length=self.target_length)
+        text = contexts.repeated_text(rng, rows=text_rows, length=self.target_length, farthest=self.trained_length // 2)
+        answers = answer_weights(asked)
+        share = answers.sum(axis=1).mean() / text.predictable.sum(axis=1, keepdims=True)
+        return np.concatenate([asked.tokens, text.tokens]), np.concatenate([answers, share * text.predictable])
+
 
 def bundled_models() -> tuple[Path, ...]:
     """Returns the directories of the test models that are bundled with the package, by seed."""

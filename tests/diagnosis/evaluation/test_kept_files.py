@@ -1,10 +1,8 @@
 """Kept files: what was written comes back bit for bit, and nothing else is ever taken for it."""
 
-import contextlib
 import json
 import os
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,13 +149,6 @@ def test_arrays_beyond_what_was_asked_for_are_not_read(tmp_path, capsys):
     assert f"{file.stat().st_size} bytes, of which it can have" in capsys.readouterr().err
 
 
-def test_a_sealed_file_that_was_blown_up_is_not_read(tmp_path, capsys):
-    directory = sealed(tmp_path / "adapted")
-    os.truncate(directory / "model.safetensors", 300 * 2**30)
-    assert not kept_files.is_sealed(directory, KEY)
-    assert "does not match" in capsys.readouterr().err
-
-
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     read = plain(tmp_path / "file")
 
@@ -171,39 +162,21 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def sealed(directory: Path) -> Path:
-    directory.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (directory / name).write_bytes(name.encode() * 20)
-    kept_files.seal_directory(directory, KEY, ("config.json", "model.safetensors"))
-    return directory
+def test_arrays_are_made_once_and_kept(tmp_path):
+    made = []
 
+    def make():
+        made.append(1)
+        return ARRAYS
 
-def test_a_directory_is_what_was_sealed_or_nothing(tmp_path, capsys):
-    assert not kept_files.is_sealed(tmp_path / "none", KEY)
-    assert capsys.readouterr().err == ""
-    directory = sealed(tmp_path / "adapted")
-    assert kept_files.is_sealed(directory, KEY)
-    assert not kept_files.is_sealed(directory, OTHER)
-    for number, (name, why) in enumerate(
-        [
-            ("model.safetensors", "does not match"),
-            ("config.json", "does not match"),
-            ("kept.json", "no checksum of this version"),
-        ]
-    ):
-        damaged = sealed(tmp_path / f"damaged-{number}")
-        content = bytearray((damaged / name).read_bytes())
-        content[7] ^= 4
-        (damaged / name).write_bytes(content)
-        capsys.readouterr()
-        assert not kept_files.is_sealed(damaged, KEY)
-        err = capsys.readouterr().err
-        assert err.startswith(f"rope-jax: {damaged / name}: ")
-        assert why in err
-        with contextlib.suppress(FileNotFoundError):
-            (damaged / name).unlink()
-        assert not kept_files.is_sealed(damaged, KEY)
+    for store, times in ((tmp_path / "deep", 1), (None, 3)):
+        for _ in range(2):
+            found = kept_files.taken_or_made(store, "file.npz", KEY, make)
+            assert found.keys() == ARRAYS.keys()
+            assert all((found[name] == ARRAYS[name]).all() for name in ARRAYS)
+        assert len(made) == times
+    kept_files.taken_or_made(tmp_path / "deep", "file.npz", OTHER, make)
+    assert len(made) == 4
 
 
 def test_it_says_how_much_is_kept(tmp_path):
