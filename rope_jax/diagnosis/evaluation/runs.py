@@ -47,18 +47,23 @@ def panel_of(scores: Sequence[Scores], items: Items, trained_length: int) -> Pan
       items: what all of them were asked.
       trained_length: `L`, tokens.
     """
-    log_odds: dict[Reach, dict[str, np.ndarray]] = {}
-    accuracy: dict[Reach, dict[str, np.ndarray]] = {}
-    for reach, asked in items.asked.items():
-        given = [one.answers[reach] for one in scores]
-        log_odds[reach] = _by_context([one.log_odds for one in given], asked)
-        accuracy[reach] = _by_context([one.right for one in given], asked)
     losses = np.stack([one.losses for one in scores]).astype(np.float64)
     loss: dict[Reach, np.ndarray] = {}
     for reach, part in short_and_long(trained_length).items():
         counted = items.counted[:, part]
         loss[reach] = (losses[..., part] * counted).sum(axis=2) / counted.sum(axis=1)
-    return Panel(log_odds, accuracy, loss)
+    return Panel(*outcomes_of([one.answers for one in scores], items.asked), loss)
+
+
+def outcomes_of(
+    answers: Sequence[Mapping[Reach, Answers]], asked: Mapping[Reach, Contexts]
+) -> tuple[dict[Reach, dict[str, np.ndarray]], dict[Reach, dict[str, np.ndarray]]]:
+    """Returns log-odds and accuracy as in a `Panel`, of the answers of every model to the same contexts."""
+    log_odds, accuracy = (
+        {reach: _by_context([getattr(one[reach], field) for one in answers], asked[reach]) for reach in asked}
+        for field in ("log_odds", "right")
+    )
+    return log_odds, accuracy
 
 
 def _by_context(values: Sequence[np.ndarray], asked: Contexts) -> dict[str, np.ndarray]:

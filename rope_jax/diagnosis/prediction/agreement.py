@@ -55,7 +55,8 @@ def prediction_of(
     items, long = subjects[0].unseen_items, subjects[0].items.long  # the same of every model
     if long is None or items is None or "binding" not in probes.asked_probes(items):
         return None
-    if not all(isinstance(scheme, Scheme) and scheme.rotary_dim for scheme in schemes[ORIGINAL]):
+    trained = [scheme for scheme in schemes[ORIGINAL] if isinstance(scheme, Scheme) and scheme.rotary_dim]
+    if len(trained) < len(subjects):
         return None
     try:
         seen = stretched(items, target)
@@ -76,8 +77,8 @@ def prediction_of(
     ceiling = _ceiling(measured)
     some = Contexts(*(column[:_HEAD_ROWS] for column in items))
     heads = [
-        own_heads.own_heads(subject.checkpoint.model, scheme, some)  # type: ignore[arg-type]
-        for subject, scheme in zip(subjects, schemes[ORIGINAL], strict=True)
+        own_heads.own_heads(subject.checkpoint.model, scheme, some)
+        for subject, scheme in zip(subjects, trained, strict=True)
     ]
     return {
         "spearman": _plain(found),

@@ -101,7 +101,7 @@ class StretchedProgram(SchemeProgram):
 
         super().__init__(decoder, of_rows)
 
-    def __call__(self, scheme: Scheme, items: Contexts, seen: Stretched) -> ChoiceLogits:
+    def __call__(self, scheme: Schemes, items: Contexts, seen: Stretched) -> ChoiceLogits:
         """Returns the logit of every choice of every question."""
         asked = (jnp.asarray(value, jnp.int32) for value in (items.tokens, items.position, items.choices))
         return self.run(scheme, *asked, *map(jnp.asarray, seen))

@@ -22,8 +22,7 @@ import tokenizers
 
 from rope_jax.diagnosis.tasks import contract_text
 from rope_jax.diagnosis.tasks.context_sizes import check_size
-from rope_jax.diagnosis.tasks.contexts import FIRST, GROUP, LAST, Contexts, Counts
-from rope_jax.diagnosis.tasks.registry import index_of
+from rope_jax.diagnosis.tasks.contexts import FIRST, GROUP, LAST, Contexts, Counts, Question, answer_first, asked_row
 from rope_jax.errors import InputError
 
 STATUS = "plumbing tested, not validated"
@@ -42,7 +41,7 @@ def language_contexts(
     rows: int,
     length: int,
     largest_gap: int = 128,
-    counts: Counts | None = None,
+    counts: Counts = LANGUAGE_COUNTS,
 ) -> Contexts:
     """Returns English contexts of `length` tokens, the questions at the end of each in random order.
 
@@ -56,13 +55,11 @@ def language_contexts(
       rows: how many.
       length: tokens of each, questions and answers included.
       largest_gap: most tokens between two events of `order`; the same short and long, so that only distance grows.
-      counts: facts and questions; `LANGUAGE_COUNTS` where None. `smallest_gap` is passed over: no two events share a
-        sentence.
+      counts: facts and questions. `smallest_gap` is passed over: no two events share a sentence.
 
     Raises:
       InputError: if so many facts or rows do not fit, or the tokenizer cannot tell enough words apart.
     """
-    counts = counts or LANGUAGE_COUNTS
     if counts.pairs == 1:
         raise InputError(f"retrieval: pairs must be 0 or at least 2, so that there are others to choose from: {counts}")
     if counts.bind_questions > counts.markers * GROUP:
@@ -201,28 +198,20 @@ class _Sentence:
 
 
 @dataclasses.dataclass
-class _Question:
-    task: str
-    prompt: list[int]
-    answer: list[int]
-    choices: list[int]
-    about: list[_Sentence]
-    asked: int = 0
-    choice_offsets: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass
 class _Contents:
-    """What a row says and asks; the sentences of a group stand in their order, those of a pair near each other."""
+    """What a row says and asks; the sentences of a group stand in their order, those of a pair near each other.
+
+    A question comes with the sentences it is about.
+    """
 
     groups: list[list[_Sentence]] = dataclasses.field(default_factory=list)
     pairs: list[tuple[_Sentence, _Sentence]] = dataclasses.field(default_factory=list)
-    questions: list[_Question] = dataclasses.field(default_factory=list)
+    questions: list[tuple[Question, list[_Sentence]]] = dataclasses.field(default_factory=list)
 
     def tokens(self) -> int:
         """How many tokens it takes."""
         sentences = [sentence for group in (*self.groups, *self.pairs) for sentence in group]
-        return sum(len(one.tokens) for one in sentences) + sum(len(q.prompt) + len(q.answer) for q in self.questions)
+        return sum(len(one.tokens) for one in sentences) + sum(len(q.prompt) + len(q.answer) for q, _ in self.questions)
 
 
 def _row(
@@ -246,7 +235,10 @@ def _row(
     else:
         raise InputError(f"order: no place for {counts} in {length} tokens with gaps of at most {largest_gap}")
     tokens = [*writer.prefix, *(token for sentence in line for token in sentence.tokens), *heading]
-    return _asked(tokens, contents.questions)
+    for question, about in contents.questions:
+        starts = [sentence.start for sentence in about]
+        question.at, question.gap = max(starts), max(starts) - min(starts)
+    return asked_row(tokens, [question for question, _ in contents.questions])
 
 
 def _filler(rng: np.random.Generator, writer: _Writer, room: int) -> list[_Sentence]:
@@ -282,26 +274,6 @@ def _placed(
     return line
 
 
-def _asked(tokens: list[int], questions: list[_Question]) -> tuple[np.ndarray, ...]:
-    columns: list[list] = [[] for _ in range(7)]
-    for question in questions:
-        tokens += question.prompt
-        starts = [sentence.start for sentence in question.about]
-        values = (
-            index_of(question.task),
-            len(tokens) - 1,
-            [*question.choices, *[-1] * (_CHOICES - len(question.choices))],
-            len(tokens) - 1 - max(starts),
-            max(starts) - min(starts) if question.task == "order" else 0,
-            question.asked,
-            [*question.choice_offsets, *[0] * (_CHOICES - len(question.choice_offsets))],
-        )
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
-        tokens += question.answer
-    return (np.asarray(tokens, np.int32), *(np.asarray(column, np.int32) for column in columns))
-
-
 def _contents(rng: np.random.Generator, writer: _Writer, words: _Words, counts: Counts) -> _Contents:
     names = iter(rng.permutation(words.names).tolist())
     contents = _Contents()
@@ -312,16 +284,12 @@ def _contents(rng: np.random.Generator, writer: _Writer, words: _Words, counts: 
     return contents
 
 
-def _question(writer: _Writer, task: str, prompt: str, choices: Sequence[str], about, **more) -> _Question:
+def _question(writer: _Writer, task: str, prompt: str, choices: Sequence[str], **more) -> Question:
     ends = [writer.complete(prompt, choice) for choice in choices[:_CHOICES]]
     firsts = [end[0] for end in ends]
     if len(set(firsts)) < len(firsts):
         raise InputError(f"{task}: {writer.name} does not tell {', '.join(choices)} apart after {prompt!r}")
-    return _Question(task, writer.write(prompt), ends[0], firsts, about, **more)
-
-
-def _answer_first(values: Sequence, index: int) -> list:
-    return [values[index], *values[:index], *values[index + 1 :]]
+    return Question(task, writer.write(prompt), ends[0], firsts, **more)
 
 
 def _drawn(rng: np.random.Generator, words: tuple[str, ...], count: int) -> list[str]:
@@ -340,17 +308,11 @@ def _binding(rng, writer: _Writer, words: _Words, names, counts: Counts, content
     for pick in rng.permutation(len(markers) * GROUP)[: counts.bind_questions]:
         group, offset = divmod(int(pick), GROUP)
         prompt = contract_text.BINDING_PROMPT.format(ordinal=contract_text.ORDINALS[offset], name=markers[group])
-        contents.questions.append(
-            _question(
-                writer,
-                "binding",
-                prompt,
-                _answer_first(orders[group], offset),
-                [lists[group]],
-                asked=offset + 1,
-                choice_offsets=tuple(_answer_first(range(1, GROUP + 1), offset)),
-            )
+        places = answer_first(range(1, GROUP + 1), offset)
+        question = _question(
+            writer, "binding", prompt, answer_first(orders[group], offset), asked=offset + 1, choice_offsets=places
         )
+        contents.questions.append((question, [lists[group]]))
 
 
 def _listed(items: list[str]) -> str:
@@ -365,7 +327,7 @@ def _order(rng, writer: _Writer, words: _Words, counts: Counts, contents: _Conte
         one, other = pair if rng.random() < 0.5 else pair[::-1]
         way, asked, choices = ("first", FIRST, pair) if index < counts.first_pairs else ("last", LAST, pair[::-1])
         prompt = contract_text.ORDER_PROMPTS[way].format(one=one, other=other)
-        contents.questions.append(_question(writer, "order", prompt, choices, [first, second], asked=asked))
+        contents.questions.append((_question(writer, "order", prompt, choices, asked=asked), [first, second]))
 
 
 def _retrieval(rng, writer: _Writer, words: _Words, names, counts: Counts, contents: _Contents) -> None:
@@ -374,4 +336,4 @@ def _retrieval(rng, writer: _Writer, words: _Words, names, counts: Counts, conte
         fact = _Sentence(writer.write(contract_text.RETRIEVAL_FACT.format(name=name, word=values[index])))
         contents.groups.append([fact])
         prompt = contract_text.RETRIEVAL_PROMPT.format(name=name)
-        contents.questions.append(_question(writer, "retrieval", prompt, _answer_first(values, index), [fact]))
+        contents.questions.append((_question(writer, "retrieval", prompt, answer_first(values, index)), [fact]))
