@@ -226,8 +226,6 @@ def test_a_bundled_model_of_another_vocabulary_is_refused(directory, tmp_path, c
         ("0123.npz", os.mkfifo, "is a FIFO, not a regular file"),
         ("0123.npz", os.mkdir, "is a directory, not a regular file"),
         ("table-0-steps.npz", lambda path: os.symlink(path, path), "is a link that leads nowhere, not a regular file"),
-        ("adapted-0123", os.mkfifo, "is a FIFO, not a folder"),
-        ("adapted-0123", lambda path: path.write_text(""), "is a file, not a folder"),
     ],
 )
 def test_what_finished_work_cannot_replace_is_refused_before_the_work(
