@@ -136,14 +136,14 @@ def plan_of(
             options_of(one, transforms=transforms, temperature=temperature, length=subject.target_length)
             for one in of_folds
         ]
-        found[name] = tuple(of_folds)
-        for several in zip(*changed, strict=True):
-            found[several[0][0].configuration] = tuple(retrofit for _, retrofit in several)
+        squares = [corners_of(one) for one in of_folds]
         options[name] = tuple(option for option, _ in changed[0])
-        square = [corners_of(one) for one in of_folds]
-        for parts in square[0]:
-            found[square[0][parts].name] = tuple(one[parts] for one in square)
-        corners[name] = {parts: one.name for parts, one in square[0].items()}
+        corners[name] = {parts: one.name for parts, one in squares[0].items()}
+        every = [
+            [one, *(after for _, after in several), *square.values()]
+            for one, several, square in zip(of_folds, changed, squares, strict=True)
+        ]
+        found |= {several[0].name: several for several in zip(*every, strict=True)}
     if not deployed:
         raise ScalingError("; ".join(f"{name}: {why}" for name, why in omitted.items()))
     if settings.every:
