@@ -7,10 +7,11 @@ likely as they are on average, whatever their number. Accuracy stands beside it.
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Int32
+from jaxtyping import Array, Bool, Float, Float32, Float64, Int32
 
 from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Decoder, Schemes
@@ -32,28 +33,27 @@ class ProbeProgram(SchemeProgram):
     """
 
     def __init__(self, decoder: Decoder, *, attention: Attend = attend) -> None:
-        def of_rows(model: Decoder, scheme: Schemes, tokens, position, choices):
-            def of_row(row):
-                tokens, position, choices = row
-                hidden = model.hidden(tokens[None], scheme, attention=attention)
-                return choice_logits(model, hidden, position, choices)
+        self._attention = attention
 
-            return each_row(of_row, (tokens, position, choices), config=model.config, length=tokens.shape[1])
+        def of_rows(model: Decoder, scheme: Schemes, *rows):
+            def of_row(row):
+                tokens, position, choices, *more = row
+                hidden = model.hidden(tokens[None], scheme, **self._seen(*more))
+                logits = model.unembed(hidden[:, position])[0]
+                return jnp.take_along_axis(logits, jnp.maximum(choices, 0), axis=-1)
+
+            return each_row(of_row, rows, config=model.config, length=rows[0].shape[1])
 
         super().__init__(decoder, of_rows)
 
-    def __call__(self, scheme: Schemes, items: Contexts) -> ChoiceLogits:
+    def _seen(self, *more: Array) -> dict[str, Any]:
+        """Returns how the decoder is to read a row, from what is given of the row beside the context."""
+        return {"attention": self._attention}
+
+    def __call__(self, scheme: Schemes, items: Contexts, *more: np.ndarray) -> ChoiceLogits:
         """Returns the logit of every choice of every question; what stands where there is no choice means nothing."""
         asked = items.tokens, items.position, items.choices
-        return self.run(scheme, *(jnp.asarray(value, jnp.int32) for value in asked))
-
-
-def choice_logits(
-    model: Decoder, hidden: Float[Array, "1 T D"], position: Int[Array, " Q"], choices: Int[Array, "Q 8"]
-) -> Float[Array, "Q 8"]:
-    """Returns the logit of every choice of every question of one row; what stands for no choice means nothing."""
-    logits = model.unembed(hidden[:, position])[0]
-    return jnp.take_along_axis(logits, jnp.maximum(choices, 0), axis=-1)
+        return self.run(scheme, *(jnp.asarray(value, jnp.int32) for value in asked), *map(jnp.asarray, more))
 
 
 def log_odds(logits: ChoiceLogits, choices: Int32[np.ndarray, "rows Q 8"]) -> Float64[np.ndarray, "rows Q"]:

@@ -65,7 +65,7 @@ def prediction_of(
     programs = [StretchedProgram(subject.checkpoint.model) for subject in subjects]
     foretold = {
         name: [
-            probes.answers(program(scheme, items, seen), items)
+            probes.answers(program(scheme, items, *seen), items)
             for program, scheme in zip(programs, schemes[name], strict=True)
         ]
         for name in answers

@@ -11,7 +11,7 @@ No row of the target length is run: the cost is that of the trained one. What is
 place to place, and what several fillers together say to the layers above.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,10 +19,8 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from rope_jax.attention.api import attend
 from rope_jax.attention.call import Settings
-from rope_jax.decoder import Attend, Decoder, Schemes
-from rope_jax.diagnosis.evaluation.compiled import SchemeProgram
-from rope_jax.diagnosis.evaluation.probes import ChoiceLogits, choice_logits
-from rope_jax.diagnosis.evaluation.rows import each_row
+from rope_jax.decoder import Attend
+from rope_jax.diagnosis.evaluation.probes import ProbeProgram
 from rope_jax.diagnosis.tasks.contexts import FILLER, Contexts, first_asked
 from rope_jax.errors import InputError
 from rope_jax.scheme import Scheme
@@ -83,25 +81,13 @@ def counting(counts: Float[Array, " keys"]) -> Attend:
     return attention
 
 
-class StretchedProgram(SchemeProgram):
-    """The answers of one decoder to stretched contexts.
+class StretchedProgram(ProbeProgram):
+    """The answers of one decoder to contexts that are stretched, as `stretched` says how.
 
     Args:
       decoder: the model.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
-        def of_rows(model: Decoder, scheme: Schemes, *rows):
-            def of_row(row):
-                tokens, position, choices, positions, counts = row
-                hidden = model.hidden(tokens[None], scheme, positions=positions[None], attention=counting(counts))
-                return choice_logits(model, hidden, position, choices)
-
-            return each_row(of_row, rows, config=model.config, length=rows[0].shape[1])
-
-        super().__init__(decoder, of_rows)
-
-    def __call__(self, scheme: Schemes, items: Contexts, seen: Stretched) -> ChoiceLogits:
-        """Returns the logit of every choice of every question."""
-        asked = (jnp.asarray(value, jnp.int32) for value in (items.tokens, items.position, items.choices))
-        return self.run(scheme, *asked, *map(jnp.asarray, seen))
+    def _seen(self, *more: Array) -> dict[str, Any]:
+        positions, counts = more
+        return {"positions": positions[None], "attention": counting(counts)}

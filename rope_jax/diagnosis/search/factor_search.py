@@ -172,10 +172,11 @@ def mean_of(
     return np.mean([outcomes[task][0] for task in used], axis=0)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Judge:
     """Scores factors on one set of contexts, remembering what it was asked before.
 
-    Args:
+    Attributes:
       runs: the model.
       items: the contexts.
       unchanged: outcomes of the model as trained on them.
@@ -184,12 +185,13 @@ class Judge:
       bias: what every candidate runs with.
     """
 
-    def __init__(
-        self, runs: FactorRuns, items: Asked, unchanged: Panel, used: tuple[str, ...], margin: float, bias: Bias | None
-    ) -> None:
-        self.runs, self.unchanged, self.used, self.margin = runs, unchanged, used, margin
-        self.items, self.bias = items, bias
-        self._known: dict[bytes, float] = {}
+    runs: FactorRuns
+    items: Asked
+    unchanged: Panel
+    used: tuple[str, ...]
+    margin: float
+    bias: Bias | None
+    _known: dict[bytes, float] = dataclasses.field(default_factory=dict, init=False)
 
     def outcomes(self, factors: Factors) -> Panel:
         """Returns all that a candidate answered."""

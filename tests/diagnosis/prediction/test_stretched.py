@@ -34,7 +34,7 @@ def test_at_the_trained_length_nothing_is_stretched():
     np.testing.assert_array_equal(seen.counts, 1)
     np.testing.assert_array_equal(seen.positions, np.broadcast_to(np.arange(TRAINED), seen.positions.shape))
     np.testing.assert_allclose(
-        StretchedProgram(decoder)(alibi, ITEMS, seen), ProbeProgram(decoder)(alibi, ITEMS), atol=2e-5
+        StretchedProgram(decoder)(alibi, ITEMS, *seen), ProbeProgram(decoder)(alibi, ITEMS), atol=2e-5
     )
 
 
