@@ -66,71 +66,41 @@ def taken_or_made(
     *,
     largest: int = _LARGEST_ARRAYS,
 ) -> Mapping[str, np.ndarray]:
-    """Returns arrays that are kept under a key; else makes them, and keeps them.
+    """Returns arrays that are kept under a key; else makes them, and keeps them as an `.npz` that anyone may read.
 
     Args:
-      store: directory; None to keep nothing.
-      name: of the file.
-      key: as from `digest`.
+      store: directory, made if it is missing; None to keep nothing.
+      name: of the file, which appears only once it is whole.
+      key: as from `digest`: what the arrays must have been computed from.
       make: computes the arrays.
       largest: bytes that they can have.
 
     Raises:
-      InputError: if nothing can be kept there; before `make` is called where that can be seen.
+      InputError: if nothing can be kept there; before `make` is called where what lies there is no file.
     """
     if store is None:
         return make()
-    found: Mapping[str, np.ndarray] | None = read_arrays(store / name, key, largest=largest)
-    if found is None:
-        found = make()
-        write_arrays(store / name, key, found)
-    return found
-
-
-def write_arrays(file: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as an `.npz`, whose comment holds the key and the checksum.
-
-    Args:
-      file: appears only once it is whole; its directory is made if it is missing.
-      key: as from `digest`.
-      arrays: by name.
-
-    Raises:
-      InputError: if it cannot be written.
-    """
+    content = _read(store / name, key, _OF_ARRAYS, largest + _AROUND_ARRAYS)
+    if content is not None:
+        with np.load(io.BytesIO(content), allow_pickle=False) as kept:
+            return {name: kept[name] for name in kept.files}
+    made = make()
     archive = io.BytesIO()
-    np.savez(archive, **arrays)  # type: ignore[arg-type]
+    np.savez(archive, **made)  # type: ignore[arg-type]
     # A zip file ends in the length of its comment and the comment.
     content = archive.getvalue()[:-2] + struct.pack("<H", len(_OF_ARRAYS.format(_HASH, _HASH)))
-    _write(file, key, content, _OF_ARRAYS)
-
-
-def read_arrays(file: Path, key: str, *, largest: int = _LARGEST_ARRAYS) -> dict[str, np.ndarray] | None:
-    """Returns what `write_arrays` wrote under the same key; None where there is no such file, or with a line why not.
-
-    Args:
-      file: as written; it need not exist.
-      key: what the content must have been computed from.
-      largest: bytes that the arrays can have.
-
-    Raises:
-      InputError: if what lies there is no file, so that nothing can be kept there either.
-    """
-    content = _read(file, key, _OF_ARRAYS, largest + _AROUND_ARRAYS)
-    if content is None:
-        return None
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+    _write(store / name, key, content, _OF_ARRAYS)
+    return made
 
 
 def write_json(file: Path, key: str, value: Any) -> None:
-    """Writes plain values as one JSON object with their key and checksum; arguments and errors as in `write_arrays`."""
+    """Writes plain values as one JSON object with their key and checksum; errors as in `taken_or_made`."""
     # Python writes the shortest decimals that read back as the same float64, so nothing is lost on the way.
     _write(file, key, b'{"kept": ' + json.dumps(value, allow_nan=False).encode(), _OF_JSON)
 
 
 def read_json(file: Path, key: str) -> Any | None:
-    """Returns what `write_json` wrote under the same key; None and errors as in `read_arrays`."""
+    """Returns what `write_json` wrote under the same key; None where there is no such file, or with a line why not."""
     content = _read(file, key, _OF_JSON, _LARGEST_JSON)
     return None if content is None else json.loads(content + b"}")["kept"]
 

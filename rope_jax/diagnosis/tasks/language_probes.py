@@ -23,6 +23,7 @@ import tokenizers
 from rope_jax.diagnosis.tasks import contract_text
 from rope_jax.diagnosis.tasks.context_sizes import check_size
 from rope_jax.diagnosis.tasks.contexts import FIRST, GROUP, LAST, Contexts, Counts, Question, answer_first, asked_row
+from rope_jax.diagnosis.tasks.tokenizer_file import first_line
 from rope_jax.errors import InputError
 
 STATUS = "plumbing tested, not validated"
@@ -93,8 +94,7 @@ class _Writer:
         try:
             return self._tokenizer.encode(text, add_special_tokens=special)
         except Exception as error:  # the library raises bare Exception
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{self.name} cannot encode {text!r}: {reason}") from error
+            raise InputError(f"{self.name} cannot encode {text!r}: {first_line(error)}") from error
 
     def write(self, text: str) -> list[int]:
         """Returns the tokens of a text that follows a sentence."""

@@ -18,9 +18,23 @@ ARRAYS = {"losses": np.linspace(0, 1, 30, dtype=np.float32).reshape(5, 6), "coun
 STATE = {"generation": 2, "population": [[1.0, 1.5], [1.0, 0.1 + 0.2]], "history": [{"best": -1e-300}]}
 
 
+class AnewError(Exception):
+    """Nothing of use was kept."""
+
+
+def taken(file, key=KEY, **limits):
+    def make():
+        raise AnewError
+
+    try:
+        return kept_files.taken_or_made(file.parent, file.name, key, make, **limits)
+    except AnewError:
+        return None
+
+
 def arrays(file):
-    kept_files.write_arrays(file, KEY, ARRAYS)
-    return lambda key=KEY: kept_files.read_arrays(file, key)
+    kept_files.taken_or_made(file.parent, file.name, KEY, lambda: ARRAYS)
+    return lambda key=KEY: taken(file, key)
 
 
 def plain(file):
@@ -44,8 +58,8 @@ KINDS = pytest.mark.parametrize("write", [arrays, plain])
 )
 def test_arrays_come_back_bit_for_bit(tmp_path_factory, kept):
     file = tmp_path_factory.mktemp("kept") / "deep" / "file.npz"
-    kept_files.write_arrays(file, KEY, kept)
-    found = kept_files.read_arrays(file, KEY)
+    assert kept_files.taken_or_made(file.parent, file.name, KEY, lambda: kept) is kept
+    found = taken(file)
     assert found is not None
     assert found.keys() == kept.keys()
     for name, array in kept.items():
@@ -143,9 +157,9 @@ def test_a_file_that_was_blown_up_is_not_read_whole(write, size, tmp_path, capsy
 
 def test_arrays_beyond_what_was_asked_for_are_not_read(tmp_path, capsys):
     file = tmp_path / "file.npz"
-    kept_files.write_arrays(file, KEY, {"losses": np.zeros(2**15)})
-    assert kept_files.read_arrays(file, KEY, largest=2**18) is not None
-    assert kept_files.read_arrays(file, KEY, largest=2**12) is None
+    kept_files.taken_or_made(tmp_path, "file.npz", KEY, lambda: {"losses": np.zeros(2**15)})
+    assert taken(file, largest=2**18) is not None
+    assert taken(file, largest=2**12) is None
     assert f"{file.stat().st_size} bytes, of which it can have" in capsys.readouterr().err
 
 
