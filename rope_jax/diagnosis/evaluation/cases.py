@@ -53,35 +53,26 @@ class Cases:
         self.runs = [Runs(subject, folds=folds, store=store) for subject in subjects]
         self._faults = {
             name: [
-                run.with_fault(
-                    fault_of(name, FaultRequest(one.target_length, plan.schemes(ORIGINAL)[0], _fresh_tokens(one)))
-                )
-                for run, plan, one in zip(self.runs, plans, subjects, strict=True)
+                fault_of(name, FaultRequest(one.target_length, plan.schemes(ORIGINAL)[0], _fresh_tokens(one)))
+                for plan, one in zip(plans, subjects, strict=True)
             ]
             for name in dict.fromkeys((*faults, *({faulty} - {EXACT})))
         }
-        exempt = Fault(
-            f"exempts {exempt_first} keys", "an option, run as a fault is", attention=exempting(exempt_first)
-        )
-        self._exempting = [run.with_fault(exempt) for run in self.runs] if exempt_first else []
+        # An option, which is run as a fault is.
+        self._exempt = Fault(f"exempts {exempt_first} keys", "", attention=exempting(exempt_first))
 
     def on(self, subjects: Sequence[Subject]) -> "Cases":
         """Returns the same on another part of the items, by the same programs; nothing of it was observed."""
-
-        def moved(runs: Sequence[Runs]) -> list[Runs]:
-            return [run.on(subject) for run, subject in zip(runs, subjects, strict=True)]
-
         other = copy.copy(self)
-        other.subjects, other._observed, other.runs = subjects, None, moved(self.runs)
-        other._exempting = moved(self._exempting) if self._exempting else []
-        other._faults = {name: moved(several) for name, several in self._faults.items()}
+        other.subjects, other._observed = subjects, None
+        other.runs = [run.on(subject) for run, subject in zip(self.runs, subjects, strict=True)]
         return other
 
-    def scores(self, name: str) -> list[Scores]:
-        """Returns the scores of a configuration run exactly, one a model."""
-        return self._scores(self.runs, name)
-
-    def _scores(self, runs: Sequence[Runs], name: str) -> list[Scores]:
+    def scores(self, name: str, faults: Sequence[Fault] | None = None) -> list[Scores]:
+        """Returns the scores of a configuration run exactly, or with a fault of each model, one a model."""
+        runs = self.runs
+        if faults is not None:
+            runs = [run.with_fault(fault) for run, fault in zip(runs, faults, strict=True)]
         return [run(plan.schemes(name)) for run, plan in zip(runs, self._plans, strict=True)]
 
     def panel(self, scores: Sequence[Scores]) -> Panel:
@@ -111,7 +102,7 @@ class Cases:
             as_deployed = [self.runs[0].scores(self._observed, exact[0].losses)]
             nearest = self._nearest(self._observed, deployed)
         elif self._faulty != EXACT:
-            as_deployed = self._scores(self._faults[self._faulty], deployed)
+            as_deployed = self.scores(deployed, self._faults[self._faulty])
         options = [one for one in self.options(deployed) if one.configuration in asked]
         return Evidence(
             deployed=deployed,
@@ -123,8 +114,8 @@ class Cases:
             corners={parts: self.panel(self.scores(name)) for parts, name in self._plans[0].corners[deployed].items()},
             used=used,
             faults={
-                name: (runs[0].fault.description, self.panel(self._scores(runs, deployed)))
-                for name, runs in self._faults.items()
+                name: (faults[0].description, self.panel(self.scores(deployed, faults)))
+                for name, faults in self._faults.items()
             },
             nearest=nearest,
         )
@@ -132,12 +123,12 @@ class Cases:
     def _after(self, option: Option, deployed: str) -> list[Scores]:
         if option.configuration in self._plans[0].retrofits:
             return self.scores(option.configuration)
-        return self._scores(self._exempting, deployed)
+        return self.scores(deployed, [self._exempt] * len(self.runs))
 
     def _nearest(self, observed: Mapping[Reach, np.ndarray], deployed: str) -> dict[str, float]:
-        scheme = self._plans[0].schemes(deployed)[0]
-        runs = {EXACT: self.runs, **self._faults}
-        return observing.nearest(observed, {name: of[0].logits(scheme) for name, of in runs.items()}, self.subjects[0])
+        scheme, exact = self._plans[0].schemes(deployed)[0], self.runs[0]
+        logits = {name: exact.with_fault(faults[0]).logits(scheme) for name, faults in self._faults.items()}
+        return observing.nearest(observed, {EXACT: exact.logits(scheme), **logits}, self.subjects[0])
 
 
 def _fresh_tokens(subject: Subject) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Schemes
 from rope_jax.diagnosis.evaluation import kept_files, probes
 from rope_jax.diagnosis.evaluation.faults import Fault
@@ -102,13 +101,18 @@ class Runs:
         self.tell: Callable[[str], None] = lambda what: None
         self._described = kept_files.made_with(subject.checkpoint)
         self._kept: dict[str, np.ndarray] = {}
-        self._compile(attend)
+        self._layers_read = 0
+        self._programs: dict[Attend, tuple[ProbeProgram, LossProgram]] = {}
 
-    def _compile(self, attention: Attend) -> None:
-        model, self._layers_read = self.subject.checkpoint.model, 0
-        self._answers = ProbeProgram(model, attention=attention)
-        told = self._telling(attention) if self.subject.items.text.shape[1] >= _LONG_ROW else attention
-        self._losses = LossProgram(model, attention=told)
+    @property
+    def programs(self) -> tuple[ProbeProgram, LossProgram]:
+        """What answers questions, and what reads text, with this fault; shared by all runs that come of one."""
+        attention = self.fault.attention
+        if attention not in self._programs:
+            model, long = self.subject.checkpoint.model, self.subject.items.text.shape[1] >= _LONG_ROW
+            reading = LossProgram(model, attention=self._telling(attention) if long else attention)
+            self._programs[attention] = ProbeProgram(model, attention=attention), reading
+        return self._programs[attention]
 
     def on(self, subject: Subject) -> "Runs":
         """Returns runs of the same model and programs on other items, of which nothing is finished yet.
@@ -124,17 +128,15 @@ class Runs:
         return other
 
     def with_fault(self, fault: Fault) -> "Runs":
-        """Returns runs of the same model on the same items with a fault; by the same programs where it leaves them."""
+        """Returns runs of the same model on the same items with a fault."""
         other = copy.copy(self)
-        other.fault, other.ran, other._kept = fault, 0, {}
-        if fault.attention is not attend:
-            other._compile(fault.attention)
+        other.fault, other.ran = fault, 0
         return other
 
     @property
     def compilations(self) -> int:
-        """Programs compiled: one for each length of contexts and one for text, whatever the configurations."""
-        return self._answers.compilations + self._losses.compilations
+        """Programs compiled: for each fault, one for each length of contexts and one for text."""
+        return sum(program.compilations for pair in self._programs.values() for program in pair)
 
     def __call__(self, schemes: Sequence[Schemes]) -> Scores:
         """Returns the scores of a configuration.
@@ -156,7 +158,7 @@ class Runs:
     def logits(self, scheme: Schemes) -> dict[Reach, np.ndarray]:
         """Returns the logits of all choices, by reach, `[contexts, questions, 8]`."""
         return {
-            reach: self._found("logits", scheme, asked, asked.choices.size, self._answers)
+            reach: self._found("logits", scheme, asked, asked.choices.size, self.programs[0])
             for reach, asked in self.subject.items.asked.items()
         }
 
@@ -177,7 +179,7 @@ class Runs:
     def _read(self, scheme: Schemes, rows: np.ndarray) -> np.ndarray:
         self._layers_read = 0
         # Row by row, so that the same program serves any number of rows.
-        return np.concatenate([self._losses(scheme, row[None]) for row in rows])
+        return np.concatenate([self.programs[1](scheme, row[None]) for row in rows])
 
     def _found(
         self, what: str, meant: Schemes, asked, size: int, compute: Callable[[Schemes, Any], np.ndarray]

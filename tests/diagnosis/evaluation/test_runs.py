@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import HEADS, TARGET, TRAINED, save_bundled_model, tiny_decoder, tiny_subject
@@ -51,7 +53,7 @@ def make(subject, programs, tmp_path):
 
     def made(subject=subject, store=tmp_path / "deep" / "store", **kwargs):
         found = Runs(subject, store=store, **kwargs)
-        found._answers, found._losses = programs
+        found._programs[attend] = programs
         return found
 
     return made
@@ -121,7 +123,10 @@ def test_a_damaged_file_is_computed_anew_and_repaired(make, subject, schemes, tm
     for damaged in (b"", whole[:100], whole[: len(whole) // 2], whole[:-1], b"nonsense" * 50, *flipped):
         file.write_bytes(damaged)
         repaired = make(asked)
-        repaired._answers = lambda scheme, items: good  # it is known what is computed; here only whether it is
+        repaired._programs[attend] = (
+            (lambda scheme, items: good),
+            None,
+        )  # it is known what is computed; here only whether it is
         np.testing.assert_array_equal(repaired.logits(scheme)["long"], good)
         assert (repaired.ran, taken(repaired)) == (1, 0)
         assert file.read_bytes() == whole
@@ -190,11 +195,14 @@ def test_a_fault_is_kept_apart_from_the_exact_run(make, subject, schemes):
     for fault, differs in ((shifted, True), (by_name, False)):
         found = exact.with_fault(fault).logits(schemes["biased"])["long"]
         assert (found != exact.logits(schemes["biased"])["long"]).any() == differs
-        again = exact.with_fault(fault)
+        again = make(only_long(subject)).with_fault(fault)
         np.testing.assert_array_equal(again.logits(schemes["biased"])["long"], found)
         assert (again.ran, taken(again)) == (0, 1)
     assert exact.ran == 1
-    assert exact.with_fault(Fault("other", "", attention=lambda *call: attend(*call)))._answers is not exact._answers
+    deaf = Fault("deaf", "", attention=lambda *call: jax.tree.map(jnp.zeros_like, attend(*call)))
+    found = exact.with_fault(deaf).logits(schemes["biased"])["long"]
+    assert (found != exact.logits(schemes["biased"])["long"]).any()
+    assert exact.with_fault(deaf).on(subject).programs is exact.with_fault(deaf).programs  # compiled once
 
 
 def test_rows_of_one_fold_are_read_under_its_own_scheme(make, subject, schemes):
