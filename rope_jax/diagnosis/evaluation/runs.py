@@ -128,9 +128,9 @@ class Runs:
         return other
 
     def with_fault(self, fault: Fault) -> "Runs":
-        """Returns runs of the same model on the same items with a fault."""
+        """Returns runs of the same model on the same items with a fault, which tell nothing yet."""
         other = copy.copy(self)
-        other.fault, other.ran = fault, 0
+        other.fault, other.ran, other.tell = fault, 0, lambda what: None
         return other
 
     @property
