@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int32
 
 from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.checkpoints.extending import trained_length as trained_length_of
@@ -181,7 +182,7 @@ def _english(
     return (short, long), f"{opening}: {shown}"
 
 
-def _fit_texts(text: Text, given: Rows | None, trained: int) -> list[tuple[int, Rows]]:
+def _fit_texts(text: Text, given: Rows | None, trained: int) -> list[tuple[int, Int32[np.ndarray, "_ _"]]]:
     """Returns, for each group of rows, how many they are and chunks of text that share nothing with them."""
     count = len(text.rows)
     if given is not None:
