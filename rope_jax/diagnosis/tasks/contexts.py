@@ -138,9 +138,10 @@ class Question:
 
 def asked_row(tokens: list[int], questions: Sequence[Question]) -> tuple[np.ndarray, ...]:
     """Returns a row of every array of `Contexts`: a context, then questions about it with their answers."""
+    tokens = list(tokens)
     columns: list[list] = [[] for _ in Contexts._fields[1:]]
     for question in questions:
-        tokens = [*tokens, *question.prompt]
+        tokens += question.prompt
         position = len(tokens) - 1
         values = (
             index_of(question.task),
