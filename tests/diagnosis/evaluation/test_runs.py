@@ -107,6 +107,16 @@ def test_a_run_that_was_cut_off_goes_on(make, schemes, monkeypatch):
     assert (whole.ran, taken(whole)) == (9, 0)
 
 
+class Known(ProbeProgram):
+    """Answers what is known: whether it was asked is what counts."""
+
+    def __init__(self, answer):
+        self._answer = answer
+
+    def __call__(self, scheme, items):
+        return self._answer
+
+
 def only_long(subject):
     return dataclasses.replace(subject, items=dataclasses.replace(subject.items, short=None))
 
@@ -123,10 +133,7 @@ def test_a_damaged_file_is_computed_anew_and_repaired(make, subject, schemes, tm
     for damaged in (b"", whole[:100], whole[: len(whole) // 2], whole[:-1], b"nonsense" * 50, *flipped):
         file.write_bytes(damaged)
         repaired = make(asked)
-        repaired._programs[attend] = (
-            (lambda scheme, items: good),
-            None,
-        )  # it is known what is computed; here only whether it is
+        repaired._programs[attend] = Known(good), repaired.programs[1]
         np.testing.assert_array_equal(repaired.logits(scheme)["long"], good)
         assert (repaired.ran, taken(repaired)) == (1, 0)
         assert file.read_bytes() == whole
