@@ -12,7 +12,7 @@ from rope_jax.diagnosis.evaluation.panel import Evidence, Panel
 from rope_jax.diagnosis.evaluation.plan import ModelPlan
 from rope_jax.diagnosis.report.why import links
 from rope_jax.diagnosis.result import Condition, Judgement, Tasks
-from rope_jax.diagnosis.tasks.contexts import PROBES
+from rope_jax.diagnosis.tasks.contexts import PROBES, chance
 from rope_jax.diagnosis.tasks.subject import Reach, Subject
 from rope_jax.diagnosis.verdict import agreement, pattern, sampling
 from rope_jax.diagnosis.verdict.answers import Margins, Verdict
@@ -27,11 +27,6 @@ def tasks_of(original: Panel, subject: Subject, *, learned: float) -> Tasks:
     accuracy = {name: float(values.mean()) for name, values in original.accuracy.get("short", {}).items()}
     accuracy = {name: accuracy[name] for name in PROBES if name in accuracy}
     short = subject.items.short
-    chance = {}
-    for name in accuracy:
-        assert short is not None
-        asked = short.choices[short.probe == PROBES.index(name)]
-        chance[name] = float((1 / (asked >= 0).sum(axis=-1)).mean())
     return Tasks(
         used=tuple(name for name, value in accuracy.items() if value >= learned),
         refused={
@@ -40,7 +35,7 @@ def tasks_of(original: Panel, subject: Subject, *, learned: float) -> Tasks:
             if value < learned
         },
         accuracy=accuracy,
-        chance=chance,
+        chance={} if short is None else {name: chance(short, name) for name in accuracy},
     )
 
 
