@@ -23,7 +23,8 @@ from rope_jax.scheme import Retrofit
 _MOST_CHUNKS = 64  # that a multiplier is looked for on
 _CHUNKS_AT_ONCE = 8
 _BISECTIONS = 8  # leave 0.3 % of a multiplier
-_LONG_ROWS = 24  # contexts of the target length that a table is fitted on, and a third as many rows of text
+_TABLE_RATE = 0.1  # at 0.02 a table of 60 steps was still on its way: twice the steps took it farther
+_LONG_ROWS = 120  # contexts of the target length that a table is fitted on, and a third as many rows of text
 _STREAM = 2**30  # seeds of these rows, which nothing else draws from
 
 
@@ -124,7 +125,7 @@ class ModelFitter:
             seed=settings.seed,
             on_step=lambda step: self._progress("fitting T5 buckets, steps", step, settings.steps),
         )
-        told = [settings.num_buckets, settings.steps, settings.seed, distance]
+        told = [settings.num_buckets, settings.steps, _TABLE_RATE, settings.seed, distance]
         kept = self._kept("table", told, self._maker(dataclasses.replace(self._deployed, bias=None)), rows, fit)
         self.found = (
             f"{settings.num_buckets} buckets up to {distance:,} tokens ({kept['reached']} reached), {settings.steps} "
@@ -206,7 +207,7 @@ def fit_t5_table(
     num_buckets: int,
     max_distance: int,
     steps: int,
-    learning_rate: float = 0.02,
+    learning_rate: float = _TABLE_RATE,
     seed: int = 0,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> dict[str, np.ndarray]:
