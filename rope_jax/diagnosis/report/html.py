@@ -1,21 +1,102 @@
-"""A diagnosis as one self-contained HTML page, made from its record alone: what to try first, then all it rests on."""
+"""A diagnosis as one self-contained HTML page, made from its record alone: what to try first, then all it rests on.
 
+No script, no network, light and dark.
+"""
+
+import html
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
 from rope_jax.diagnosis.report import plots, scheme_figures
 from rope_jax.diagnosis.report.advice import Advice
 from rope_jax.diagnosis.report.details import Section, Table, details
-from rope_jax.diagnosis.report.markup import document, escaped, figure, paragraphs, table
+from rope_jax.diagnosis.report.reading import Reading, Record
 from rope_jax.diagnosis.report.screen import Screen, screens
 from rope_jax.diagnosis.report.wording import capital, model_name
 
 __all__ = ["page"]
 
-Record = Mapping[str, Any]
-
 _TONES = {"TRY FIRST": "good", "THEN": "info", "NOT": "bad", "OUTSIDE": "calm"}
+_FIGURES = {
+    # section: its pictures and what is said below them
+    "configurations": (
+        (
+            scheme_figures.wavelengths,
+            "Tokens of a turn of each rotary pair, as trained and under every scaling that was run.",
+        ),
+        (scheme_figures.biases, "What each bias takes at each offset, a line a head."),
+        (
+            scheme_figures.coherence,
+            "What scaling makes of a relation trained at one offset, all pairs weighed alike: how much is left at the "
+            "trained offset, and where the peak goes.",
+        ),
+    ),
+    "changes": (
+        (
+            plots.changes,
+            "Each change with its intervals, against 0 (solid) and the margin (dashed). Green: significantly on the "
+            "right side of the margin; orange: on the wrong side; grey: not resolved, or not enough to matter.",
+        ),
+        (plots.loss_by_position, "Loss of text by position; the lower the better."),
+    ),
+    "cause": ((plots.cause, "The shares of scaling and bias in what is lost, with their intervals."),),
+    "regression": (
+        (
+            plots.by_distance,
+            "Each task by the distance from what is asked about to the question, at the target length.",
+        ),
+        (plots.binding_errors, "Where wrong answers to binding lie: places beside the item asked for."),
+    ),
+}
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6066; --paper: #ffffff; --line: #d9dce0;
+  --good: 0, 140, 100; --bad: 213, 94, 0; --warn: 200, 150, 0; --info: 45, 120, 200; --calm: 120, 128, 138; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e7e9ec; --soft: #a3a9b0; --paper: #15171a; --line: #363a40; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 1.2rem 1rem 4rem; color: var(--ink); background: var(--paper);
+  font: 16px/1.5 system-ui, sans-serif; -webkit-text-size-adjust: 100%; }
+h1 { font-size: 1.45rem; line-height: 1.25; margin: .3rem 0 1rem; }
+h2 { font-size: 1.2rem; margin-top: 2.4rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+h1, h2, h3, p, li, dd { overflow-wrap: anywhere; }
+p, li { max-width: 54rem; }
+.soft, figcaption { color: var(--soft); font-size: .9rem; max-width: 54rem; }
+.tables .soft { max-width: 36rem; }
+.soft + .scroll { margin-top: -.4rem; }
+ul { padding-left: 1.2rem; margin: .3rem 0; }
+figure { margin: 1rem 0; }
+figure svg { display: block; width: 100%; height: auto; }
+.scroll { overflow-x: auto; max-width: 100%; }
+table { border-collapse: separate; border-spacing: 0; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .55rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th { font-weight: 600; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
+  background: var(--paper); }
+td .ci { color: var(--soft); font-size: .78rem; }
+code { overflow-wrap: anywhere; font-size: .85rem; }
+summary { cursor: pointer; }
+.tables { display: flex; flex-wrap: wrap; gap: 0 2.4rem; }
+.tables > div { max-width: 100%; min-width: 0; }
+.card { border: 1px solid rgba(var(--tone), .5); border-left: 6px solid rgb(var(--tone)); border-radius: 6px;
+  padding: .9rem 1.1rem 1.1rem; margin-bottom: 1.4rem; }
+.card h2 { border: 0; margin: 0; padding: 0; font-size: 1.1rem; line-height: 1.35; }
+.card h3 { font-size: .8rem; letter-spacing: .05em; color: var(--soft); margin: 1.1rem 0 .2rem; }
+.card p { margin: .3rem 0; }
+.finding { display: inline-block; border-radius: 6px; padding: .1rem .7rem; margin: .5rem 0 .2rem; font-weight: 600;
+  background: rgba(var(--tone), .2); }
+.columns { display: grid; grid-template-columns: minmax(0, 1fr); gap: 0 2.2rem; }
+@media (min-width: 70rem) { .columns { grid-template-columns: minmax(0, 1fr) minmax(0, 1.3fr); } }
+@media (max-width: 40rem) { .card { padding: .7rem .7rem .8rem; } .card td .ci { display: block; }
+  .card th, .card td:first-child { white-space: normal; } .card th, .card td { padding: .25rem .2rem; }
+  .card table { font-size: .76rem; } .card td .ci { font-size: .64rem; } }
+.advice { border-left: 4px solid rgb(var(--tone)); padding: .1rem 0 .1rem .8rem; margin: .7rem 0; }
+.advice b { font-size: .8rem; letter-spacing: .04em; color: rgb(var(--tone)); margin-right: .5rem; }
+.advice ul { font-size: .9rem; color: var(--soft); }
+.first { font-size: 1.1rem; font-weight: 600; }
+.good { --tone: var(--good); } .bad { --tone: var(--bad); } .warn { --tone: var(--warn); }
+.info { --tone: var(--info); } .calm { --tone: var(--calm); }
+"""
 
 
 def page(record: Record, *, command: str = "", costs: Sequence[Record] = ()) -> str:
@@ -26,30 +107,33 @@ def page(record: Record, *, command: str = "", costs: Sequence[Record] = ()) -> 
       command: the command line that made it; "" where none did.
       costs: objects with `configuration`, `milliseconds` and `mib`, where they were measured.
     """
-    shown = screens(record, costs)
     parts = ["<h1>Which part of the context extension broke what, and what to try first</h1>"]
-    parts += [_card(one) for one in shown]
+    parts += [_card(one) for one in screens(record, costs)]
     if record["shared"]:
-        parts.append(f"<p><b>Shared.</b> {escaped(capital(record['shared']))}</p>")
-    for section in details(record, costs):
-        parts.append(_section(section))
-        parts += _figures(record, section)
-    parts += [_provenance(record, command)]
-    return document(f"Diagnosis of {model_name(record['models'])}", parts)
+        parts.append(f"<p><b>Shared.</b> {_escaped(capital(record['shared']))}</p>")
+    for section in details(Reading(record, costs)):
+        parts += [_section(section), *_figures(section)]
+    parts.append(_provenance(record, command))
+    title = html.escape(f"Diagnosis of {model_name(record['models'])}")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
 
 
 def _card(one: Screen) -> str:
     head = (
-        f"<h2>{escaped(one.title)}</h2><div class=finding>{escaped(one.finding)}</div>"
-        f"<p class=soft>{escaped(' '.join(one.notes))}</p>"
+        f"<h2>{_escaped(one.title)}</h2><div class=finding>{_escaped(one.finding)}</div>"
+        f"<p class=soft>{_escaped(' '.join(one.notes))}</p>"
     )
-    said = f"<p class=soft>{escaped(' '.join(one.said))}</p>"
-    steps = "".join(f"<li>{escaped(step)}</li>" for step in one.next)
+    said = f"<p class=soft>{_escaped(' '.join(one.said))}</p>"
+    steps = "".join(f"<li>{_escaped(step)}</li>" for step in one.next)
     left = "".join(_advice(advice, first=not at) for at, advice in enumerate(one.advice))
-    left += f"<h3>ENOUGH TO SHIP?</h3><p>{escaped(one.ship)}</p>"
+    left += f"<h3>ENOUGH TO SHIP?</h3><p>{_escaped(one.ship)}</p>"
     left += f"<h3>NEXT</h3><ul>{steps}</ul>" if steps else ""
-    right = table(Table(one.head, one.rows)) + said
-    why = paragraphs(f"{heading}: {text}" for heading, text in one.gist.items())
+    right = _table(one.table) + said
+    why = _paragraphs(f"{heading}: {text}" for heading, text in one.gist.items())
     right += f"<h3>WHY</h3>{why}" if why else ""
     return (
         f'<section class="card {one.tone}">{head}<div class=columns><div>{left}</div><div>{right}</div></div></section>'
@@ -57,9 +141,9 @@ def _card(one: Screen) -> str:
 
 
 def _advice(advice: Advice, *, first: bool) -> str:
-    lines = "".join(f"<li>{escaped(line)}</li>" for line in advice.lines)
-    beside = f" <span class=soft>{escaped(advice.beside)}</span>" if advice.beside else ""
-    what = f"<span{' class=first' if first else ''}>{escaped(advice.what)}</span>"
+    lines = "".join(f"<li>{_escaped(line)}</li>" for line in advice.lines)
+    beside = f" <span class=soft>{_escaped(advice.beside)}</span>" if advice.beside else ""
+    what = f"<span{' class=first' if first else ''}>{_escaped(advice.what)}</span>"
     return (
         f'<div class="advice {_TONES[advice.verb]}"><b>{advice.verb}</b>{what}{beside}'
         f"{f'<ul>{lines}</ul>' if lines else ''}</div>"
@@ -67,58 +151,63 @@ def _advice(advice: Advice, *, first: bool) -> str:
 
 
 def _section(section: Section) -> str:
-    tables = "".join(table(one) for one in section.tables)
+    tables = "".join(_table(one) for one in section.tables)
     return (
-        f"<h2>{escaped(section.title)}</h2>{paragraphs(section.texts)}"
+        f"<h2>{_escaped(section.title)}</h2>{_paragraphs(section.texts)}"
         f"{f'<div class=tables>{tables}</div>' if tables else ''}"
     )
 
 
-def _figures(record: Record, section: Section) -> Iterator[str]:
-    """Yields the pictures that belong to a section."""
-    judgement = next((one for one in record["judgements"] if one["deployed"] == section.deployed), None)
-    if section.key == "configurations":
-        yield figure(
-            scheme_figures.wavelengths(record),
-            "Tokens of a turn of each rotary pair, as trained and under every scaling that was run.",
-        )
-        yield figure(scheme_figures.biases(record), "What each bias takes at each offset, a line a head.")
-        yield figure(
-            scheme_figures.coherence(record),
-            "What scaling makes of a relation trained at one offset, all pairs weighed alike: how much is left at the "
-            "trained offset, and where the peak goes.",
-        )
-    if judgement is None:
-        return
-    if section.key == "changes":
-        yield figure(
-            plots.changes(record, judgement),
-            "Each change with its intervals, against 0 (solid) and the margin (dashed). Green: significantly on the "
-            "right side of the margin; orange: on the wrong side; grey: not resolved, or not enough to matter.",
-        )
-        yield figure(plots.loss_by_position(record, judgement), "Loss of text by position; the lower the better.")
-    if section.key == "cause":
-        yield figure(plots.cause(judgement), "The shares of scaling and bias in what is lost, with their intervals.")
-    if section.key == "regression":
-        yield figure(
-            plots.by_distance(record, judgement),
-            "Each task by the distance from what is asked about to the question, at the target length.",
-        )
-        yield figure(
-            plots.binding_errors(record, judgement),
-            "Where wrong answers to binding lie: places beside the item asked for.",
-        )
+def _figures(section: Section) -> Iterator[str]:
+    """Yields the pictures that belong to a section, no smaller than their text is legible; wider ones scroll."""
+    for drawn, caption in _FIGURES.get(section.key, ()):
+        if not (svg := drawn(section.reading)):
+            continue
+        natural = re.search(r'width="([\d.]+)pt"', svg)
+        assert natural is not None
+        width = float(natural[1])
+        sized = svg.replace("<svg", f'<svg style="min-width: {width:.0f}px; max-width: {1.3 * width:.0f}px"', 1)
+        yield f"<figure><div class=scroll>{sized}</div><figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def _provenance(record: Record, command: str) -> str:
     models = "".join(
-        f"<li>{escaped(str(model['origin']))}: {model['parameters']:,} parameters, sha256 "
-        f"<code>{escaped(model['sha256'])}</code></li>"
+        f"<li>{_escaped(str(model['origin']))}: {model['parameters']:,} parameters, sha256 "
+        f"<code>{_escaped(model['sha256'])}</code></li>"
         for model in record["models"]
     )
-    made = f"<p><code>{escaped(command)}</code></p>" if command else ""
-    settings = escaped(json.dumps(record["settings"], indent=1, ensure_ascii=False))
+    made = f"<p><code>{_escaped(command)}</code></p>" if command else ""
+    settings = _escaped(json.dumps(record["settings"], indent=1, ensure_ascii=False))
     return (
         f"<h2>Where it comes from</h2>{made}<ul>{models}</ul><details><summary>Settings</summary>"
         f"<div class=scroll><pre>{settings}</pre></div></details>"
     )
+
+
+def _escaped(text: str) -> str:
+    """Returns plain text as HTML, arrows and multiples set as such."""
+    return html.escape(re.sub(r"\bx(?=\d)", "\u00d7", text.replace("->", "\u2192")), quote=False)
+
+
+def _table(one: Table) -> str:
+    """Returns a table that scrolls by itself, its note above it; intervals stand in small print."""
+    head = "".join(f"<th>{_escaped(name)}</th>" for name in one.head)
+    rows = "".join(f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>" for row in one.rows)
+    note = f"<p class=soft>{_escaped(one.note)}</p>" if one.note else ""
+    body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+    return f"<div>{note}<div class=scroll><table>{body}</table></div></div>"
+
+
+def _cell(text: str) -> str:
+    indent = "&emsp;" if text.startswith("  ") else ""
+    return indent + re.sub(r"\[[^]]*\]", lambda found: f"<span class=ci>{found[0]}</span>", _escaped(text.strip()))
+
+
+def _paragraphs(texts: Iterable[str]) -> str:
+    """Returns paragraphs of plain text; a heading before a colon stands out where it begins as one of the links."""
+    return "".join(f"<p>{_headed(text)}</p>" for text in texts if text)
+
+
+def _headed(text: str) -> str:
+    found = re.match(r"(\([iv]+\) [^:]+|the choice): ", text)
+    return f"<b>{_escaped(capital(found[1]))}</b> {_escaped(text[found.end() :])}" if found else _escaped(text)

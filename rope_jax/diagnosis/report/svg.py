@@ -5,9 +5,12 @@ import re
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from rope_jax.diagnosis.report.reading import Reading
+from rope_jax.diagnosis.report.wording import tokens
 from rope_jax.diagnosis.theory.plain_text import drawn_plainly
 
 INK = "#010203"  # stands for the page's text colour until the SVG is written
@@ -32,6 +35,20 @@ STYLE: Any = {
 def styled():
     """Returns the context in which a figure is made and written."""
     return drawn_plainly(STYLE)
+
+
+def length_axis(axis: Axes, one: Reading) -> None:
+    """Makes the x axis one of tokens, logarithmic, with the trained length dotted."""
+    axis.axvline(one.record["lengths"]["trained"], color=INK, linewidth=0.8, linestyle=":")
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(lambda value, _: tokens(round(value)))
+    axis.tick_params(axis="x", labelsize=8)
+
+
+def legend(figure: Figure, axis: Axes, *, columns: int = 3) -> None:
+    """Puts what is drawn in one of the axes above all of them."""
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=columns, fontsize=9)
 
 
 def written(figure: Figure, title: str) -> str:

@@ -93,8 +93,8 @@ def test_something_is_always_tried_first_and_every_answer_is_there(name):
         assert one.advice[0].verb == "TRY FIRST"
         assert one.ship.startswith(("YES.", "NO.", "NOT RESOLVED."))
         assert one.finding
-        assert all(len(row) == len(one.head) for row in one.rows)
-        assert all(row[-1] != "-" for row in one.rows), "a number without a chance level"
+        assert all(len(row) == len(one.table.head) for row in one.table.rows)
+        assert all(row[-1] != "-" for row in one.table.rows), "a number without a chance level"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_repair_comes_first_and_the_deployed_column_is_what_runs():
     assert "THEN       3: keep both" in text
     assert "repaired @2k" in words(text)
     (one,) = screens(recorded("repair first"))
-    order = next(row for row in one.rows if row[0] == "event order")
+    order = next(row for row in one.table.rows if row[0] == "event order")
     before = recorded("repair first")["configurations"][0]["accuracy"]["short"]["order"]["mean"]
     assert order[2] == f"{100 * (before - 0.29):.0f} %"
     assert "repair" not in shown("the regression")

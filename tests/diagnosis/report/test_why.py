@@ -15,7 +15,7 @@ ORIGINAL = diagnoses.condition("none + none", ASKED)
 
 def of(name: str = "ntk + alibi", one=None, **changes):
     deployed = dataclasses.replace(diagnoses.condition(name, ASKED), **changes)
-    found = links(deployed, ORIGINAL, one or diagnoses.verdict(), 256, 2048, max_distance=2048)
+    found = links(deployed, ORIGINAL, one or diagnoses.verdict(), 256, 2048)
     return dict(zip(("scaling", "bias", "angle", "choice"), found.values(), strict=True))
 
 
