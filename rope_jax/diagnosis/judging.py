@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from rope_jax.diagnosis.evaluation.cases import Cases
-from rope_jax.diagnosis.evaluation.configurations import ORIGINAL
 from rope_jax.diagnosis.evaluation.panel import Evidence, Panel
 from rope_jax.diagnosis.options import Options
 from rope_jax.diagnosis.report.why import links
@@ -85,14 +84,7 @@ def judgement_of(
         by_model=alone,
         agreement=agreement.agreement(alone),
         pattern=_pattern(subject, condition, used),
-        links=links(
-            condition,
-            conditions[ORIGINAL],
-            verdict,
-            subject.trained_length,
-            subject.target_length,
-            rescaled=_rescaled(verdict, conditions),
-        ),
+        links=links(condition, conditions, verdict, subject.trained_length, subject.target_length),
     )
 
 
@@ -102,16 +94,6 @@ def _pattern(subject: Subject, condition: Condition, used: tuple[str, ...]) -> s
         return ""
     table = None if condition.table is None else np.asarray(condition.table)
     return pattern.pattern(condition.answers["long"], items, used, table=table, max_distance=condition.max_distance)
-
-
-def _rescaled(verdict: Verdict, conditions: Mapping[str, Condition]) -> Condition | None:
-    """Returns the configuration after the best change of option 3, where one was run."""
-    for ranking in verdict.rankings.values():
-        best = next((place.change for place in ranking.places if place.option == "3"), None)
-        found = next((one.configuration for one in verdict.changes if one.words == best), None)
-        if found is not None:
-            return conditions[found]
-    return None
 
 
 def _of_model(value: Any, model: int) -> Any:

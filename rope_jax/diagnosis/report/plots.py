@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rope_jax.diagnosis.report import labels
-from rope_jax.diagnosis.report.reading import Reading, Record, first_change
+from rope_jax.diagnosis.report.reading import Reading, Record
 from rope_jax.diagnosis.report.svg import INK, legend, length_axis, styled, written
 from rope_jax.diagnosis.report.wording import capital, named, negated, numbered
 
@@ -100,8 +100,7 @@ def cause(one: Reading) -> str:
             for part, (name, value) in enumerate(shares.items()):
                 label = capital(name)[:-1] if not at else None
                 where = at + (part - (len(shares) - 1) / 2) * 0.24
-                colour = _PARTS.get(name, OPEN)
-                axis.barh(where, value["mean"] or 0, height=0.22, color=colour, alpha=0.6, label=label)
+                axis.barh(where, value["mean"] or 0, height=0.22, color=_PARTS[name], alpha=0.6, label=label)
                 _whisker(axis, value, where, color=INK, marker="|")
         axis.set_yticks(range(len(by_task)), [named(task) for task in by_task])
         axis.set_ylim(len(by_task) - 0.5, -0.5)
@@ -113,9 +112,9 @@ def cause(one: Reading) -> str:
 
 def by_distance(one: Reading) -> str:
     """Returns accuracy and log-odds of every task against the distance to what is asked about; "" without tasks."""
-    lines = [(name, run["by_distance"], style) for name, run, style in _shown(one) if run["by_distance"]]
-    if not one.used or not lines:
+    if not one.used:
         return ""
+    lines = [(name, run["by_distance"], style) for name, run, style in _shown(one)]
     with styled():
         figure = Figure(figsize=(max(2.6 * len(one.used) + 0.6, 5.0), 5.2), layout="constrained")
         axes = figure.subplots(2, len(one.used), sharex=True, sharey="row", squeeze=False)
@@ -126,9 +125,7 @@ def by_distance(one: Reading) -> str:
                         axis, values[task]["edges"], values[task][key], label=name, markersize=3, marker="o", **style
                     )
                 length_axis(axis, one)
-            chance = one.record["tasks"]["chance"].get(task)
-            if chance is not None:
-                column[0].axhline(chance, color=INK, linewidth=0.5)
+            column[0].axhline(one.record["tasks"]["chance"][task], color=INK, linewidth=0.5)
             column[1].axhline(0, color=INK, linewidth=0.5)
             column[0].set_title(named(task), fontsize=10)
         axes[0, 0].set_ylabel("share right")
@@ -141,20 +138,19 @@ def by_distance(one: Reading) -> str:
 
 def binding_errors(one: Reading) -> str:
     """Returns how far beside the item asked for `binding` was answered, short and long; "" where it was not asked."""
-    change = first_change(one.verdict)
-    shown = [("deployed", one.deployed, OPEN), (change["words"] if change else "", one.changed, "#3b8fd1")]
-    drawn = [(name, run["binding_errors"], colour) for name, run, colour in shown if run and run["binding_errors"]]
-    if not drawn:
+    if "binding" not in one.used:
         return ""
+    drawn = [("deployed", one.deployed["binding_errors"], OPEN)]
+    if one.changed is not None:
+        drawn.append((one.change["words"], one.changed["binding_errors"], "#3b8fd1"))
     with styled():
         figure = Figure(figsize=(7.6, 2.9), layout="constrained")
         asked = {"short": one.short, "long": one.long}
         for axis, (reach, length) in zip(figure.subplots(1, 2, sharey=True), asked.items(), strict=True):
             for at, (name, errors, colour) in enumerate(drawn):
-                counts = {int(error): count for error, count in errors.get(reach, {}).items()}
-                where = np.array(list(counts)) + (at - (len(drawn) - 1) / 2) * 0.42
-                total = sum(counts.values()) or 1
-                axis.bar(where, [count / total for count in counts.values()], width=0.4, color=colour, label=name)
+                where = np.array([int(error) for error in errors[reach]]) + (at - (len(drawn) - 1) / 2) * 0.42
+                counts = np.array(list(errors[reach].values()))
+                axis.bar(where, counts / counts.sum(), width=0.4, color=colour, label=name)
             axis.set_title(f"at {length} tokens", fontsize=10)
             axis.set_xlabel("places beside the item asked for; 0 is right")
             axis.set_xlim(-7.8, 7.8)
@@ -166,15 +162,11 @@ def binding_errors(one: Reading) -> str:
 
 def loss_by_position(one: Reading) -> str:
     """Returns the loss of text against position under the original, the deployed and every changed configuration."""
-    lines = [(name, run["loss_by_position"], style) for name, run, style in _shown(one)]
-    lines = [line for line in lines if line[1]["loss"]]
-    if not lines:
-        return ""
     with styled():
         figure = Figure(figsize=(7.0, 3.6), layout="constrained")
         axis = figure.subplots()
-        for name, curve, style in lines:
-            _curve(axis, curve["edges"], curve["loss"], label=name, **style)
+        for name, run, style in _shown(one):
+            _curve(axis, run["loss_by_position"]["edges"], run["loss_by_position"]["loss"], label=name, **style)
         length_axis(axis, one)
         axis.set_xlabel("position (tokens; dotted: trained length)")
         axis.set_ylabel("loss (nats a token)")
@@ -198,7 +190,7 @@ def _shown(one: Reading) -> Iterator[tuple[str, Record, dict[str, Any]]]:
             style["alpha"] = 1 - 0.2 * min(rescaled, 3)
             rescaled += 1
         yield numbered(change["option"], change["words"]), run, style
-    if one.deployed is not None and one.deployed is not one.original:
+    if one.deployed is not one.original:
         yield "deployed", one.deployed, {"color": INK, "linewidth": 2.4}
 
 

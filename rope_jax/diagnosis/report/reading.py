@@ -1,64 +1,51 @@
 """A record as the parts of a report read it: its lengths and configurations, and what a verdict in it puts first."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rope_jax.diagnosis.report.wording import TASKS, tokens
+from rope_jax.diagnosis.verdict.contrasts import TEXT
 
 Record = Mapping[str, Any]
 
-_NO_RANKING: Record = {"by": "", "weights": {}, "places": [], "outside": []}
 
-
-@dataclasses.dataclass(frozen=True)
 class Reading:
     """A record, and one judgement in it where one is spoken of.
 
-    Attributes:
+    Args:
       record: from `record.record_of`.
       costs: objects with `configuration`, `milliseconds` and `mib`, where they were measured.
-      judgement: of a deployed configuration; empty for none.
+      judgement: of a deployed configuration; None for none.
+
+    Attributes:
+      costs: by configuration.
+      used: tasks that decide.
+      short: the trained length, in words.
+      long: the target length, in words.
+      original: configuration of the unchanged model.
+      verdict: of the judgement.
+      ranking: the one that decides in it.
+      deployed: the deployed configuration, run exactly.
+      change: the best of the three, None where none was measured.
+      changed: the configuration after it, None where there is none or it was not run by itself.
     """
 
-    record: Record
-    costs: Sequence[Record] = ()
-    judgement: Record = dataclasses.field(default_factory=dict)
+    def __init__(self, record: Record, costs: Sequence[Record] = (), judgement: Record | None = None) -> None:
+        self.record, self.costs = record, {one["configuration"]: one for one in costs}
+        self.used: list[str] = record["tasks"]["used"]
+        self.short, self.long = (tokens(record["lengths"][name]) for name in ("trained", "target"))
+        self.original: Record = record["configurations"][0]
+        if judgement is not None:
+            self.judgement, self.verdict = judgement, judgement["verdict"]
+            self.ranking = leading(self.verdict)
+            self.deployed: Any = self.find(judgement["deployed"])
+            first = [place["option"] for place in self.ranking["places"][:1]]
+            self.change: Any = change_of(self.verdict, *first) if first else None
+            self.changed = self.find(self.change["configuration"]) if first else None
 
     def of(self, judgement: Record) -> "Reading":
-        """Returns the same record, read for another judgement."""
-        return dataclasses.replace(self, judgement=judgement)
-
-    @property
-    def verdict(self) -> Record:
-        return self.judgement["verdict"]
-
-    @property
-    def used(self) -> list[str]:
-        return self.record["tasks"]["used"]
-
-    @property
-    def short(self) -> str:
-        return tokens(self.record["lengths"]["trained"])
-
-    @property
-    def long(self) -> str:
-        return tokens(self.record["lengths"]["target"])
-
-    @property
-    def original(self) -> Record:
-        return self.record["configurations"][0]
-
-    @property
-    def deployed(self) -> Record | None:
-        """The deployed configuration, run exactly."""
-        return self.find(self.judgement["deployed"])
-
-    @property
-    def changed(self) -> Record | None:
-        """The configuration after the first change, or None where there is none."""
-        change = first_change(self.verdict)
-        return None if change is None else self.find(change["configuration"])
+        """Returns the same record, read for a judgement."""
+        return Reading(self.record, list(self.costs.values()), judgement)
 
     def find(self, name: str) -> Record | None:
         """Returns the configuration of a name, or None where it was not run."""
@@ -66,27 +53,14 @@ class Reading:
 
 
 def leading(verdict: Record) -> Record:
-    """Returns the ranking that decides: order and binding together, or what takes its place; an empty one for none."""
-    rankings = verdict["rankings"]
-    names = [name for name in ("together", "order", "binding") if name in rankings] or list(rankings)
-    return rankings[names[0]] if names else _NO_RANKING
+    """Returns the ranking that decides: order and binding together, or the long loss of text where none was learned."""
+    return verdict["rankings"].get("together") or verdict["rankings"][TEXT]
 
 
-def change_of(verdict: Record, place: Record) -> Record | None:
-    """Returns the measured change that a place of a ranking speaks of."""
-    alike = [one for one in verdict["changes"] if place["change"] in (one["words"], one["configuration"])]
-    return next((one for one in alike if one["option"] == place["option"]), alike[0] if alike else None)
-
-
-def words_of(verdict: Record, place: Record) -> str:
-    """Returns what the change in a place of a ranking is called."""
-    change = change_of(verdict, place)
-    return place["change"] if change is None else change["words"]
-
-
-def first_change(verdict: Record) -> Record | None:
-    """Returns the change of the best of the three, or None."""
-    return next((change_of(verdict, place) for place in leading(verdict)["places"][:1]), None)
+def change_of(verdict: Record, option: str) -> Record | None:
+    """Returns the best change of one of the three by the ranking that decides, or None where none was measured."""
+    best = next((place["change"] for place in leading(verdict)["places"] if place["option"] == option), None)
+    return next((one for one in verdict["changes"] if (one["option"], one["words"]) == (option, best)), None)
 
 
 def nothing_lost(verdict: Record) -> bool:
@@ -95,6 +69,7 @@ def nothing_lost(verdict: Record) -> bool:
     return bool(regression["kept"]) and not (regression["lost"] or regression["open"])
 
 
-def in_order(tasks: Mapping[str, Any] | Sequence[str]) -> list[str]:
+def in_order(tasks: Iterable[str]) -> list[str]:
     """Returns tasks in the order in which they are shown, unknown ones last."""
-    return [*(task for task in TASKS if task in tasks), *(task for task in tasks if task not in TASKS)]
+    shown = list(TASKS)
+    return sorted(tasks, key=lambda task: shown.index(task) if task in TASKS else len(shown))

@@ -191,8 +191,6 @@ def _binding_errors(diagnosis: Findings, condition: Condition, judged: int) -> d
 
 def _loss_by_position(diagnosis: Findings, condition: Condition, judged: int) -> dict[str, Any]:
     """Returns the loss of counted tokens of text between edges of position."""
-    if not len(condition.losses):
-        return {"edges": [], "loss": []}
     counted = np.asarray(diagnosis.subjects[0].items.counted, np.float64)
     losses = np.mean([np.asarray(one, np.float64) for one in condition.losses[:judged]], axis=0)
     edges = _edges(losses.shape[1])

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from rope_jax.diagnosis.report import labels
-from rope_jax.diagnosis.report.advice import Advice, advice
 from rope_jax.diagnosis.report.details import Table
-from rope_jax.diagnosis.report.reading import Reading, Record, first_change, in_order
+from rope_jax.diagnosis.report.reading import Reading, Record, in_order, nothing_lost
 from rope_jax.diagnosis.report.wording import (
     TASKS,
     answered,
@@ -18,26 +17,36 @@ from rope_jax.diagnosis.report.wording import (
     model_name,
     named,
     negated,
+    numbered,
     percent,
+    points,
+    probability,
     significant,
 )
 from rope_jax.diagnosis.verdict.wording import listed
 
-__all__ = ["Screen", "screens"]
+__all__ = ["Advice", "Screen", "screens"]
 
 Tone = Literal["bad", "warn", "calm"]
 
-_MARGINS = {
-    # how `decides` may begin: key of the margin and its unit
-    "retrieval": ("retrieval", "nats"),
-    "event order": ("gain", "nats"),
-    "order": ("gain", "nats"),
-    "binding": ("gain", "nats"),
-    "short accuracy": ("short_accuracy", "of 1"),
-    "short loss": ("short_loss", "nats a token"),
-    "long loss": ("long_loss", "nats a token"),
-}
 _BEGIN = {"yes": "", "no": "NOT this regression: ", "not resolved": "OPEN whether it is this regression: "}
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """One line of what to try.
+
+    Attributes:
+      verb: "TRY FIRST", "THEN", "NOT" or "OUTSIDE" (outside the one change).
+      what: the change, its number before it where it is one of the three.
+      beside: what stands beside it: how probable it is that it is the first, or what it gains.
+      lines: gains and prices, each a sentence.
+    """
+
+    verb: str
+    what: str
+    beside: str
+    lines: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +89,8 @@ def screens(record: Record, costs: Sequence[Record] = ()) -> list[Screen]:
 
 
 def _screen(one: Reading) -> Screen:
-    record, verdict, deployed = one.record, one.verdict, one.deployed
-    regression = verdict["regression"]
-    words = verdict["deployed"] if deployed is None else labels.configuration(one.original, deployed)
+    record, verdict, regression = one.record, one.verdict, one.verdict["regression"]
+    words = labels.configuration(one.original, one.deployed)
     lengths = f"{one.short} -> {one.long} tokens (x{record['lengths']['factor']:g})"
     tone: Tone = "bad" if regression["lost"] else "calm"
     return Screen(
@@ -90,10 +98,10 @@ def _screen(one: Reading) -> Screen:
         finding=_finding(one, regression),
         tone="warn" if regression["answer"] == "not resolved" else tone,
         notes=tuple(_notes(one)),
-        advice=tuple(advice(one)),
+        advice=tuple(_advice(one)),
         table=_table(one),
         said=tuple(_said(one)),
-        ship=_ship(one),
+        ship=f"{answered(verdict['shipping']['sentence'])} {_below(one)}".strip(),
         next=tuple(capital(step) for step in verdict["next"]),
         gist=_gist(one.judgement["links"]),
     )
@@ -128,23 +136,21 @@ def _notes(one: Reading) -> Iterator[str]:
 
 
 def _table(one: Reading) -> Table:
-    verdict, exact = one.verdict, one.deployed
-    change, faulty = first_change(verdict), verdict["implementation"]["status"] != "exact"
-    repaired = verdict["first"] == "repair"
-    after = exact if repaired else one.changed
-    name = "repaired" if repaired else f"after {change['option'] or 'it'}" if change else ""
+    faulty, repaired = one.verdict["implementation"]["status"] != "exact", one.verdict["first"] == "repair"
+    after = one.deployed if repaired else one.changed
+    name = "repaired" if repaired else f"after {one.change['option']}" if one.change else ""
     head = ("", f"original @{one.short}", f"deployed @{one.long}", f"{name} @{one.long}", "chance")
     rows: list[tuple[str, ...]] = []
     for task in _shown_tasks(one):
-        chance = one.record["tasks"]["chance"].get("order" if task.startswith("order") else task)
-        asked = ((one.original, "short"), (exact, "long"), (after, "long"))
+        chance = one.record["tasks"]["chance"]["order" if task.startswith("order") else task]
+        asked = ((one.original, "short"), (one.deployed, "long"), (after, "long"))
         cells = [percent(_right(each, reach, task)) for each, reach in asked]
         if faulty:
             cells[1] = _as_it_runs(one, task)
-        rows.append((TASKS.get(task, task), *cells, "-" if chance is None else f"{chance * 100:.0f} %"))
+        rows.append((TASKS.get(task, task), *cells, f"{chance * 100:.0f} %"))
     guess = f"{math.log(one.record['models'][0]['vocabulary']):.2f}"
     for reach, words in (("short", f"loss to {one.short}"), ("long", f"loss beyond {one.short}")):
-        shown = (one.original, None if faulty else exact, after)
+        shown = (one.original, None if faulty else one.deployed, after)
         values = (estimate(each["loss"].get(reach) if each else None, sign=False) for each in shown)
         rows.append((words, *values, guess))
     if after is None:  # nothing to show in that column
@@ -167,9 +173,8 @@ def _shown_tasks(one: Reading) -> list[str]:
 
 def _as_it_runs(one: Reading, task: str) -> str:
     """Returns what a deployment with a fault answers, from its fall: only its exact run is among the configurations."""
-    fall = one.verdict["regression"]["falls"].get(task)
-    before = _right(one.original, "short", task)
-    if not fall or not fall["accuracy"] or not before or before["mean"] is None:
+    fall, before = one.verdict["regression"]["falls"].get(task), _right(one.original, "short", task)
+    if fall is None or before is None:
         return "-"
     return percent({"mean": before["mean"] - fall["accuracy"]["mean"], "low": None, "high": None})
 
@@ -187,40 +192,119 @@ def _said(one: Reading) -> Iterator[str]:
         f"{answers} of text in nats a token, lower is better, by chance if all tokens were alike. The "
         f"original's loss beyond {one.short} is of the unchanged model run at {one.long}."
     )
-    change = first_change(one.verdict)
-    if change is None:
+    if one.change is None:
         return
     for against, key in (("what is deployed", "against_deployed"), ("the original model", "against_original")):
-        rise = change[key]["long_loss"]
-        after = f'With "{change["words"]}" loss of text beyond {one.short}'
+        rise = one.change[key]["long_loss"]
+        after = f'With "{one.change["words"]}" loss of text beyond {one.short}'
         if significant(rise) > 0:
             yield f"{after} is HIGHER than that of {against} by {estimate(rise, sign=False)} nats a token."
         elif key == "against_deployed" and significant(rise) < 0:
             yield f"{after} is lower than that of {against} by {estimate(negated(rise), sign=False)} nats a token."
 
 
-def _ship(one: Reading) -> str:
-    shipping, margins = one.verdict["shipping"], one.record["margins"]
-    text, decides = answered(shipping["answer"], shipping["sentence"]), shipping["decides"]
-    if decides and decides.lower() not in text.lower():
-        known = next((known for begin, known in _MARGINS.items() if decides.startswith(begin)), None)
-        text += f" Decided by {decides}{f' (margin {margins[known[0]]:g} {known[1]})' if known else ''}."
-    if shipping["resolve"] and shipping["resolve"].lower() not in text.lower():
-        text += f" To resolve it: {shipping['resolve']}."
-    below = "" if "point" in text else _below(one)
-    return f"{text} {below}".strip()
-
-
 def _below(one: Reading) -> str:
     """Returns by how much the tasks stay below the original after the change, in points."""
-    if one.verdict["first"] == "repair":
+    if one.changed is None or one.verdict["first"] == "repair":
         return ""
     parts = []
     for task in one.used:
-        before, now = _right(one.original, "short", task), _right(one.changed, "long", task)
-        if before and now and before["mean"] is not None and now["mean"] is not None:
-            gap = round(100 * (before["mean"] - now["mean"]))
-            parts += [f"{named(task)} by {gap} point{'s' * (gap > 1)}"] if gap >= 1 else []
+        before, now = one.original["accuracy"]["short"][task], one.changed["accuracy"]["long"][task]
+        gap = round(100 * (before["mean"] - now["mean"]))
+        if gap >= 1:
+            parts.append(f"{named(task)} by {gap} point{'s' * (gap > 1)}")
     if not parts:
         return ""
     return f"After it, at {one.long}, right answers are fewer than the original's at {one.short}: {listed(parts)}."
+
+
+def _advice(one: Reading) -> list[Advice]:
+    """Returns what to try, best first; never nothing."""
+    verdict, ranking, found = one.verdict, one.ranking, []
+    if verdict["first"] == "repair":
+        repair = verdict["implementation"]["repair"]
+        lines = [f"an exact run wins back: {_shifts(repair)}"] if repair else []
+        found.append(Advice("TRY FIRST", "repair: run what is deployed exactly", "before any change", tuple(lines)))
+    if not ranking["places"]:
+        return found or [Advice("TRY FIRST", "nothing: none of the three changes applies to it", "")]
+    best, *others = ranking["places"]
+    unit = "nats" if one.used else "nats a token"
+    by = listed([named(task) for task in ranking["weights"]]) if ranking["by"] == "together" else named(ranking["by"])
+    beside = f"P(first of {1 + len(others)}) {probability(best['probability_first'])}"
+    lines = [f"expected gain {estimate(best['gain'])} {unit} of {by}", *_on_first(one, best)]
+    found.append(
+        Advice(
+            "THEN" if found else "TRY FIRST",
+            numbered(best["option"], best["change"]),
+            beside if others else "the only one of the three measured",
+            tuple(lines),
+        )
+    )
+    for place in others:
+        verb = "NOT" if significant(place["gain"]) < 0 or place["demoted"] else "THEN"
+        reason = f"; {place['demoted']}" if place["demoted"] else ""
+        what = numbered(place["option"], place["change"])
+        found.append(Advice(verb, what, f"{estimate(place['gain'])} {unit}{reason}"))
+    for place in ranking["outside"][:1]:
+        chance, gain = place["probability_first"], f"{estimate(place['gain'])} {unit} of {by}"
+        beside = f"{gain}; better than the three with P {probability(chance)}, but more or other than one change"
+        if chance >= 0.5:
+            found.append(Advice("OUTSIDE", place["change"], beside))
+    return found
+
+
+def _on_first(one: Reading, place: Record) -> Iterator[str]:
+    change = one.change
+    if significant(place["gain"]) < 0:
+        yield "it loses least of those measured: what is deployed is better"
+    if nothing_lost(one.verdict):
+        yield "no task fell by more than its margin: nothing needs to change"
+    if change["gain"]:
+        yield f"at {one.long}: {_shifts(change['gain'])}"
+    yield f"price against deployed: {_price(one, change['against_deployed'])}"
+    yield f"price against the original: {_price(one, change['against_original'])}"
+    before, after = one.costs.get(one.verdict["deployed"]), one.costs.get(change["configuration"])
+    if before and after:
+        yield (
+            f"one row of {one.long} tokens takes {after['milliseconds']:.3g} ms and {after['mib']:.3g} MiB "
+            f"(deployed {before['milliseconds']:.3g} ms, {before['mib']:.3g} MiB)"
+        )
+    if place["demoted"]:
+        yield place["demoted"]
+    yield from _apart(one.verdict)
+
+
+def _shifts(by_task: Mapping[str, Record]) -> str:
+    tasks = [task for task in ("order", "binding", "retrieval") if task in by_task]
+    tasks += [task for task in by_task if task not in TASKS]
+    said = []
+    for task in tasks:
+        amount, accuracy = estimate(by_task[task]["log_odds"]), by_task[task]["accuracy"]
+        said.append(
+            f"{named(task)} {amount} nats ({points(accuracy)})" if accuracy else f"{amount} nats a token of {task}"
+        )
+    return "; ".join(said)
+
+
+def _price(one: Reading, price: Record) -> str:
+    parts = [
+        f"loss of text to {one.short} {estimate(price['short_loss'], digits=3)} nats a token",
+        f"beyond {one.short} {estimate(price['long_loss'], digits=3)}",
+    ]
+    if price["short_accuracy"] is not None:
+        parts.insert(0, f"accuracy at {one.short} {points(negated(price['short_accuracy']), digits=1)}")
+    return "; ".join(parts)
+
+
+def _apart(verdict: Record) -> Iterator[str]:
+    """Yields what event order and binding would each name by themselves, where both were learned."""
+    apart = [verdict["rankings"][name]["places"] for name in ("order", "binding") if name in verdict["rankings"]]
+    if len(apart) < 2 or len(apart[0]) < 2:
+        return
+    (order, p_order), (binding, p_binding) = (
+        (places[0]["option"], probability(places[0]["probability_first"])) for places in apart
+    )
+    if order == binding:
+        yield f"event order alone (P {p_order}) and binding alone (P {p_binding}) both put {order} first"
+    else:
+        yield f"event order alone puts {order} first (P {p_order}), binding alone {binding} (P {p_binding})"

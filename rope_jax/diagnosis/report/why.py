@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from rope_jax.biases import bucket_starts
+from rope_jax.diagnosis.evaluation.configurations import ORIGINAL
 from rope_jax.diagnosis.report import labels
-from rope_jax.diagnosis.report.reading import Record, leading, nothing_lost, words_of
+from rope_jax.diagnosis.report.reading import Record, change_of, leading, nothing_lost
 from rope_jax.diagnosis.report.record import plain
 from rope_jax.diagnosis.report.wording import capital, estimate, named, probability, significant, tokens
 from rope_jax.diagnosis.result import Condition
@@ -43,12 +44,10 @@ class _Scaled:
 
 def links(
     deployed: Condition,
-    original: Condition,
+    conditions: Mapping[str, Condition],
     verdict: Verdict,
     trained_length: int,
     target_length: int,
-    *,
-    rescaled: Condition | None = None,
 ) -> dict[str, str]:
     r"""Returns the three links and the choice, as paragraphs by heading.
 
@@ -58,24 +57,23 @@ def links(
 
     Args:
       deployed: the deployed configuration.
-      original: the unchanged model.
+      conditions: what was run, by name, the unchanged model among it.
       verdict: on the deployed configuration.
       trained_length: `L`, tokens.
       target_length: `L'`, tokens.
-      rescaled: the configuration after the best change of option 3, where one was run.
     """
+    trained, judged = conditions[ORIGINAL].inverse_frequencies, plain(verdict)
 
     def by(one: Condition) -> _Scaled:
-        trained, scaled = original.inverse_frequencies, one.inverse_frequencies
-        name = labels.scaling(one.scaling, trained, scaled)
-        return _Scaled(name, np.asarray(trained), np.asarray(scaled), trained_length, target_length)
+        name = labels.scaling(one.scaling, trained, one.inverse_frequencies)
+        return _Scaled(name, np.asarray(trained), np.asarray(one.inverse_frequencies), trained_length, target_length)
 
-    judged, one = plain(verdict), by(deployed)
-    other = None if rescaled is None else by(rescaled)
+    one, change = by(deployed), change_of(judged, "3")
+    rescaled = None if change is None else conditions.get(change["configuration"])
     paragraphs = {
         "(i) the scaling alone": (_scaling(one), _share(judged, "scaling")),
         "(ii) the bias alone": (_bias(deployed, target_length), _share(judged, "bias")),
-        "(iii) another angle": (_angle(one, other), _gain_of_rescaling(judged)),
+        "(iii) another angle": (_angle(one, rescaled and by(rescaled)), _gain_of_rescaling(judged)),
         "the choice": (_choice(judged, deployed, one), ()),
     }
     return {heading: _paragraph(list(said), list(measured)) for heading, (said, measured) in paragraphs.items()}
@@ -241,7 +239,7 @@ def _place(verdict: Record, option: str) -> Record | None:
 
 def _gained(verdict: Record, place: Record) -> str:
     unit = "nats a token" if "loss" in leading(verdict)["by"] else "nats"
-    return f'"{words_of(verdict, place)}" gains {estimate(place["gain"])} {unit}'
+    return f'"{place["change"]}" gains {estimate(place["gain"])} {unit}'
 
 
 def _gain_of_rescaling(verdict: Record) -> list[str]:

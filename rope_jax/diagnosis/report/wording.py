@@ -108,16 +108,14 @@ def capital(text: str) -> str:
     return text and text[0].upper() + text[1:] + ("" if text[-1] in ".!?:" else ".")
 
 
-def answered(answer: str, sentence: str) -> str:
-    """Returns an answer and its reason, the answer once.
+def answered(sentence: str) -> str:
+    """Returns a sentence that begins with its answer, the answer in capitals.
 
-    >>> answered("no", "no: order stays low"), answered("yes", "")
-    ('NO. Order stays low.', 'YES.')
+    >>> answered("No: order stays low.")
+    'NO. Order stays low.'
     """
-    rest = sentence.strip()
-    if rest.lower().startswith(answer) and rest[len(answer) : len(answer) + 1] in (":", ",", ".", ";", ""):
-        rest = rest[len(answer) + 1 :]
-    return f"{answer.upper()}. {capital(rest)}".strip()
+    answer, _, reason = sentence.partition(": ")
+    return f"{answer.upper()}. {capital(reason)}"
 
 
 def numbered(option: str, words: str) -> str:

@@ -15,7 +15,7 @@ ORIGINAL = diagnoses.condition("none + none", ASKED)
 
 def of(name: str = "ntk + alibi", one=None, **changes):
     deployed = dataclasses.replace(diagnoses.condition(name, ASKED), **changes)
-    found = links(deployed, ORIGINAL, one or diagnoses.verdict(), 256, 2048)
+    found = links(deployed, {"none + none": ORIGINAL}, one or diagnoses.verdict(), 256, 2048)
     return dict(zip(("scaling", "bias", "angle", "choice"), found.values(), strict=True))
 
 
@@ -95,7 +95,9 @@ def test_unscaled_and_unrotated_models_are_spoken_of_as_they_are():
     assert "nothing is scaled here" in unscaled["scaling"].lower()
     assert "nothing slows them" in unscaled["angle"]
     still = dataclasses.replace(ORIGINAL, inverse_frequencies=[])
-    found = links(dataclasses.replace(still, name="none + alibi"), still, diagnoses.verdict(), 256, 2048)
+    found = links(
+        dataclasses.replace(still, name="none + alibi"), {"none + none": still}, diagnoses.verdict(), 256, 2048
+    )
     assert "nothing rotates" in found["(i) the scaling alone"].lower()
     assert "No angle can be transformed" in found["(iii) another angle"]
 
