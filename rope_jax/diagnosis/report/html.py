@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 
-from rope_jax.diagnosis.report import plots, scheme_figures
+from rope_jax.diagnosis.report import plots, scheme_figures, screen
 from rope_jax.diagnosis.report.details import Section, Table, details
-from rope_jax.diagnosis.report.reading import Reading, Record
-from rope_jax.diagnosis.report.screen import Advice, Screen, screens
+from rope_jax.diagnosis.report.reading import Reading, Record, readings
 from rope_jax.diagnosis.report.wording import capital, model_name
 
 __all__ = ["page"]
@@ -60,7 +59,7 @@ def page(record: Record, *, command: str = "", costs: Sequence[Record] = ()) -> 
       costs: objects with `configuration`, `milliseconds` and `mib`, where they were measured.
     """
     parts = ["<h1>Which part of the context extension broke what, and what to try first</h1>"]
-    parts += [_card(one) for one in screens(record, costs)]
+    parts += [_card(one) for one in readings(record, costs)]
     if record["shared"]:
         parts.append(f"<p><b>Shared.</b> {_escaped(capital(record['shared']))}</p>")
     for section in details(Reading(record, costs)):
@@ -75,25 +74,23 @@ def page(record: Record, *, command: str = "", costs: Sequence[Record] = ()) -> 
     )
 
 
-def _card(one: Screen) -> str:
-    head = (
-        f"<h2>{_escaped(one.title)}</h2><div class=finding>{_escaped(one.finding)}</div>"
-        f"<p class=soft>{_escaped(' '.join(one.notes))}</p>"
-    )
-    said = f"<p class=soft>{_escaped(' '.join(one.said))}</p>"
-    steps = "".join(f"<li>{_escaped(step)}</li>" for step in one.next)
-    left = "".join(_advice(advice, first=not at) for at, advice in enumerate(one.advice))
-    left += f"<h3>ENOUGH TO SHIP?</h3><p>{_escaped(one.ship)}</p>"
+def _card(one: Reading) -> str:
+    steps = "".join(f"<li>{_escaped(capital(step))}</li>" for step in one.verdict["next"])
+    why = _paragraphs(f"{heading}: {text}" for heading, text in screen.gist(one.judgement["links"]).items())
+    left = "".join(_advice(advice, first=not at) for at, advice in enumerate(screen.advice(one)))
+    left += f"<h3>ENOUGH TO SHIP?</h3><p>{_escaped(screen.ship(one))}</p>"
     left += f"<h3>NEXT</h3><ul>{steps}</ul>" if steps else ""
-    right = _table(one.table) + said
-    why = _paragraphs(f"{heading}: {text}" for heading, text in one.gist.items())
+    right = f"{_table(screen.table(one))}<p class=soft>{_escaped(' '.join(screen.said(one)))}</p>"
     right += f"<h3>WHY</h3>{why}" if why else ""
     return (
-        f'<section class="card {one.tone}">{head}<div class=columns><div>{left}</div><div>{right}</div></div></section>'
+        f'<section class="card {screen.tone(one)}"><h2>{_escaped(screen.title(one))}</h2>'
+        f"<div class=finding>{_escaped(screen.finding(one))}</div>"
+        f"<p class=soft>{_escaped(' '.join(screen.notes(one)))}</p>"
+        f"<div class=columns><div>{left}</div><div>{right}</div></div></section>"
     )
 
 
-def _advice(advice: Advice, *, first: bool) -> str:
+def _advice(advice: screen.Advice, *, first: bool) -> str:
     lines = "".join(f"<li>{_escaped(line)}</li>" for line in advice.lines)
     beside = f" <span class=soft>{_escaped(advice.beside)}</span>" if advice.beside else ""
     what = f"<span{' class=first' if first else ''}>{_escaped(advice.what)}</span>"

@@ -52,6 +52,11 @@ class Reading:
         return next((one for one in self.record["configurations"] if one["name"] == name), None)
 
 
+def readings(record: Record, costs: Sequence[Record] = ()) -> list[Reading]:
+    """Returns the record read for each of its judgements; arguments as of `Reading`."""
+    return [Reading(record, costs, judgement) for judgement in record["judgements"]]
+
+
 def leading(verdict: Record) -> Record:
     """Returns the ranking that decides: order and binding together, or the long loss of text where none was learned."""
     return verdict["rankings"].get("together") or verdict["rankings"][TEXT]

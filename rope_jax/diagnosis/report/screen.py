@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from rope_jax.diagnosis.report import labels
@@ -25,9 +25,7 @@ from rope_jax.diagnosis.report.wording import (
 )
 from rope_jax.diagnosis.verdict.wording import listed
 
-__all__ = ["Advice", "Screen", "screens"]
-
-Tone = Literal["bad", "warn", "calm"]
+__all__ = ["Advice", "advice", "finding", "gist", "notes", "said", "ship", "table", "title", "tone"]
 
 _BEGIN = {"yes": "", "no": "NOT this regression: ", "not resolved": "OPEN whether it is this regression: "}
 
@@ -49,70 +47,16 @@ class Advice:
     lines: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Screen:
-    """The first screen of one deployed configuration.
-
-    Attributes:
-      title: model, lengths, deployed configuration.
-      finding: whether it is the regression, in a few words.
-      tone: of the finding.
-      notes: what the finding rests on.
-      advice: what to try, best first.
-      table: the original at the trained length, deployed and after the first change at the target; the task first.
-      said: what the table shows that must not be overlooked, as sentences.
-      ship: whether the first change may ship, with the margin that decides.
-      next: steps, most useful first.
-      gist: why, by heading: the first sentence of each link, and the choice in full.
-    """
-
-    title: str
-    finding: str
-    tone: Tone
-    notes: tuple[str, ...]
-    advice: tuple[Advice, ...]
-    table: Table
-    said: tuple[str, ...]
-    ship: str
-    next: tuple[str, ...]
-    gist: Mapping[str, str]
-
-
-def screens(record: Record, costs: Sequence[Record] = ()) -> list[Screen]:
-    """Returns one screen a deployed configuration.
-
-    Args:
-      record: from `record.record_of`.
-      costs: objects with `configuration`, `milliseconds` and `mib`, where they were measured.
-    """
-    return [_screen(Reading(record, costs, judgement)) for judgement in record["judgements"]]
-
-
-def _screen(one: Reading) -> Screen:
-    record, verdict, regression = one.record, one.verdict, one.verdict["regression"]
+def title(one: Reading) -> str:
+    """Returns model, lengths and deployed configuration."""
+    lengths = f"{one.short} -> {one.long} tokens (x{one.record['lengths']['factor']:g})"
     words = labels.configuration(one.original, one.deployed)
-    lengths = f"{one.short} -> {one.long} tokens (x{record['lengths']['factor']:g})"
-    tone: Tone = "bad" if regression["lost"] else "calm"
-    return Screen(
-        title=f"{model_name(record['models'])}, {lengths}, {words} (deployed)",
-        finding=_finding(one, regression),
-        tone="warn" if regression["answer"] == "not resolved" else tone,
-        notes=tuple(_notes(one)),
-        advice=tuple(_advice(one)),
-        table=_table(one),
-        said=tuple(_said(one)),
-        ship=f"{answered(verdict['shipping']['sentence'])} {_below(one)}".strip(),
-        next=tuple(capital(step) for step in verdict["next"]),
-        gist=_gist(one.judgement["links"]),
-    )
+    return f"{model_name(one.record['models'])}, {lengths}, {words} (deployed)"
 
 
-def _gist(links: Mapping[str, str]) -> dict[str, str]:
-    first = {heading: re.split(r"(?<=[.!?]) (?=[A-Z0-9])", text)[0] for heading, text in links.items()}
-    return first | dict([*links.items()][-1:])
-
-
-def _finding(one: Reading, regression: Record) -> str:
+def finding(one: Reading) -> str:
+    """Returns whether it is the regression described, in a few words."""
+    regression = one.verdict["regression"]
     if not one.used:
         return "judged by LOSS OF TEXT alone: the model has learned none of the tasks"
     kept, lost, open_ = (listed([named(task) for task in regression[key]]) for key in ("kept", "lost", "open"))
@@ -120,7 +64,21 @@ def _finding(one: Reading, regression: Record) -> str:
     return _BEGIN[regression["answer"]] + ", ".join(words for words, tasks in said.items() if tasks)
 
 
-def _notes(one: Reading) -> Iterator[str]:
+def tone(one: Reading) -> Literal["bad", "warn", "calm"]:
+    """Returns how the finding is to be taken."""
+    if one.verdict["regression"]["answer"] == "not resolved":
+        return "warn"
+    return "bad" if one.verdict["regression"]["lost"] else "calm"
+
+
+def gist(links: Mapping[str, str]) -> dict[str, str]:
+    """Returns why, by heading: the first sentence of each link, and the choice in full."""
+    first = {heading: re.split(r"(?<=[.!?]) (?=[A-Z0-9])", text)[0] for heading, text in links.items()}
+    return first | dict([*links.items()][-1:])
+
+
+def notes(one: Reading) -> Iterator[str]:
+    """Yields what the finding rests on."""
     record, verdict = one.record, one.verdict
     rows = f"{record['items']['text_rows']} rows of text; {verdict['confidence'] * 100:.4g} % intervals."
     yield f"{verdict['contexts']} contexts at each length, {rows}" if one.used else rows
@@ -135,7 +93,8 @@ def _notes(one: Reading) -> Iterator[str]:
         yield "More contexts could still change what is tried first."
 
 
-def _table(one: Reading) -> Table:
+def table(one: Reading) -> Table:
+    """Returns the original at the trained length, and what is deployed and after the first change at the target."""
     faulty, repaired = one.verdict["implementation"]["status"] != "exact", one.verdict["first"] == "repair"
     after = one.deployed if repaired else one.changed
     name = "repaired" if repaired else f"after {one.change['option']}" if one.change else ""
@@ -179,7 +138,8 @@ def _as_it_runs(one: Reading, task: str) -> str:
     return percent({"mean": before["mean"] - fall["accuracy"]["mean"], "low": None, "high": None})
 
 
-def _said(one: Reading) -> Iterator[str]:
+def said(one: Reading) -> Iterator[str]:
+    """Yields what the table shows that must not be overlooked."""
     pull = one.verdict["regression"]["pull"]
     if significant(pull):
         toward, lean = ("nearer", pull) if significant(pull) > 0 else ("farther", negated(pull))
@@ -203,10 +163,11 @@ def _said(one: Reading) -> Iterator[str]:
             yield f"{after} is lower than that of {against} by {estimate(negated(rise), sign=False)} nats a token."
 
 
-def _below(one: Reading) -> str:
-    """Returns by how much the tasks stay below the original after the change, in points."""
+def ship(one: Reading) -> str:
+    """Returns whether the first change may ship, and by how much the tasks stay below the original after it."""
+    text = answered(one.verdict["shipping"]["sentence"])
     if one.changed is None or one.verdict["first"] == "repair":
-        return ""
+        return text
     parts = []
     for task in one.used:
         before, now = one.original["accuracy"]["short"][task], one.changed["accuracy"]["long"][task]
@@ -214,11 +175,13 @@ def _below(one: Reading) -> str:
         if gap >= 1:
             parts.append(f"{named(task)} by {gap} point{'s' * (gap > 1)}")
     if not parts:
-        return ""
-    return f"After it, at {one.long}, right answers are fewer than the original's at {one.short}: {listed(parts)}."
+        return text
+    return (
+        f"{text} After it, at {one.long}, right answers are fewer than the original's at {one.short}: {listed(parts)}."
+    )
 
 
-def _advice(one: Reading) -> list[Advice]:
+def advice(one: Reading) -> list[Advice]:
     """Returns what to try, best first; never nothing."""
     verdict, ranking, found = one.verdict, one.ranking, []
     if verdict["first"] == "repair":

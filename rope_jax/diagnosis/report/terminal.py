@@ -4,9 +4,9 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from rope_jax.diagnosis.report import screen
 from rope_jax.diagnosis.report.details import Section, Table, details
-from rope_jax.diagnosis.report.reading import Reading, Record
-from rope_jax.diagnosis.report.screen import Advice, Screen, screens
+from rope_jax.diagnosis.report.reading import Reading, Record, readings
 from rope_jax.diagnosis.report.wording import capital
 
 __all__ = ["WIDTH", "first_screen", "table"]
@@ -29,31 +29,31 @@ def table(record: Record, *, costs: Sequence[Record] = ()) -> str:
 def first_screen(record: Record, *, costs: Sequence[Record] = ()) -> str:
     """Returns what to try first for every deployed configuration, as text of at most 80 columns."""
     lines: list[str] = []
-    for one in screens(record, costs):
+    for one in readings(record, costs):
         lines += [*_screen(one), ""]
     if record["shared"]:
         lines += [*_hanging("SHARED", capital(record["shared"])), ""]
     return "\n".join(lines)
 
 
-def _screen(one: Screen) -> Iterator[str]:
-    yield from _wrapped(one.title)
-    yield from _wrapped(one.finding, "  ")
-    yield from _wrapped(" ".join(one.notes), "  ")
-    for advice in one.advice:
+def _screen(one: Reading) -> Iterator[str]:
+    yield from _wrapped(screen.title(one))
+    yield from _wrapped(screen.finding(one), "  ")
+    yield from _wrapped(" ".join(screen.notes(one)), "  ")
+    for advice in screen.advice(one):
         yield from _advice(advice)
     yield ""
-    yield from _aligned(one.table)
-    yield from (line for text in one.said for line in _wrapped(text, "  "))
+    yield from _aligned(screen.table(one))
+    yield from (line for text in screen.said(one) for line in _wrapped(text, "  "))
     yield ""
-    yield from _hanging("ENOUGH TO SHIP?", one.ship)
-    for number, step in enumerate(one.next[:5]):
-        yield from _hanging("" if number else "NEXT", step)
-    for number, (heading, text) in enumerate(one.gist.items()):
+    yield from _hanging("ENOUGH TO SHIP?", screen.ship(one))
+    for number, step in enumerate(one.verdict["next"][:5]):
+        yield from _hanging("" if number else "NEXT", capital(step))
+    for number, (heading, text) in enumerate(screen.gist(one.judgement["links"]).items()):
         yield from _hanging("" if number else "WHY", f"{heading}: {text}")
 
 
-def _advice(advice: Advice) -> Iterator[str]:
+def _advice(advice: screen.Advice) -> Iterator[str]:
     first = f"{advice.verb:<{_INDENT}}{advice.what}"
     if advice.beside and len(first) + 2 + len(advice.beside) <= WIDTH:
         yield first + advice.beside.rjust(WIDTH - len(first))

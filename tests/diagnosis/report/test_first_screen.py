@@ -8,10 +8,10 @@ import re
 import diagnoses
 import pytest
 
-from rope_jax.diagnosis.report import terminal
+from rope_jax.diagnosis.report import screen, terminal
 from rope_jax.diagnosis.report.html import page
+from rope_jax.diagnosis.report.reading import readings
 from rope_jax.diagnosis.report.record import record_of
-from rope_jax.diagnosis.report.screen import screens
 
 T5 = {
     "1": ("drop the bias", "ntk + none", 0.6),
@@ -89,12 +89,13 @@ def test_no_line_is_wider_than_a_terminal_and_the_record_alone_is_enough(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_something_is_always_tried_first_and_every_answer_is_there(name):
-    for one in screens(recorded(name)):
-        assert one.advice[0].verb == "TRY FIRST"
-        assert one.ship.startswith(("YES.", "NO.", "NOT RESOLVED."))
-        assert one.finding
-        assert all(len(row) == len(one.table.head) for row in one.table.rows)
-        assert all(row[-1] != "-" for row in one.table.rows), "a number without a chance level"
+    for one in readings(recorded(name)):
+        assert screen.advice(one)[0].verb == "TRY FIRST"
+        assert screen.ship(one).startswith(("YES.", "NO.", "NOT RESOLVED."))
+        assert screen.finding(one)
+        table = screen.table(one)
+        assert all(len(row) == len(table.head) for row in table.rows)
+        assert all(row[-1] != "-" for row in table.rows), "a number without a chance level"
 
 
 @pytest.mark.parametrize(
@@ -182,9 +183,9 @@ def test_the_page_holds_the_same_first_screen_and_nothing_from_outside(name):
     assert "&amp;#" not in text
     names = re.findall(r' id="([^"]+)"', text)
     assert len(names) == len(set(names))
-    for screen in screens(record, one.costs):
-        assert screen.advice[0].verb in text
-        assert screen.finding.replace(">", "&gt;") in text
+    for each in readings(record, one.costs):
+        assert screen.advice(each)[0].verb in text
+        assert screen.finding(each).replace(">", "&gt;") in text
 
 
 def test_every_deployed_configuration_is_in_the_table_of_costs():
