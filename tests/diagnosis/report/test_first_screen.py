@@ -136,8 +136,8 @@ def test_a_repair_comes_first_and_the_deployed_column_is_what_runs():
     assert "TRY FIRST  repair" in text
     assert "THEN       3: keep both" in text
     assert "repaired @2k" in words(text)
-    (one,) = screens(recorded("repair first"))
-    order = next(row for row in one.table.rows if row[0] == "event order")
+    (one,) = readings(recorded("repair first"))
+    order = next(row for row in screen.table(one).rows if row[0] == "event order")
     before = recorded("repair first")["configurations"][0]["accuracy"]["short"]["order"]["mean"]
     assert order[2] == f"{100 * (before - 0.29):.0f} %"
     assert "repair" not in shown("the regression")
