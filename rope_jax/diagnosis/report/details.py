@@ -180,7 +180,8 @@ def _changes(one: Reading) -> Parts:
     )
     for change in one.verdict["changes"]:
         gains = {task: change["gain"][task] for task in in_order(change["gain"])}
-        gains["together" if one.used else "loss of text"] = change["together"]
+        last = "together" if one.unit == "nats" else "loss of text (a token)" if one.used else "loss of text"
+        gains[last] = change["together"]
         decided = f" (decided by {change['decides']})" if change["decides"] else ""
         note = (
             f"{numbered(change['option'], change['words'])} -> {change['configuration']}. Judged on "

@@ -56,12 +56,12 @@ def changes(one: Reading) -> str:
 def _panels(one: Reading, judged: Sequence[Record]) -> Iterator[tuple[str, list[Any], float, bool]]:
     """Yields title, values, margin (on the side where it counts), and whether more is better."""
     margins, prices = one.record["margins"], [change["against_deployed"] for change in judged]
-    if one.used:
+    if one.unit == "nats":
         together = [change["together"]["log_odds"] for change in judged]
         yield f"order and binding @{one.long}\n(nats)", together, margins["gain"], True
-        if all("retrieval" in change["gain"] for change in judged):
-            kept = [change["gain"]["retrieval"]["log_odds"] for change in judged]
-            yield f"retrieval @{one.long}\n(nats)", kept, -margins["retrieval"], True
+    if "retrieval" in one.used:
+        kept = [change["gain"]["retrieval"]["log_odds"] for change in judged]
+        yield f"retrieval @{one.long}\n(nats)", kept, -margins["retrieval"], True
     if all(price["short_accuracy"] is not None for price in prices):
         fall = [negated(price["short_accuracy"]) for price in prices]
         yield f"accuracy @{one.short}\n(share)", fall, -margins["short_accuracy"], True

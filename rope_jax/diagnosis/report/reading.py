@@ -25,6 +25,7 @@ class Reading:
       original: configuration of the unchanged model.
       verdict: of the judgement.
       ranking: the one that decides in it.
+      unit: what that ranks by, nats or, of text, nats a token.
       deployed: the deployed configuration, run exactly.
       change: the best of the three, None where none was measured.
       changed: the configuration after it, None where there is none or it was not run by itself.
@@ -38,6 +39,7 @@ class Reading:
         if judgement is not None:
             self.judgement, self.verdict = judgement, judgement["verdict"]
             self.ranking = leading(self.verdict)
+            self.unit = "nats a token" if self.ranking["by"] == TEXT else "nats"
             self.deployed: Any = self.find(judgement["deployed"])
             first = [place["option"] for place in self.ranking["places"][:1]]
             self.change: Any = change_of(self.verdict, *first) if first else None

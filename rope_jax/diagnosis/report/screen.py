@@ -191,10 +191,9 @@ def advice(one: Reading) -> list[Advice]:
     if not ranking["places"]:
         return found or [Advice("TRY FIRST", "nothing: none of the three changes applies to it", "")]
     best, *others = ranking["places"]
-    unit = "nats" if one.used else "nats a token"
     by = listed([named(task) for task in ranking["weights"]]) if ranking["by"] == "together" else named(ranking["by"])
     beside = f"P(first of {1 + len(others)}) {probability(best['probability_first'])}"
-    lines = [f"expected gain {estimate(best['gain'])} {unit} of {by}", *_on_first(one, best)]
+    lines = [f"expected gain {estimate(best['gain'])} {one.unit} of {by}", *_on_first(one, best)]
     found.append(
         Advice(
             "THEN" if found else "TRY FIRST",
@@ -207,9 +206,9 @@ def advice(one: Reading) -> list[Advice]:
         verb = "NOT" if significant(place["gain"]) < 0 or place["demoted"] else "THEN"
         reason = f"; {place['demoted']}" if place["demoted"] else ""
         what = numbered(place["option"], place["change"])
-        found.append(Advice(verb, what, f"{estimate(place['gain'])} {unit}{reason}"))
+        found.append(Advice(verb, what, f"{estimate(place['gain'])} {one.unit}{reason}"))
     for place in ranking["outside"][:1]:
-        chance, gain = place["probability_first"], f"{estimate(place['gain'])} {unit} of {by}"
+        chance, gain = place["probability_first"], f"{estimate(place['gain'])} {one.unit} of {by}"
         beside = f"{gain}; better than the three with P {probability(chance)}, but more or other than one change"
         if chance >= 0.5:
             found.append(Advice("OUTSIDE", place["change"], beside))

@@ -100,7 +100,7 @@ def verdict(
 ) -> Verdict:
     words = {option: one[0] for option, one in options.items()}
     gains = {option: one[2] for option, one in options.items()}
-    if used:
+    if "order" in used:
         rankings = {
             "order": ranking("order", by_order or gains, words),
             "binding": ranking("binding", gains, words),

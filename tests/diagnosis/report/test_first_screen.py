@@ -164,6 +164,16 @@ def test_text_alone_has_no_accuracy_and_is_in_nats_a_token():
     assert "Right answers" not in text
 
 
+def test_where_retrieval_alone_was_learned_changes_are_ranked_by_text_and_said_so():
+    used = ("retrieval",)
+    record = record_of(diagnoses.diagnosis(diagnoses.verdict(used=used, lost=(), pull=None), used=used))
+    text = words(terminal.table(record))
+    assert "expected gain +0.36 [0.23, 0.49] nats a token of long loss of text" in text
+    assert "THEN 1: drop the bias +0.05 [-0.08, 0.18] nats a token" in text
+    assert "loss of text (a token) +0.36" in text
+    assert "order and binding" not in page(record)
+
+
 def test_whether_it_may_ship_is_said_with_what_stays_lost():
     text = words(shown("the regression"))
     assert "with 0.02 allowed. After it, at 2k, right answers are fewer than the original's at 256: " in text

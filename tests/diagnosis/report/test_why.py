@@ -6,6 +6,7 @@ import diagnoses
 import numpy as np
 import pytest
 
+from rope_jax.diagnosis.report import labels
 from rope_jax.diagnosis.report.why import links
 from rope_jax.diagnosis.verdict.answers import Cause
 
@@ -141,3 +142,15 @@ def test_the_choice_is_the_best_of_the_ranking_with_its_gain():
     assert "Repair first" in of(one=diagnoses.verdict(status="repair first"))["choice"]
     assert "none of the three" in of(one=diagnoses.verdict(options={}))["choice"].lower()
     assert "nats a token" in of(one=diagnoses.verdict(used=()))["choice"]
+
+
+def test_the_map_spoken_of_is_the_one_whose_gain_is_stated():
+    one, llama3 = diagnoses.verdict(), diagnoses.condition("llama3 + alibi", ASKED)
+    linear = dataclasses.replace(llama3, name="linear + alibi", scaling="linear")
+    other = dataclasses.replace(one.changes[2], words="keep both, scale by linear", configuration=linear.name)
+    by_order = diagnoses.ranking("order", {"3": 0.4}, {"3": other.words})
+    one = dataclasses.replace(one, changes=(other, *one.changes), rankings=one.rankings | {"order": by_order})
+    conditions = {run.name: run for run in (ORIGINAL, llama3, linear)}
+    text = links(diagnoses.condition("ntk + alibi", ASKED), conditions, one, 256, 2048)["(iii) another angle"]
+    assert '"keep both, scale by llama3" gains' in text
+    assert f"Option 3 by {labels.label('llama3')} " in text
