@@ -43,7 +43,7 @@ class Reading:
             self.deployed: Any = self.find(judgement["deployed"])
             first = [place["option"] for place in self.ranking["places"][:1]]
             self.change: Any = change_of(self.verdict, *first) if first else None
-            self.changed = self.find(self.change["configuration"]) if first else None
+            self.changed = None if self.change is None else self.find(self.change["configuration"])
 
     def of(self, judgement: Record) -> "Reading":
         """Returns the same record, read for a judgement."""

@@ -69,11 +69,11 @@ def links(
         return _Scaled(name, np.asarray(trained), np.asarray(one.inverse_frequencies), trained_length, target_length)
 
     one, change = by(deployed), change_of(judged, "3")
-    rescaled = None if change is None else conditions.get(change["configuration"])
+    other = None if change is None else conditions.get(change["configuration"])
     paragraphs = {
         "(i) the scaling alone": (_scaling(one), _share(judged, "scaling")),
         "(ii) the bias alone": (_bias(deployed, target_length), _share(judged, "bias")),
-        "(iii) another angle": (_angle(one, rescaled and by(rescaled)), _gain_of_rescaling(judged)),
+        "(iii) another angle": (_angle(one, None if other is None else by(other)), _gain_of_rescaling(judged)),
         "the choice": (_choice(judged, deployed, one), ()),
     }
     return {heading: _paragraph(list(said), list(measured)) for heading, (said, measured) in paragraphs.items()}
