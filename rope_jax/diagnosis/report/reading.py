@@ -41,8 +41,7 @@ class Reading:
             self.ranking = leading(self.verdict)
             self.unit = "nats a token" if self.ranking["by"] == TEXT else "nats"
             self.deployed: Any = self.find(judgement["deployed"])
-            first = [place["option"] for place in self.ranking["places"][:1]]
-            self.change: Any = change_of(self.verdict, *first) if first else None
+            self.change: Any = change_of(self.verdict)
             self.changed = None if self.change is None else self.find(self.change["configuration"])
 
     def of(self, judgement: Record) -> "Reading":
@@ -64,10 +63,13 @@ def leading(verdict: Record) -> Record:
     return verdict["rankings"].get("together") or verdict["rankings"][TEXT]
 
 
-def change_of(verdict: Record, option: str) -> Record | None:
-    """Returns the best change of one of the three by the ranking that decides, or None where none was measured."""
-    best = next((place["change"] for place in leading(verdict)["places"] if place["option"] == option), None)
-    return next((one for one in verdict["changes"] if (one["option"], one["words"]) == (option, best)), None)
+def change_of(verdict: Record, option: str | None = None) -> Record | None:
+    """Returns the change that the ranking that decides puts first, of one of the three or of all; None without one."""
+    for place in leading(verdict)["places"]:
+        if option in (None, place["option"]):
+            best = (place["option"], place["change"])
+            return next(one for one in verdict["changes"] if (one["option"], one["words"]) == best)
+    return None
 
 
 def nothing_lost(verdict: Record) -> bool:
