@@ -92,7 +92,7 @@ def _configurations(one: Reading) -> Parts:
     used, runs = one.used, one.record["configurations"]
     if used:
         chance = one.record["tasks"]["chance"]
-        yield "Chance: " + ", ".join(f"{task} {chance[task] * 100:.0f} %" for task in used if task in chance) + "."
+        yield "Chance: " + ", ".join(f"{task} {chance[task] * 100:.0f} %" for task in used) + "."
     names = dict.fromkeys(run[key] for run in runs for key in ("scaling", "bias") if run[key] != "none")
     known = "; ".join(f"{name}: {labels.explanation(name)}" for name in names if labels.explanation(name))
     yield known and f"{known}."
@@ -103,11 +103,9 @@ def _configurations(one: Reading) -> Parts:
     head = ["configuration", *(f"{task} @{length}" for task in used for length in (one.short, one.long))]
     asked = [(task, reach) for task in used for reach in REACHES]
     for key, shown, note in _OUTCOMES if used else ():
-        rows = [(run["name"], *(shown(run[key].get(reach, {}).get(task)) for task, reach in asked)) for run in runs]
+        rows = [(run["name"], *(shown(run[key][reach][task]) for task, reach in asked)) for run in runs]
         yield Table(head, rows, note)
-    rows = [
-        (run["name"], *(estimate(run["loss"].get(reach), digits=3, sign=False) for reach in REACHES)) for run in runs
-    ]
+    rows = [(run["name"], *(estimate(run["loss"][reach], digits=3, sign=False) for reach in REACHES)) for run in runs]
     ends = (f"to {one.short}", f"beyond {one.short}")
     note = "Loss of text by position, nats a token; lower is better."
     yield Table(["configuration", *ends], rows, note)
@@ -115,8 +113,8 @@ def _configurations(one: Reading) -> Parts:
         rows = [
             (
                 f"{run['name']}, model {model}",
-                *(f"{values['accuracy'].get('long', {}).get(task, float('nan')) * 100:.0f} %" for task in used),
-                *(f"{values['loss'][reach]:.3f}" for reach in REACHES if reach in values["loss"]),
+                *(f"{values['accuracy']['long'][task] * 100:.0f} %" for task in used),
+                *(f"{values['loss'][reach]:.3f}" for reach in REACHES),
             )
             for run in runs
             for model, values in enumerate(run["by_model"], 1)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from rope_jax.diagnosis.report import labels
@@ -44,7 +44,7 @@ class Advice:
     verb: str
     what: str
     beside: str
-    lines: tuple[str, ...] = ()
+    lines: Sequence[str] = ()
 
 
 def title(one: Reading) -> str:
@@ -110,11 +110,11 @@ def table(one: Reading) -> Table:
     guess = f"{math.log(one.record['models'][0]['vocabulary']):.2f}"
     for reach, words in (("short", f"loss to {one.short}"), ("long", f"loss beyond {one.short}")):
         shown = (one.original, None if faulty else one.deployed, after)
-        values = (estimate(each["loss"].get(reach) if each else None, sign=False) for each in shown)
+        values = (estimate(each["loss"][reach] if each else None, sign=False) for each in shown)
         rows.append((words, *values, guess))
     if after is None:  # nothing to show in that column
-        return Table((*head[:3], head[4]), tuple((*row[:3], row[4]) for row in rows))
-    return Table(head, tuple(rows))
+        return Table((*head[:3], head[4]), [(*row[:3], row[4]) for row in rows])
+    return Table(head, rows)
 
 
 def _right(one: Record | None, reach: str, task: str) -> Record | None:
@@ -187,21 +187,15 @@ def advice(one: Reading) -> list[Advice]:
     if verdict["first"] == "repair":
         repair = verdict["implementation"]["repair"]
         lines = [f"an exact run wins back: {_shifts(repair)}"] if repair else []
-        found.append(Advice("TRY FIRST", "repair: run what is deployed exactly", "before any change", tuple(lines)))
+        found.append(Advice("TRY FIRST", "repair: run what is deployed exactly", "before any change", lines))
     if not ranking["places"]:
         return found or [Advice("TRY FIRST", "nothing: none of the three changes applies to it", "")]
     best, *others = ranking["places"]
     by = listed([named(task) for task in ranking["weights"]]) if ranking["by"] == "together" else named(ranking["by"])
     beside = f"P(first of {1 + len(others)}) {probability(best['probability_first'])}"
     lines = [f"expected gain {estimate(best['gain'])} {one.unit} of {by}", *_on_first(one, best)]
-    found.append(
-        Advice(
-            "THEN" if found else "TRY FIRST",
-            numbered(best["option"], best["change"]),
-            beside if others else "the only one of the three measured",
-            tuple(lines),
-        )
-    )
+    beside = beside if others else "the only one of the three measured"
+    found.append(Advice("THEN" if found else "TRY FIRST", numbered(best["option"], best["change"]), beside, lines))
     for place in others:
         verb = "NOT" if significant(place["gain"]) < 0 or place["demoted"] else "THEN"
         reason = f"; {place['demoted']}" if place["demoted"] else ""
