@@ -32,24 +32,6 @@ _FUNCTIONS = {"diagnose": "rope_jax.diagnosis.api", "inspect": "rope_jax.diagnos
 """Functions that stand at the top, and where each lives."""
 
 if TYPE_CHECKING:
-    from rope_jax import (
-        attention,
-        biases,
-        checkpoints,
-        decoder,
-        diagnosis,
-        dynamic,
-        errors,
-        frequencies,
-        length_rules,
-        phases,
-        rotation,
-        rules,
-        scaling,
-        scheme,
-        statistics,
-        testing,
-    )
     from rope_jax.diagnosis.api import diagnose
     from rope_jax.diagnosis.theory.inspection import inspect
 

@@ -7,18 +7,18 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterable
 from types import ModuleType
 from typing import NoReturn
 
 from absl import flags as absl_flags
 
 from rope_jax import __version__
+from rope_jax.commands.flags import Define
 from rope_jax.commands.streams import guarded
 from rope_jax.commands.termination import INTERRUPTED, TERMINATED, Terminated, raised_on_signals
 from rope_jax.errors import RopeJaxError
 
-# A module has SUMMARY, USAGE, define_flags(flag_values), run(arguments, flags) -> exit status, and
+# A module has SUMMARY, USAGE, define_flags(define), run(arguments, flags) -> exit status, and
 # kept(arguments, flags) -> what is kept of a run that was stopped, and how to go on.
 COMMANDS = {
     "inspect": "rope_jax.commands.inspect",
@@ -62,7 +62,13 @@ def process() -> NoReturn:
 
 def _status(arguments: list[str]) -> int:
     def stopped(number: int) -> int:
-        return _stopped("interrupted" if number == signal.SIGINT else "terminated", arguments, 128 + number)
+        """Says in one line what is kept of a command that was told to stop, and how to go on; returns the status."""
+        how, what = "interrupted" if number == signal.SIGINT else "terminated", "nothing was begun"
+        with contextlib.suppress(absl_flags.Error, IndexError, KeyError):
+            command, positional, flags = _parsed(arguments)
+            what = command.kept(positional, flags)
+        print(f"rope-jax: {how}; {' '.join(what.split())}", file=sys.stderr)
+        return 128 + number
 
     try:
         with raised_on_signals(stopped):
@@ -76,16 +82,6 @@ def _status(arguments: list[str]) -> int:
     except Exception:
         traceback.print_exc()
         return 1
-
-
-def _stopped(how: str, arguments: list[str], status: int) -> int:
-    """Says in one line what is kept of a command that was told to stop, and how to go on; returns the status."""
-    what = "nothing was begun"
-    with contextlib.suppress(absl_flags.Error, IndexError, KeyError):
-        command, positional, flags = _parsed(arguments)
-        what = command.kept(positional, flags)
-    print(f"rope-jax: {how}; {' '.join(what.split())}", file=sys.stderr)
-    return status
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -117,9 +113,10 @@ def _parsed(arguments: list[str]) -> tuple[ModuleType, list[str], absl_flags.Fla
     command = importlib.import_module(COMMANDS[name])
     flags = absl_flags.FlagValues()
     flags.set_gnu_getopt(True)
-    absl_flags.DEFINE_boolean("json", False, "One JSON object on stdout, nothing else.", flag_values=flags)
-    absl_flags.DEFINE_boolean("help", False, "This text.", short_name="h", flag_values=flags)
-    command.define_flags(flags)
+    define = Define(flags)
+    command.define_flags(define)
+    define.boolean("json", False, "One JSON object on stdout, nothing else.")
+    define.boolean("help", False, "This text.", short_name="h")
     # absl knows two flags of its own: one reads a file by surprise, the other lets misspelt flags pass.
     for own in ("flagfile", "undefok"):
         if any(re.fullmatch(rf"--?{own}(=.*)?", argument, re.DOTALL) for argument in arguments):
@@ -141,16 +138,13 @@ def _overview() -> str:
 
 def _help(command: ModuleType, flags: absl_flags.FlagValues) -> str:
     lines = [f"usage: {command.USAGE}", "", command.SUMMARY]
-    shown = {flags[name].name for name in flags}
-    groups: dict[str, Iterable[str]] = dict(getattr(command, "GROUPS", {}))
-    groups["flags" if not groups else "more"] = sorted(shown - {name for names in groups.values() for name in names})
-    for title, names in groups.items():
-        lines += ["", f"{title}:"] if names else []
-        for name in names:
-            flag = flags[name]
-            title_line = f"-{flag.short_name}, --{name}" if flag.short_name else f"--{name}"
+    groups = flags.flags_by_module_dict()
+    for title, group in groups.items():
+        lines += ["", f"{title}:"]
+        for flag in group if len(groups) > 1 else sorted(group, key=lambda flag: flag.name):
+            name = f"-{flag.short_name}, --{flag.name}" if flag.short_name else f"--{flag.name}"
             default = "" if flag.default in (None, False, []) else f" (default: {_default(flag.default)})"
-            lines += [f"  {title_line}", f"      {' '.join(flag.help.split())}{default}"]
+            lines += [f"  {name}", f"      {' '.join(flag.help.split())}{default}"]
     return "\n".join(lines)
 
 

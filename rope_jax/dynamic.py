@@ -3,8 +3,6 @@
 No Python looks at the data, and nothing is rounded to float32 on the way: the base's power is taken in pairs of floats.
 """
 
-import functools
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int, Integer
@@ -29,16 +27,13 @@ def frequencies_at(rule: LengthRule, rotary: Rotary, lengths: Integer[Array | np
       ScalingError: if the rule cannot be applied to `rotary`, at any length.
     """
     rule.at(rule.original_length)(rotary)  # checks the record
-    return _traced(rule, rotary, as_int32("lengths", lengths))
+    lengths = as_int32("lengths", lengths)
+    if isinstance(rule, DynamicNtk):
+        return _dynamic_ntk(rule, rotary, lengths)
+    return _longrope(rule, rotary, lengths)
 
 
-@functools.singledispatch
-def _traced(rule: LengthRule, rotary: Rotary, lengths: Int[Array, "*batch"]) -> FrequencyPair:
-    raise TypeError(f"{type(rule).__name__} is not a rule by sequence length")
-
-
-@_traced.register
-def _(rule: DynamicNtk, rotary: Rotary, lengths: Int[Array, "*batch"]) -> FrequencyPair:
+def _dynamic_ntk(rule: DynamicNtk, rotary: Rotary, lengths: Int[Array, "*batch"]) -> FrequencyPair:
     # theta' = theta * growth^(-2i/(d-2)), with growth = 1 + s (l - L) / L.
     excess = (jnp.maximum(lengths, rule.original_length) - rule.original_length)[..., None]
     halves = DoubleFloat((excess >> 12).astype(jnp.float32) * 4096, (excess & 4095).astype(jnp.float32))
@@ -53,8 +48,7 @@ def _(rule: DynamicNtk, rotary: Rotary, lengths: Int[Array, "*batch"]) -> Freque
     return high, low
 
 
-@_traced.register
-def _(rule: LongRope, rotary: Rotary, lengths: Int[Array, "*batch"]) -> FrequencyPair:
+def _longrope(rule: LongRope, rotary: Rotary, lengths: Int[Array, "*batch"]) -> FrequencyPair:
     short, long = (
         _pairs(rule.at(length)(rotary).inverse_frequencies, lengths.ndim)
         for length in (rule.original_length, rule.original_length + 1)

@@ -6,7 +6,6 @@ Symbols: `d` rotary dimension, `b` base, `theta_i = b^(-2i/d)` for pair `i = 0 .
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,9 +33,9 @@ class Rotary:
       cos_sin_factor: multiplies cos and sin, so the logits of the rotary dimensions by its square.
       logit_scale: multiplies every `q.k` logit, before a bias is added.
       rules: names of the scaling rules applied so far, in order.
+      stages: the `rules.Stage` of each, or None.
       unscaled: the embedding before a scaling that counts as trained, for a rule that replaces it; None where there is
         none.
-      own_stages: the `rules.Stage` of those that say it themselves, by name.
 
     Raises:
       ScalingError: if the frequencies are not one a pair, or one is not finite or beyond `LARGEST_FREQUENCY`; if
@@ -50,8 +49,8 @@ class Rotary:
     cos_sin_factor: float = 1.0
     logit_scale: float = 1.0
     rules: tuple[str, ...] = ()
+    stages: tuple[Any, ...] = ()
     unscaled: "Rotary | None" = None
-    own_stages: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_dim(self.dim)
@@ -77,10 +76,12 @@ def check_dim(dim: int) -> None:
         raise ScalingError(f"rotary dim must be a positive even number, got {dim}")
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raises `ScalingError` unless `value` is a finite number above zero."""
+def check_positive(name: str, value: float, *, at_least: float = 0) -> None:
+    """Raises `ScalingError` unless `value` is a finite number above zero, and not below `at_least`."""
     if not (math.isfinite(value) and value > 0):
         raise ScalingError(f"{name} must be a finite positive number, got {value}")
+    if value < at_least:
+        raise ScalingError(f"{name} must be at least {at_least}, got {value}")
 
 
 def check_whole(name: str, value: int | np.integer, *, at_least: int) -> None:

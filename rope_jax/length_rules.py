@@ -12,10 +12,10 @@ import numpy as np
 from rope_jax import scaling
 from rope_jax.errors import ScalingError
 from rope_jax.frequencies import check_positive, check_whole
-from rope_jax.rules import Rule
+from rope_jax.rules import Rule, Stage
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DynamicNtk:
     r"""Dynamic NTK: the base grows with the current length, and is the trained one up to it.
 
@@ -33,10 +33,8 @@ class DynamicNtk:
     name: ClassVar[str] = "dynamic_ntk"
 
     def __post_init__(self) -> None:
-        check_positive("factor", self.factor)
+        check_positive("factor", self.factor, at_least=1)
         check_whole("original_length", self.original_length, at_least=1)
-        if self.factor < 1:
-            raise ScalingError(f"factor must be at least 1, got {self.factor}")
 
     def at(self, length: int | np.integer) -> Rule:
         """Returns the static rule for sequences of exactly `length` tokens, an integer of any width."""
@@ -45,10 +43,10 @@ class DynamicNtk:
         growth = 1 + self.factor * excess / self.original_length
         given = {"factor": self.factor, "original_length": self.original_length, "length": length}
         # `ntk(factor=growth)` has the same exponent; under another name, it composes as a rule that reads L.
-        return Rule(self.name, lambda rotary: scaling.ntk(factor=growth).transform(rotary), given)
+        return Rule(self.name, scaling.ntk(factor=growth).transform, given, Stage.RAMP)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LongRope:
     r"""LongRoPE: one list of per-pair factors up to the trained length, another from the very next token on.
 
@@ -63,14 +61,16 @@ class LongRope:
     Source: Ding et al., arXiv 2402.13753; the `longrope` (`su`) rope type of Phi-3's published configs.
     """
 
-    short_factor: tuple[float, ...]
-    long_factor: tuple[float, ...]
+    short_factor: Sequence[float]
+    long_factor: Sequence[float]
     original_length: int
     attention_factor: float = 1.0
     name: ClassVar[str] = "longrope"
 
     def __post_init__(self) -> None:
         check_whole("original_length", self.original_length, at_least=1)
+        for name in ("short_factor", "long_factor"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # so that rules compare
         if len(self.short_factor) != len(self.long_factor):
             raise ScalingError(
                 f"longrope: {len(self.short_factor)} short factors but {len(self.long_factor)} long factors"
@@ -81,9 +81,8 @@ class LongRope:
         """Returns the static rule for sequences of exactly `length` tokens, an integer of any width."""
         factors = self.long_factor if _tokens(length) > self.original_length else self.short_factor
         inner = scaling.per_pair(factors=factors, attention_factor=self.attention_factor)
-        return dataclasses.replace(
-            inner, name=self.name, hyperparameters={**inner.hyperparameters, "original_length": self.original_length}
-        )
+        given = {**inner.hyperparameters, "original_length": self.original_length}
+        return dataclasses.replace(inner, name=self.name, hyperparameters=given)
 
 
 LengthRule = DynamicNtk | LongRope
@@ -100,17 +99,5 @@ def at_length(rule: Rule | LengthRule, length: int) -> Rule:
     return rule if isinstance(rule, Rule) else rule.at(length)
 
 
-def dynamic_ntk(*, factor: float, original_length: int) -> DynamicNtk:
-    """Returns the dynamic NTK rule; see `DynamicNtk`."""
-    return DynamicNtk(factor, original_length)
-
-
-def longrope(
-    *,
-    short_factor: Sequence[float],
-    long_factor: Sequence[float],
-    original_length: int,
-    attention_factor: float = 1.0,
-) -> LongRope:
-    """Returns the LongRoPE rule; see `LongRope`. `scaling.longrope_factor` gives the usual cos/sin factor."""
-    return LongRope(tuple(short_factor), tuple(long_factor), original_length, attention_factor)
+dynamic_ntk, longrope = DynamicNtk, LongRope
+"""Made like every other rule, by a name in lower case. `scaling.longrope_factor` gives the usual cos/sin factor."""

@@ -30,21 +30,6 @@ _MAY_FOLLOW = {
     Stage.UNIFORM: set(Stage) - {Stage.ROUNDING},
     Stage.ROUNDING: set(Stage) - {Stage.ROUNDING},
 }
-STAGES = {
-    "explicit_base": Stage.ANEW,
-    "proportional": Stage.GEOMETRY,
-    "by_parts": Stage.RAMP,
-    "yarn": Stage.RAMP,
-    "yarn_map": Stage.RAMP,
-    "llama3": Stage.RAMP,
-    "per_pair": Stage.RAMP,
-    "dynamic_ntk": Stage.RAMP,
-    "longrope": Stage.RAMP,
-    "ntk": Stage.BASE,
-    "linear": Stage.UNIFORM,
-    "no_rotation": Stage.UNIFORM,
-    "resonance": Stage.ROUNDING,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +37,10 @@ class Rule:
     """A named map on `Rotary` records; call it to apply it.
 
     Attributes:
-      name: the rule's name, a key of `STAGES`, or "none", or one of your own.
+      name: the rule's name; "none" changes nothing.
       transform: the map itself.
       hyperparameters: the values the rule was made with, for reports.
-      stage: what a rule of your own reads; without it, it works alone and composes with no other.
+      stage: what the rule reads; without it, it works alone and composes with no other.
     """
 
     name: str
@@ -66,37 +51,27 @@ class Rule:
     def __call__(self, rotary: Rotary) -> Rotary:
         if self.name == "none":
             return rotary
-        check_may_follow(self.name, rotary, stage=self.stage)
+        self._check_may_follow(rotary)
         try:
             with np.errstate(all="ignore"):  # the record that comes out refuses what is not finite
                 transformed = self.transform(rotary)
         except ScalingError as error:
             raise error if self.name in str(error) else ScalingError(f"{self.name}: {error}") from None
-        stages = dict(rotary.own_stages) if self.stage is None else {**rotary.own_stages, self.name: self.stage}
-        return dataclasses.replace(transformed, rules=(*rotary.rules, self.name), own_stages=stages)
+        rules, stages = (*rotary.rules, self.name), (*rotary.stages, self.stage)
+        return dataclasses.replace(transformed, rules=rules, stages=stages)
 
-
-def check_may_follow(name: str, rotary: Rotary, *, stage: Stage | None = None) -> None:
-    """Raises `ScalingError` when rule `name` has no single meaning after the rules `rotary` has seen.
-
-    Args:
-      name: of the rule.
-      rotary: what it is to be applied to.
-      stage: what the rule reads, where its name is no key of `STAGES`.
-    """
-    for earlier in rotary.rules:
-        before, after = _stage(earlier, rotary.own_stages.get(earlier)), _stage(name, stage)
-        if before not in _MAY_FOLLOW[after]:
-            raise ScalingError(
-                f"{name} after {earlier} has no single meaning: {name} reads what {earlier} has already changed"
-            )
-
-
-def _stage(name: str, own: Stage | None) -> Stage:
-    stage = own or STAGES.get(name)
-    if stage is None:
-        raise ScalingError(f"rule {name!r} composes with no other: what it reads is not known; give its Rule a stage")
-    return stage
+    def _check_may_follow(self, rotary: Rotary) -> None:
+        for earlier, before in zip(rotary.rules, rotary.stages, strict=True):
+            for name, stage in ((earlier, before), (self.name, self.stage)):
+                if stage is None:
+                    raise ScalingError(
+                        f"rule {name!r} composes with no other: what it reads is not known; give its Rule a stage"
+                    )
+            if self.stage and before not in _MAY_FOLLOW[self.stage]:
+                raise ScalingError(
+                    f"{self.name} after {earlier} has no single meaning: {self.name} reads what {earlier} has already "
+                    "changed"
+                )
 
 
 def compose(*rules: Rule) -> Callable[[Rotary], Rotary]:

@@ -42,7 +42,7 @@ def define_flags() -> None:
     flags.DEFINE_list("ratios", ["1.25", "2", "4"], "Target over trained length.")
     flags.DEFINE_integer("contexts", 192, "At each length.")
     flags.DEFINE_integer("text_rows", 256, "Rows of repeated text.")
-    flags.DEFINE_integer("fit_steps", 240, "Of a T5 table.")
+    flags.DEFINE_integer("fit_steps", 60, "Of a T5 table.")
     flags.DEFINE_list("configurations", list(CONFIGURATIONS), "Only these.")
 
 
@@ -62,7 +62,7 @@ class Settings:
 
     contexts: int = 192
     text_rows: int = 256
-    fit_steps: int = 240
+    fit_steps: int = 60
 
     @property
     def hash(self) -> str:

@@ -20,9 +20,10 @@ import numpy as np
 
 from rope_jax.diagnosis.evaluation.panel import Evidence, Option, Panel, Reach
 from rope_jax.diagnosis.verdict.answers import Place, Ranking, Verdict
-from rope_jax.diagnosis.verdict.decide import decide_each
+from rope_jax.diagnosis.verdict.decide import decide
 from rope_jax.statistics import intervals
 from rope_jax.statistics.intervals import Estimate
+from rope_jax.statistics.multiplicity import simultaneous_confidence
 
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
 KEPT, QUESTIONS = RESULTS / "study-4k-32k.json", RESULTS / "study-4k-32k-questions.json"
@@ -100,7 +101,9 @@ def evidence_of(scaling: str, bias: str, panels: Mapping[str, Panel]) -> Evidenc
 
 def verdicts(record: Mapping[str, Any], panels: Mapping[str, Panel]) -> tuple[Verdict, ...]:
     """Returns the verdicts on what is deployed, whose intervals hold together."""
-    return decide_each([evidence_of(scaling, bias, panels) for scaling, bias, _ in record["status_quos"]])
+    evidences = [evidence_of(scaling, bias, panels) for scaling, bias, _ in record["status_quos"]]
+    confidence = simultaneous_confidence(len(evidences))
+    return tuple(decide(one, confidence=confidence) for one in evidences)
 
 
 def panels_of(record: Mapping[str, Any], questions: Mapping[Reach, Asked]) -> dict[str, Panel]:

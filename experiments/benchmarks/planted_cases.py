@@ -31,7 +31,6 @@ from rope_jax.diagnosis.tasks.subject import Items, Subject, read_bundled_model
 from rope_jax.diagnosis.verdict.answers import Margins, Verdict
 from rope_jax.diagnosis.verdict.contrasts import Contrasts
 from rope_jax.diagnosis.verdict.decide import REPAIR
-from rope_jax.diagnosis.verdict.ranking import TOGETHER
 from rope_jax.diagnosis.verdict.sampling import ask_on
 from rope_jax.rules import Rule
 from rope_jax.scheme import Retrofit
@@ -156,7 +155,7 @@ class Bench:
 
         def without(pair: Pair) -> Panel:
             if pair is plant.deployed:  # it is only run wrongly
-                return exact_run(evidence)
+                return evidence.base
             return cases.panel([cases.runs[0]([plan.maker(self._retrofit(pair))])])
 
         contrasts = Contrasts(used, CONFIDENCE)
@@ -197,14 +196,9 @@ def _long_only(subject: Subject) -> Subject:
     return dataclasses.replace(subject, items=Items(None, items.long, items.text[:0], items.counted[:0]))
 
 
-def exact_run(evidence: Evidence) -> Panel:
-    """Returns what the deployed configuration does where it is run exactly."""
-    return evidence.as_deployed if evidence.exact is None else evidence.exact
-
-
 def mean_gains(evidence: Evidence) -> dict[str, float]:
     """Returns the mean gain of order and binding, nats: of a repair over what runs, of each change over a repair."""
-    contrasts, exact = Contrasts(evidence.used, CONFIDENCE), exact_run(evidence)
+    contrasts, exact = Contrasts(evidence.used, CONFIDENCE), evidence.base
     gains = {REPAIR: contrasts.together(exact, evidence.as_deployed)}
     for option in evidence.options:
         gains[option.words] = contrasts.together(evidence.changed[option.configuration], exact)
@@ -213,7 +207,7 @@ def mean_gains(evidence: Evidence) -> dict[str, float]:
 
 def in_words(verdict: Verdict) -> dict[str, Any]:
     """Returns of a verdict what is scored."""
-    ranking = verdict.rankings[TOGETHER if TOGETHER in verdict.rankings else next(iter(verdict.rankings))]
+    ranking = verdict.decisive
     first = next((place for place in ranking.places if place.change == verdict.first), None)
     outside = ranking.outside[0] if ranking.outside else None
     return {

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from rope_jax import named_records
-from rope_jax.biases.protocol import Bias
+from rope_jax.biases.host import Bias
 from rope_jax.errors import InputError
 
 
@@ -75,7 +75,7 @@ def register(record: BiasRecord) -> BiasRecord:
 
 
 def _alibi(request: BiasRequest, multiplier: float = 1.0) -> Bias:
-    from rope_jax.biases.alibi import alibi_paper
+    from rope_jax.biases.functions import alibi_paper
 
     return alibi_paper(request.num_heads, multiplier=multiplier)
 
@@ -128,13 +128,13 @@ def parse_bias(name: str) -> tuple[BiasRecord, float | None]:
     return BIASES[base], value
 
 
-def bias_of(name: str, request: BiasRequest) -> Bias | None:
-    """Returns the bias of a name, made for a model.
+def bias_of(bias: str | BiasRecord, request: BiasRequest) -> Bias | None:
+    """Returns the bias of a name or a record, made for a model.
 
     Raises:
       InputError: if there is no such bias, or it has to be fitted and there are no weights.
     """
-    record, multiplier = parse_bias(name)
+    record, multiplier = parse_bias(bias) if isinstance(bias, str) else (bias, None)
     if record.fitted and request.fitter is None:
-        raise InputError(f"bias {name!r} is fitted to a model's weights, and there are none")
+        raise InputError(f"bias {record.name!r} is fitted to a model's weights, and there are none")
     return _alibi(request, multiplier) if multiplier is not None else record.make(request)

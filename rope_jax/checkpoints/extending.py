@@ -34,7 +34,7 @@ def trained_rotary(group: LayerGroup, *, length: int, compose: bool = False) -> 
     rotary = at_length(group.rule, length)(group.rotary)
     if compose or not _scales(group.rule):
         return rotary
-    return dataclasses.replace(rotary, rules=(), unscaled=_unscaled(group))
+    return dataclasses.replace(rotary, rules=(), stages=(), unscaled=_unscaled(group))
 
 
 def length_before(positions: PositionConfig, *, trained: int, compose: bool = False) -> int:

@@ -9,21 +9,21 @@ import json
 import math
 import os
 import pathlib
+import runpy
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
-from rope_jax.commands.extensions import define_load, load
+from rope_jax.commands.flags import Define, check_ranges, checkpoint_of
 from rope_jax.commands.output import STORE, checked_out, checked_store, kept_in, write_all
 from rope_jax.commands.output_file import checked_file, replacing
 from rope_jax.commands.progress import Progress
-from rope_jax.errors import InputError
+from rope_jax.errors import InputError, RopeJaxError
 
 if TYPE_CHECKING:
     from rope_jax.diagnosis.api import Diagnosis
-    from rope_jax.diagnosis.options import Options
 
 SUMMARY = "measure on a model which part of a context extension broke what, and which change to try first"
 USAGE = "rope-jax diagnose [CHECKPOINT --text=FILE --target_length=N] [flags]"
@@ -34,87 +34,78 @@ _MOST = 2**14
 _LARGEST_TARGET = 2**24
 _LARGEST_RATIO = 1024
 
-GROUPS = {
-    "the model and what it reads": (
-        "text", "target_length", "trained_length", "text_rows", "fit_text", "separator", "layout", "phase",
-    ),
-    "what is deployed": (
-        "deployed", "own_bias", "own_distance", "compose", "faulty", "write_items", "observed",
-    ),
-    "what is tried": (
-        "transforms", "exempt_first", "faults", "ratios", "adapt_steps", "full", "load",
-    ),
-    "how much is asked": ("contexts", "most_contexts", "seed"),
-    "how biases are fitted": ("num_buckets", "fit_steps"),
-    "what is decided": ("margins", "fail_if", "budget"),
-    "the result": ("out", "json", "help"),
-}  # fmt: skip
-"""Flags by what they are for, in the order of `--help`."""
 
-
-def define_flags(flag_values: absl_flags.FlagValues) -> None:
+def define_flags(define: Define) -> None:
     """Declares the command's flags."""
-
-    def integer(name: str, default: int | None, text: str) -> None:
-        absl_flags.DEFINE_integer(name, default, text, flag_values=flag_values)
-
-    def string(name: str, default: str | None, text: str) -> None:
-        absl_flags.DEFINE_string(name, default, text, flag_values=flag_values)
-
-    def names(name: str, default: list[str], text: str) -> None:
-        absl_flags.DEFINE_list(name, default, text, flag_values=flag_values)
-
-    def switch(name: str, text: str) -> None:
-        absl_flags.DEFINE_boolean(name, False, text, flag_values=flag_values)
-
-    string("text", None, "A text file for the checkpoint's tokenizer, or a .npy of token rows; needed for your own.")
-    integer(
+    define.group = "the model and what it reads"
+    define.string(
+        "text", None, "A text file for the checkpoint's tokenizer, or a .npy of token rows; needed for your own."
+    )
+    define.integer(
         "target_length", None, "L', tokens the model is asked to serve; by default 1.5 L of the bundled test model."
     )
-    integer("trained_length", None, "L, tokens it was trained on; by default what its config says.")
-    integer("text_rows", None, "Rows of text judged; by default 64 that are made, or 8 of your own.")
-    string("fit_text", None, "Other text to fit biases on; by default the rest of --text, or each half for the other.")
-    string("separator", "<|endoftext|>", "Between documents of a text.")
-    absl_flags.DEFINE_enum(
-        "layout", None, ["half", "interleaved"], "Layout of rotary pairs, even if the text contradicts it.",
-        flag_values=flag_values,
-    )  # fmt: skip
-    absl_flags.DEFINE_enum(
-        "phase", "exact", ["exact", "float32"], "How angles are formed; float32 as other libraries do.",
-        flag_values=flag_values,
-    )  # fmt: skip
-    names(
+    define.integer("trained_length", None, "L, tokens it was trained on; by default what its config says.")
+    define.integer("text_rows", None, "Rows of text judged; by default 64 that are made, or 8 of your own.")
+    define.string(
+        "fit_text", None, "Other text to fit biases on; by default the rest of --text, or each half for the other."
+    )
+    define.string("separator", "<|endoftext|>", "Between documents of a text.")
+    layouts, phases = ["half", "interleaved"], ["exact", "float32"]
+    define.enum("layout", None, layouts, "Layout of rotary pairs, even if the text contradicts it.")
+    define.enum("phase", "exact", phases, "How angles are formed; float32 as other libraries do.")
+
+    define.group = "what is deployed"
+    define.list(
         "deployed",
         ["ntk+alibi_star", "ntk+t5"],
         "Configurations to judge, each SCALING+BIAS, with +temperature where logits are sharpened beside the rule.",
     )
-    string("own_bias", None, "A .npy with your own bias, [heads] slopes or a [heads, buckets] T5 table; named own.")
-    integer("own_distance", None, "From which distance on the own table is one bucket; by default L'.")
-    switch("compose", "Scalings come on top of one that the config declares, rather than in its place.")
-    string("faulty", "exact", "The fault that the deployment is known to run with.")
-    string("write_items", None, "Write the contexts to this .npz, for a deployment to answer, and stop.")
-    string("observed", None, "A .npz with the deployment's own logits for the items of --write_items.")
-    names("transforms", ["llama3", "yarn_map", "by_parts"], "Scalings that option 3 may put in its place.")
-    integer("exempt_first", 0, "Also tries a bias that exempts so many first tokens.")
-    names("faults", [], "Faults whose cost is measured; --full takes all there are.")
-    names("ratios", [], "Also asks at these ratios of target to trained length, such as 1.25,1.5,4.")
-    integer("adapt_steps", 0, "Judges everything again after so many steps of training in every configuration.")
-    switch("full", "Every scaling with every bias, every bundled test model, every fault.")
-    define_load(flag_values)
-    integer("contexts", None, "Contexts with questions, at each length; by default 100, or 20 of your own checkpoint.")
-    integer("most_contexts", None, "Asks on, in doublings up to so many, where the first leave open what to try first.")
-    integer("seed", 0, "Of everything random.")
-    integer("num_buckets", 32, "T5 buckets, up to the target length.")
-    integer("fit_steps", 60, "Adam steps of the T5 table.")
-    names("margins", [], "What is too little to matter, as NAME=NUMBER: " + _margin_names())
-    string(
+    define.string(
+        "own_bias", None, "A .npy with your own bias, [heads] slopes or a [heads, buckets] T5 table; named own."
+    )
+    define.integer("own_distance", None, "From which distance on the own table is one bucket; by default L'.")
+    define.boolean("compose", False, "Scalings come on top of one that the config declares, rather than in its place.")
+    define.string("faulty", "exact", "The fault that the deployment is known to run with.")
+    define.string("write_items", None, "Write the contexts to this .npz, for a deployment to answer, and stop.")
+    define.string("observed", None, "A .npz with the deployment's own logits for the items of --write_items.")
+
+    define.group = "what is tried"
+    transforms = ["llama3", "yarn_map", "by_parts"]
+    define.list("transforms", transforms, "Scalings that option 3 may put in its place.")
+    define.integer("exempt_first", 0, "Also tries a bias that exempts so many first tokens.")
+    define.list("faults", [], "Faults whose cost is measured; --full takes all there are.")
+    define.list("ratios", [], "Also asks at these ratios of target to trained length, such as 1.25,1.5,4.")
+    define.integer("adapt_steps", 0, "Judges everything again after so many steps of training in every configuration.")
+    define.boolean("full", False, "Every scaling with every bias, every bundled test model, every fault.")
+    define.list(
+        "load", [], "Python files that are run first: what they register (scalings, biases, faults) can be named."
+    )
+
+    define.group = "how much is asked"
+    define.integer(
+        "contexts", None, "Contexts with questions, at each length; by default 100, or 20 of your own checkpoint."
+    )
+    define.integer(
+        "most_contexts", None, "Asks on, in doublings up to so many, where the first leave open what to try first."
+    )
+    define.integer("seed", 0, "Of everything random.")
+
+    define.group = "how biases are fitted"
+    define.integer("num_buckets", 32, "T5 buckets, up to the target length.")
+    define.integer("fit_steps", 60, "Adam steps of the T5 table.")
+
+    define.group = "what is decided"
+    define.list("margins", [], "What is too little to matter, as NAME=NUMBER: " + ", ".join(_margin_names()))
+    define.string(
         "fail_if",
         None,
         "A gate for CI, such as 'short_loss_rise>0.02': exit 0 only if the whole interval is on the good side, 3 if it "
         "is on the bad one, 4 if that is open. Measures are those of the first deployed configuration.",
     )
-    string("budget", None, "Also picks the best configuration within limits: latency=RATIO,memory=MIB,steps=N.")
-    string("out", None, f"Directory for the result; {DEFAULT_OUT} by default.")
+    define.string("budget", None, "Also picks the best configuration within limits: latency=RATIO,memory=MIB,steps=N.")
+
+    define.group = "the result"
+    define.string("out", None, f"Directory for the result; {DEFAULT_OUT} by default.")
 
 
 def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:
@@ -124,10 +115,8 @@ def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:
 
 def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     """Runs the command; returns the exit status."""
-    if len(arguments) > 1:
-        raise InputError(f"one checkpoint at most, got {len(arguments)}: {USAGE}")
+    model = checkpoint_of(arguments, usage=USAGE)
     _check(flags)
-    model = arguments[0] if arguments else None
     read = (model, flags.text, flags.fit_text, flags.own_bias, flags.observed)
     out = checked_out(pathlib.Path(flags.out or DEFAULT_OUT), _FILES, inputs=read)
     items = None
@@ -135,7 +124,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         items = checked_file(flags.write_items, flag="--write_items", inputs=_files_of(model))
     else:
         checked_store(out)
-    load(flags.load)
+    _load(flags.load)
     with Progress("rope-jax diagnose") as progress:
         progress("starting", 0, 1)
         # JAX is imported only once the flags are known to be good.
@@ -147,8 +136,21 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
             return _write_items(model, options, pathlib.Path(flags.write_items), items)
         if (finished := what_is_kept(out / STORE)) is not None:
             print(f"rope-jax diagnose: {finished}", file=sys.stderr)
-        found = diagnose(model, store=out / STORE, progress=progress, **_values(options))
+        found = diagnose(model, store=out / STORE, progress=progress, **options)
     return _conclude(found, flags, out)
+
+
+def _load(files: list[str]) -> None:
+    """Runs Python files of the user's, which register what they define."""
+    for file in files:
+        if not os.path.isfile(file):
+            raise InputError(f"--load: {file!r}: no such file")
+        try:
+            runpy.run_path(file)
+        except RopeJaxError as error:
+            raise InputError(f"--load: {file}: {error}") from error
+        except Exception as error:
+            raise InputError(f"--load: {file}: {type(error).__name__}: {error}") from error
 
 
 def _conclude(found: "Diagnosis", flags: absl_flags.FlagValues, out: pathlib.Path) -> int:
@@ -191,11 +193,12 @@ def _conclude(found: "Diagnosis", flags: absl_flags.FlagValues, out: pathlib.Pat
     return result.status
 
 
-def _write_items(model: str | None, options: "Options", file: pathlib.Path, target: pathlib.Path) -> int:
+def _write_items(model: str | None, options: dict[str, Any], file: pathlib.Path, target: pathlib.Path) -> int:
     from rope_jax.diagnosis.evaluation import observed
     from rope_jax.diagnosis.finding import subjects_of
+    from rope_jax.diagnosis.options import Options
 
-    (subject,) = subjects_of(model, options)
+    (subject,) = subjects_of(model, Options(**options))
     with replacing(target, named=f"--write_items={file}") as temporary:
         observed.write_items(temporary, subject)
     print(f"{file}: {subject.num_contexts} contexts at each length")
@@ -204,17 +207,13 @@ def _write_items(model: str | None, options: "Options", file: pathlib.Path, targ
 
 def _check(flags: absl_flags.FlagValues) -> None:
     """Raises `InputError` unless all numbers are in range and all texts can be read, before JAX is imported."""
-    limits = {
-        "target_length": (1, _LARGEST_TARGET - 1), "trained_length": (1, _LARGEST_TARGET - 1), "text_rows": (1, _MOST),
-        "contexts": (1, _MOST), "most_contexts": (flags.contexts or 1, _MOST), "exempt_first": (0, _MOST),
-        "adapt_steps": (0, _MOST), "num_buckets": (2, _MOST), "fit_steps": (1, _MOST), "seed": (0, 2**32 - 1),
-        "own_distance": (1, _LARGEST_TARGET - 1),
-    }  # fmt: skip
-    for name, (least, most) in limits.items():
-        value = getattr(flags, name)
-        if value is not None and not least <= value <= most:
-            more = " (that of --contexts)" if name == "most_contexts" and value < least else ""
-            raise InputError(f"--{name} must be from {least}{more} to {most}, got {value}")
+    least, most = flags.contexts or 1, flags.most_contexts
+    if most is not None and most < least:
+        raise InputError(f"--most_contexts must be from {least} (that of --contexts) to {_MOST}, got {most}")
+    lengths = dict.fromkeys(("target_length", "trained_length", "own_distance"), (1, _LARGEST_TARGET - 1))
+    counts = dict.fromkeys(("text_rows", "contexts", "fit_steps"), (1, _MOST)) | {"most_contexts": (least, _MOST)}
+    others = {"exempt_first": (0, _MOST), "adapt_steps": (0, _MOST), "num_buckets": (2, _MOST), "seed": (0, 2**32 - 1)}
+    check_ranges(flags, lengths | counts | others)
     for name in ("text", "fit_text", "own_bias", "observed"):
         path = getattr(flags, name)
         # What is observed is opened so that a pipe does not block; its reader says what it is.
@@ -242,23 +241,18 @@ def _check(flags: absl_flags.FlagValues) -> None:
         parse(flags.budget)
 
 
-def _options(flags: absl_flags.FlagValues) -> "Options":
+def _options(flags: absl_flags.FlagValues) -> dict[str, Any]:
+    """Returns the attributes of `Options` that flags give."""
     from rope_jax.diagnosis.options import Options
     from rope_jax.diagnosis.verdict.answers import Margins
 
-    taken = {field.name for field in dataclasses.fields(Options)}
-    values = {name: getattr(flags, name) for name in taken if name in flags}
-    values |= {
+    return {
+        **{field.name: getattr(flags, field.name) for field in dataclasses.fields(Options) if field.name in flags},
         "margins": Margins(**_margins(flags.margins)),
         "ratios": [float(text) for text in flags.ratios],
         "observed": None if flags.observed is None else pathlib.Path(flags.observed),
         "deployed": _deployed(flags),
     }
-    return Options(**values)
-
-
-def _values(options: "Options") -> dict[str, Any]:
-    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
 
 
 def _deployed(flags: absl_flags.FlagValues) -> list[Any]:
@@ -278,8 +272,7 @@ def _deployed(flags: absl_flags.FlagValues) -> list[Any]:
 
 
 def _margins(given: list[str]) -> dict[str, float]:
-    known = _margin_names().split(", ")
-    found = {}
+    known, found = _margin_names(), {}
     for text in given:
         name, _, number = text.partition("=")
         if name not in known:
@@ -288,10 +281,10 @@ def _margins(given: list[str]) -> dict[str, float]:
     return found
 
 
-def _margin_names() -> str:
+def _margin_names() -> list[str]:
     from rope_jax.diagnosis.verdict.answers import Margins
 
-    return ", ".join(field.name for field in dataclasses.fields(Margins))
+    return [field.name for field in dataclasses.fields(Margins)]
 
 
 def _number(flag: str, text: str, *, least: float, most: float) -> float:

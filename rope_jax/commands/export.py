@@ -3,103 +3,108 @@
 Starts without JAX.
 """
 
-import functools
 import json
 import os
 import pathlib
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags as absl_flags
 
+from rope_jax import scaling
+from rope_jax.checkpoints.dialects import positions_of, read_config, read_positions
+from rope_jax.checkpoints.exporting import Exported, Wanted, export_config, largest_difference, wanted_scaling
+from rope_jax.checkpoints.extending import trained_length
+from rope_jax.checkpoints.positions import PositionConfig
+from rope_jax.checkpoints.presets import preset
 from rope_jax.commands.factors_file import read_factors
+from rope_jax.commands.flags import Define, config_of
 from rope_jax.commands.output_file import checked_file, replacing
+from rope_jax.diagnosis.theory.extension import LARGEST_TARGET
 from rope_jax.errors import InputError, RopeJaxError
-
-if TYPE_CHECKING:
-    from rope_jax.checkpoints.exporting import Exported, Wanted
-    from rope_jax.checkpoints.positions import PositionConfig
-    from rope_jax.rules import Rule
+from rope_jax.rules import Rule
 
 SUMMARY = "write a chosen scaling as transformers' or vLLM's config, read it back and compare"
 USAGE = "rope-jax export (--preset=NAME | CONFIG) --to=PEER --scaling=NAME --target_length=TOKENS --out=FILE [flags]"
 LARGEST_DIFFERENCE = 1e-6  # relative
 
 
-def define_flags(flag_values: absl_flags.FlagValues) -> None:
-    """Defines the command's flags."""
-    integer = functools.partial(absl_flags.DEFINE_integer, flag_values=flag_values)
-    string = functools.partial(absl_flags.DEFINE_string, flag_values=flag_values)
-    choice = functools.partial(absl_flags.DEFINE_enum, flag_values=flag_values)
-    choice("to", None, ["transformers", "vllm"], "Who is to read the config; required.")
-    string(
+def define_flags(define: Define) -> None:
+    """Declares the command's flags."""
+    define.enum("to", None, ["transformers", "vllm"], "Who is to read the config; required.")
+    define.string(
         "scaling",
         None,
         "Scaling to write; a wrong name lists them. It takes the place of one that the config declares, its factor "
         "then against the length before that; none keeps the declared one.",
     )
-    string(
+    define.string(
         "factors",
         None,
         "In place of --scaling: a JSON file, the list f or an object with it as 'factors' (and perhaps an "
         "'attention_factor') or what a search without a bias wrote, one number a rotary pair; theta becomes theta / f.",
     )
-    absl_flags.DEFINE_boolean(
-        "compose",
-        False,
-        "The scaling comes on top of one that the config declares, rather than in its place.",
-        flag_values=flag_values,
+    define.boolean(
+        "compose", False, "The scaling comes on top of one that the config declares, rather than in its place."
     )
-    integer("target_length", None, "Tokens to be served; required.")
-    integer(
+    define.integer("target_length", None, "Tokens to be served; required.")
+    define.integer(
         "trained_length", None, "Tokens the model was trained on; default: the config's, with a scaling it declares."
     )
-    string(
+    define.string(
         "out",
         None,
         "File to write, required. A regular file already there is replaced, the config itself is not; through a "
         "symbolic link, what it points to is written.",
     )
-    string("preset", None, "A built-in model, not a config file; an unknown name lists them.")
-    choice("bias", "none", ["none", "alibi", "t5"], "Bias of the fix; neither reader has one, so only none is written.")
+    define.string("preset", None, "A built-in model, not a config file; an unknown name lists them.")
+    define.enum(
+        "bias", "none", ["none", "alibi", "t5"], "Bias of the fix; neither reader has one, so only none is written."
+    )
 
 
 def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     """Runs the command; returns the exit status."""
     source, out = _checked(arguments, flags)
-
-    from rope_jax.checkpoints.dialects import positions_of, read_config
-    from rope_jax.checkpoints.exporting import export_config, wanted_scaling
-    from rope_jax.checkpoints.extending import trained_length as trained_length_of
-    from rope_jax.checkpoints.presets import preset
-
     if source is None:
         config, origin = preset(flags.preset), f"preset {flags.preset}"
     else:
         config, origin = read_config(source), os.fspath(source)
     positions = positions_of(config, origin=origin)
-    trained_length = trained_length_of(positions) if flags.trained_length is None else flags.trained_length
-    if flags.target_length < trained_length:
+    trained = trained_length(positions) if flags.trained_length is None else flags.trained_length
+    if flags.target_length < trained:
         raise InputError(
-            f"--target_length={flags.target_length} is below the {trained_length} tokens that {origin} was trained on: "
+            f"--target_length={flags.target_length} is below the {trained} tokens that {origin} was trained on: "
             "nothing is extended"
         )
     scaling = _scaling(flags)
+    lengths = {"trained_length": trained, "target_length": flags.target_length}
     try:
-        wanted = wanted_scaling(
-            positions,
-            scaling,
-            trained_length=trained_length,
-            target_length=flags.target_length,
-            compose=flags.compose,
-        )
+        wanted = wanted_scaling(positions, scaling, **lengths, compose=flags.compose)
         exported = export_config(config, positions, wanted, peer=flags.to)
     except RopeJaxError as error:
         asked = f"--factors={flags.factors}" if flags.factors else f"--scaling={flags.scaling}"
         raise InputError(f"{asked}: {error}") from None
-    difference, after = _write(out, flags.out, exported.config, functools.partial(_compare, positions, wanted))
-    record = _record(flags, positions, trained_length, wanted, exported, after, difference)
+    difference, after = _write(out, flags.out, exported.config, positions, wanted)
+    declared = None if wanted.group.rule.name == "none" else wanted.group.rule.name
+    record = {  # lengths in tokens, factors and differences unrounded
+        "out": flags.out,
+        "to": flags.to,
+        "origin": positions.origin,
+        "model_type": positions.model_type,
+        "scaling": flags.scaling or "per_pair",
+        "on_top_of": None if wanted.replaces else declared,
+        "in_place_of": declared if wanted.replaces else None,
+        **lengths,
+        "factor": wanted.target_length / wanted.trained_length,
+        "rope_type": exported.section["rope_type"],
+        "how": exported.how,
+        "rope_parameters": exported.section,
+        "largest_relative_difference": difference,
+        "notes": _notes(positions, trained, wanted, exported, after),
+        "vllm_command": _serve(source, wanted, exported) if flags.to == "vllm" else None,
+    }
     print(json.dumps(record, allow_nan=False) if flags.json else _text(record))
     return 0
 
@@ -111,10 +116,6 @@ def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:
 
 def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathlib.Path | None, pathlib.Path]:
     """Returns the config's path, or None for a preset, and where the result goes, before any work is done."""
-    from rope_jax.diagnosis.theory.extension import LARGEST_TARGET
-
-    if len(arguments) > 1:
-        raise InputError(f"one config file at most, got {len(arguments)}: {' '.join(arguments)}")
     for name in ("to", "target_length", "out"):
         if getattr(flags, name) in (None, ""):
             raise InputError(f"--{name} is required: {USAGE}")
@@ -133,13 +134,8 @@ def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathli
             f"--bias={flags.bias}: {flags.to} has no key that adds a bias to the attention of a model with rotary "
             "embeddings; only --bias=none can be exported"
         )
-    if flags.preset is not None and arguments:
-        raise InputError(
-            f"give either --preset or a config file, not both (--preset={flags.preset} and {arguments[0]})"
-        )
-    if flags.preset is None and not arguments:
-        raise InputError("name a model: --preset=NAME or the path of its config.json")
-    source = pathlib.Path(arguments[0]) if arguments else None
+    path = config_of(arguments, flags)
+    source = None if path is None else pathlib.Path(path)
     if source is not None:
         # Unlike pathlib, os.path does not raise where a name is too long.
         if not os.path.exists(source):
@@ -149,10 +145,8 @@ def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> tuple[pathli
     return source, checked_file(flags.out, flag="--out", inputs=inputs)
 
 
-def _scaling(flags: absl_flags.FlagValues) -> "str | Rule":
+def _scaling(flags: absl_flags.FlagValues) -> str | Rule:
     """Returns the name of the scaling that is asked for, or the rule of factors from a file."""
-    from rope_jax import scaling
-
     if flags.scaling is not None:
         if flags.scaling == "config":
             raise InputError("--scaling=config: name a scaling, or none to keep what the config declares")
@@ -161,26 +155,24 @@ def _scaling(flags: absl_flags.FlagValues) -> "str | Rule":
     return scaling.per_pair(factors=factors, attention_factor=attention_factor)
 
 
-def _compare(positions: "PositionConfig", wanted: "Wanted", written: str) -> tuple[float, "PositionConfig"]:
-    """Reads the written config back; returns the largest relative difference, and what it says."""
-    from rope_jax.checkpoints.dialects import read_positions
-    from rope_jax.checkpoints.exporting import largest_difference
+def _write(
+    target: pathlib.Path, out: str, config: Mapping[str, Any], positions: PositionConfig, wanted: Wanted
+) -> tuple[float, PositionConfig]:
+    """Writes the config whole or not at all: it is moved into place once it was read back and agrees.
 
-    trained, target = wanted.trained_length, wanted.target_length
-    after = read_positions(written)
-    lengths = sorted({1, trained, min(trained + 1, target), (trained + target) // 2, target})
-    return largest_difference(positions, wanted, after, lengths=lengths), after
-
-
-def _write(target: pathlib.Path, out: str, config: Mapping[str, Any], compare: Any) -> tuple[float, "PositionConfig"]:
-    """Writes the config whole or not at all: it is moved into place once it was read back and agrees."""
+    Returns:
+      the largest relative difference, and what the written config says.
+    """
+    trained, longest = wanted.trained_length, wanted.target_length
+    lengths = sorted({1, trained, min(trained + 1, longest), (trained + longest) // 2, longest})
     with replacing(target, named=f"--out={out}", suffix=".json") as temporary:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(json.dumps(config, indent=2, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         try:
-            difference, after = compare(os.fspath(temporary))
+            after = read_positions(os.fspath(temporary))
+            difference = largest_difference(positions, wanted, after, lengths=lengths)
         except RopeJaxError as error:
             said = str(error).replace(os.fspath(temporary), out)
             raise InputError(f"--out={out}: not written, since it does not read back: {said}") from None
@@ -192,39 +184,8 @@ def _write(target: pathlib.Path, out: str, config: Mapping[str, Any], compare: A
     return difference, after
 
 
-def _record(
-    flags: absl_flags.FlagValues,
-    positions: "PositionConfig",
-    trained_length: int,
-    wanted: "Wanted",
-    exported: "Exported",
-    after: "PositionConfig",
-    difference: float,
-) -> dict[str, Any]:
-    """Returns what `--json` prints: lengths in tokens, factors and differences unrounded."""
-    declared = None if wanted.group.rule.name == "none" else wanted.group.rule.name
-    return {
-        "out": flags.out,
-        "to": flags.to,
-        "origin": positions.origin,
-        "model_type": positions.model_type,
-        "scaling": flags.scaling or "per_pair",
-        "on_top_of": None if wanted.replaces else declared,
-        "in_place_of": declared if wanted.replaces else None,
-        "trained_length": trained_length,
-        "target_length": wanted.target_length,
-        "factor": wanted.target_length / wanted.trained_length,
-        "rope_type": exported.section["rope_type"],
-        "how": exported.how,
-        "rope_parameters": exported.section,
-        "largest_relative_difference": difference,
-        "notes": _notes(positions, trained_length, wanted, exported, after),
-        "vllm_command": _serve(_model(flags, positions), wanted, exported) if flags.to == "vllm" else None,
-    }
-
-
 def _notes(
-    positions: "PositionConfig", length: int, wanted: "Wanted", exported: "Exported", after: "PositionConfig"
+    positions: PositionConfig, length: int, wanted: Wanted, exported: Exported, after: PositionConfig
 ) -> list[str]:
     notes = []
     declared = wanted.group.rule.name
@@ -256,26 +217,20 @@ def _notes(
     return notes
 
 
-def _serve(model: str, wanted: "Wanted", exported: "Exported") -> str:
+def _serve(source: pathlib.Path | None, wanted: Wanted, exported: Exported) -> str:
     """Returns the call that makes vLLM read the same from the old config."""
+    model = "MODEL" if source is None or source.name != "config.json" else os.fspath(source.parent)
     overrides = json.dumps(exported.overrides, allow_nan=False)
     return shlex.join(
         ["vllm", "serve", model, "--hf-overrides", overrides, "--max-model-len", str(wanted.target_length)]
     )
 
 
-def _model(flags: absl_flags.FlagValues, positions: "PositionConfig") -> str:
-    """Returns the directory of the config, which is vLLM's name of the model, or a placeholder."""
-    file = pathlib.Path(positions.origin)
-    return os.fspath(file.parent) if flags.preset is None and file.name == "config.json" else "MODEL"
-
-
 def _text(record: Mapping[str, Any]) -> str:
-    factor = record["factor"]
     lines = [
         f"{record['out']}: {record['scaling']} for {record['to']}, as {record['how']}",
         f"  {record['model_type']} of {record['origin']}: trained on {record['trained_length']} tokens, to serve "
-        f"{record['target_length']}, a factor of {factor:g}",
+        f"{record['target_length']}, a factor of {record['factor']:g}",
         f"  read back: frequencies, cos/sin factor and logit scale differ by at most "
         f"{record['largest_relative_difference']:.1e} (relative) from what was asked for",
         *(f"  note: {note}" for note in record["notes"]),

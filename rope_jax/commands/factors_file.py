@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from rope_jax.checkpoints import strict_json
 from rope_jax.errors import InputError
 from rope_jax.regular_files import read_regular
 
@@ -27,13 +28,10 @@ def read_factors(path: pathlib.Path) -> tuple[list[float], float]:
       InputError: if it cannot be read, a factor is no finite number above zero, a key is not known, or the factors go
         with a bias.
     """
-    from rope_jax.checkpoints import strict_json
-
     content = read_regular(path, "factors", limit=strict_json.MAX_BYTES)
-    found: Mapping[str, Any]
     if content[:64].lstrip()[:1] == b"[":
         try:
-            found = {"factors": json.loads(content)}
+            found: Mapping[str, Any] = {"factors": json.loads(content)}
         except (ValueError, RecursionError) as error:
             raise InputError(f"--factors={path}: not JSON: {error}") from None
     else:

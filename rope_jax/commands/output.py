@@ -14,7 +14,7 @@ from rope_jax.regular_files import irregular_kind
 STORE = "finished"
 """Directory of finished work in that of a diagnosis' result."""
 
-_KEPT_FILES, _KEPT_FOLDERS = (".npz", ".json"), "adapted-"
+_KEPT_FILES = (".npz", ".json")
 
 
 def checked_out(
@@ -53,7 +53,7 @@ def checked_store(out: pathlib.Path) -> pathlib.Path:
       out: from `checked_out`.
 
     Raises:
-      InputError: if it is no directory that can be written into, or what is to be a file or a folder in it is none.
+      InputError: if it is no directory that can be written into, or what is to be a file in it is none.
     """
     store = out / STORE
     try:  # before hours of work that could not be kept
@@ -67,11 +67,10 @@ def checked_store(out: pathlib.Path) -> pathlib.Path:
     if not os.access(store, os.R_OK | os.W_OK | os.X_OK):
         raise InputError(f"--out: cannot write into {store}: permission denied")
     for name in sorted(os.listdir(store)):
-        entry, file, folder = store / name, name.endswith(_KEPT_FILES), name.startswith(_KEPT_FOLDERS)
-        if (file and not os.path.isfile(entry)) or (folder and not os.path.isdir(entry)):
+        entry = store / name
+        if name.endswith(_KEPT_FILES) and not os.path.isfile(entry):
             kind = irregular_kind(os.stat(entry).st_mode) if os.path.exists(entry) else "a link that leads nowhere"
-            needed = "a folder" if folder else "a regular file"
-            raise InputError(f"--out: {entry} is {kind or 'a file'}, not {needed} of finished work: remove it")
+            raise InputError(f"--out: {entry} is {kind}, not a regular file of finished work: remove it")
     return store
 
 

@@ -13,7 +13,6 @@
 """
 
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
+from rope_jax.commands.flags import Define, check_ranges, checkpoint_of
 from rope_jax.commands.output import checked_out, write_all
 from rope_jax.commands.progress import Progress
 from rope_jax.diagnosis.tasks.contexts import TRAINING
@@ -40,30 +40,32 @@ USAGE = "rope-jax search [CHECKPOINT] [--target_length=N] [--out=DIR] [flags]"
 
 _RESULT, _STATE = "search.json", "search-state.json"
 _DEFAULT_OUT = "rope-jax-search"
-_LARGEST = {"population": 2**12, "generations": 2**12, "contexts": 2**12, "target_length": 2**20}
-_SMALLEST = {"population": 8}  # the named rules, and something to compare them with
+_RANGES = {
+    "population": (8, 2**12),  # the named rules, and something to compare them with
+    "generations": (1, 2**12),
+    "contexts": (1, 2**12),
+    "target_length": (1, 2**20),
+    "seed": (0, 2**32 - 1),
+}
 
 
-def define_flags(flag_values: absl_flags.FlagValues) -> None:
+def define_flags(define: Define) -> None:
     """Declares the command's flags."""
-    integer = functools.partial(absl_flags.DEFINE_integer, flag_values=flag_values)
-    integer("target_length", None, "Tokens to be served; eight times the trained length by default.")
-    absl_flags.DEFINE_enum(
+    define.integer("target_length", None, "Tokens to be served; eight times the trained length by default.")
+    define.enum(
         "bias",
         "none",
         ["none", "alibi_star"],
         "Bias that every candidate runs with; alibi_star is ALiBi with the largest safe slopes.",
-        flag_values=flag_values,
     )
-    integer("population", 16, "Candidates of a generation, the named rules among the first.")
-    integer("generations", 8, "Generations after the first.")
-    integer("contexts", 8, "Contexts at each length to search on; four times as many fresh ones judge the result.")
-    integer("seed", 0, "Of the contexts and the evolution.")
-    absl_flags.DEFINE_string(
-        "out",
-        _DEFAULT_OUT,
-        "Directory for the result, and for the state from which a search that was cut off goes on.",
-        flag_values=flag_values,
+    define.integer("population", 16, "Candidates of a generation, the named rules among the first.")
+    define.integer("generations", 8, "Generations after the first.")
+    define.integer(
+        "contexts", 8, "Contexts at each length to search on; four times as many fresh ones judge the result."
+    )
+    define.integer("seed", 0, "Of the contexts and the evolution.")
+    define.string(
+        "out", _DEFAULT_OUT, "Directory for the result, and for the state from which a search that was cut off goes on."
     )
 
 
@@ -78,7 +80,9 @@ def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:
 
 def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     """Runs the command; returns the exit status."""
-    out = _checked(arguments, flags)
+    path = checkpoint_of(arguments, usage=USAGE)
+    check_ranges(flags, _RANGES)
+    out = checked_out(pathlib.Path(flags.out), (_RESULT, _STATE))
 
     # JAX is imported only once the flags are known to be good.
     from rope_jax.diagnosis.evaluation import kept_files
@@ -89,7 +93,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
 
     margins = Margins()
     # Of the diagnosis' items only the text that a bias is fitted on is used.
-    bundled = read_bundled_model(_directory(arguments))
+    bundled = read_bundled_model(_directory(path))
     subject = bundled.asked(rows=1, target_length=flags.target_length, text_rows=1, seed=flags.seed)
     runs = factor_search.FactorRuns(subject, rows=flags.contexts)
     items = factor_search.items_of(subject, rows=flags.contexts, seed=flags.seed)
@@ -102,7 +106,14 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         factor_search.Judge(runs, asked, before, tasks.used, margins.short_accuracy, bias)
         for asked, before in zip(items, (unchanged, runs.unchanged(items[1])), strict=True)
     )
-    settings = _settings(flags, margins, runs)
+    settings = {
+        **{name: getattr(flags, name) for name in ("bias", "population", "generations", "contexts", "seed")},
+        "fresh_contexts": factor_search.FRESH * flags.contexts,
+        "learned": margins.learned,
+        "margin": margins.short_accuracy,
+        "penalty": factor_search.PENALTY,
+        "largest_factor": runs.largest,
+    }
     key = _key(subject, settings, searched)
     with Progress() as progress:
         found = factor_search.evolve(
@@ -140,26 +151,14 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     return 0
 
 
-def _checked(arguments: list[str], flags: absl_flags.FlagValues) -> pathlib.Path:
-    if len(arguments) > 1:
-        raise InputError(f"one checkpoint at most, got {len(arguments)}: {USAGE}")
-    for name, most in _LARGEST.items():
-        value, least = getattr(flags, name), _SMALLEST.get(name, 1)
-        if value is not None and not least <= value <= most:
-            raise InputError(f"--{name} must be from {least} to {most}, got {value}")
-    if not 0 <= flags.seed < 2**32:
-        raise InputError(f"--seed must be from 0 to {2**32 - 1}, got {flags.seed}")
-    return checked_out(pathlib.Path(flags.out), (_RESULT, _STATE))
-
-
-def _directory(arguments: list[str]) -> pathlib.Path:
+def _directory(path: str | None) -> pathlib.Path:
     from rope_jax.diagnosis.tasks.subject import bundled_models
 
-    if not arguments:
+    if path is None:
         if not bundled_models():
             raise InputError(f"no bundled test model is installed: name a checkpoint: {USAGE}")
         return bundled_models()[0]
-    directory = pathlib.Path(arguments[0])
+    directory = pathlib.Path(path)
     if os.path.isdir(directory) and not os.path.isfile(directory / TRAINING):
         raise InputError(f"{directory}: no {TRAINING}: only a bundled test model knows the language of the contexts")
     return directory
@@ -176,19 +175,6 @@ def _bias(name: str, subject: "Subject", runs: "FactorRuns", margins: "Margins")
     heads = subject.checkpoint.config.num_heads
     bias: Any = bias_of(name, BiasRequest(heads, subject.trained_length, subject.target_length, fitter))
     return bias, {"name": name, "fitted": fitter.found, "slopes": bias.slopes.tolist()}
-
-
-def _settings(flags: absl_flags.FlagValues, margins: "Margins", runs: "FactorRuns") -> dict[str, Any]:
-    from rope_jax.diagnosis.search import factor_search
-
-    return {
-        **{name: getattr(flags, name) for name in ("bias", "population", "generations", "contexts", "seed")},
-        "fresh_contexts": factor_search.FRESH * flags.contexts,
-        "learned": margins.learned,
-        "margin": margins.short_accuracy,
-        "penalty": factor_search.PENALTY,
-        "largest_factor": runs.largest,
-    }
 
 
 def _judged(winner, searched: "Judge", fresh: "Judge", progress: Progress) -> dict[str, Any]:
@@ -248,7 +234,6 @@ def _estimate(rows) -> dict[str, float | None]:
 
 def _key(subject: "Subject", settings: Mapping[str, Any], searched: "Judge") -> str:
     """Returns a hash of all that the generations of a search depend on."""
-
     from rope_jax.diagnosis.evaluation import kept_files
 
     described = {

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer
 
 from rope_jax.biases import Bias
 from rope_jax.diagnosis.evaluation.configurations import TRANSFORMS, ScalingLike, wanted
-from rope_jax.diagnosis.models import AnyRows
 from rope_jax.diagnosis.tasks.subject import Reach
 from rope_jax.diagnosis.verdict.answers import Margins
 from rope_jax.phases import Phase
@@ -20,8 +20,8 @@ DEPLOYED = ("ntk+alibi_star", "ntk+t5")
 """What is judged by default: base scaling with an ALiBi-like bias (A) and with a T5-like one (B)."""
 
 Deployed = str | Retrofit | tuple[ScalingLike, str | Bias | None]
-
-_PATHS = ("text", "fit_text", "observed")
+AnyRows = Integer[np.ndarray, "_ _"]
+"""Rows of token ids, integers of any width."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +92,10 @@ class Options:
     def plain(self) -> dict[str, Any]:
         """Returns them as plain values, for the record."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["margins"] = dataclasses.asdict(self.margins)
         values["deployed"] = [one if isinstance(one, str) else wanted(one).name for one in self.every_deployed]
         values["transforms"] = [one if isinstance(one, str) else one.name for one in self.transforms]
-        for name in ("faults", "ratios"):
-            values[name] = list(values[name])
-        for name in _PATHS:
+        for name in ("text", "fit_text", "observed"):
             given = values[name]
-            values[name] = str(given) if isinstance(given, str | Path) else None if given is None else "given as arrays"
+            if given is not None:
+                values[name] = str(given) if isinstance(given, str | Path) else "given as arrays"
         return values

@@ -80,10 +80,10 @@ class Judgement:
 
     deployed: str
     verdict: Verdict
-    by_model: tuple[Verdict, ...]
-    agreement: str
-    pattern: str
-    links: Mapping[str, str]
+    by_model: tuple[Verdict, ...] = ()
+    agreement: str = ""
+    pattern: str = ""
+    links: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

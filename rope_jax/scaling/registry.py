@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Literal
 
 from rope_jax import named_records
+from rope_jax import scaling as rules
 from rope_jax.errors import InputError
 from rope_jax.length_rules import LengthRule, dynamic_ntk
 from rope_jax.rules import Rule, Stage
-from rope_jax.scaling import static
 
 Kind = Literal["none", "base", "map", "map and temperature", "by length", "no rotation"]
 
@@ -52,33 +52,33 @@ def register(scaling: Scaling) -> Scaling:
 
 
 def _ntk4(factor: float, original_length: int) -> Rule:
-    matched, wider = static.ntk(factor=factor), static.ntk(multiplier=4.0)
+    matched, wider = rules.ntk(factor=factor), rules.ntk(multiplier=4.0)
     hyperparameters = {"factor": factor, "times": 4.0}
     return Rule("ntk4", lambda rotary: wider.transform(matched.transform(rotary)), hyperparameters, Stage.BASE)
 
 
 def _llama3(factor: float, original_length: int) -> Rule:
-    return static.llama3(factor=factor, original_length=original_length, low_freq_factor=1.0, high_freq_factor=4.0)
+    return rules.llama3(factor=factor, original_length=original_length, low_freq_factor=1.0, high_freq_factor=4.0)
 
 
 for _record in (
-    Scaling("none", lambda s, length: static.none(), "none", "#6b7280", "the frequencies as trained", "none"),
-    Scaling("linear", lambda s, length: static.linear(factor=s), "linear", "#b45309", "every frequency divided by s"),
+    Scaling("none", lambda s, length: rules.none(), "none", "#6b7280", "the frequencies as trained", "none"),
+    Scaling("linear", lambda s, length: rules.linear(factor=s), "linear", "#b45309", "every frequency divided by s"),
     Scaling(
-        "ntk", lambda s, length: static.ntk(factor=s), "ntk", "#2563eb",
+        "ntk", lambda s, length: rules.ntk(factor=s), "ntk", "#2563eb",
         "base scaling: the base times s^(d/(d-2)), so that the longest wavelength grows by s", "base",
     ),
     Scaling("ntk4", _ntk4, "ntk, 4x base", "#0891b2", "base scaling by four times the multiplier of ntk", "base"),
     Scaling(
-        "by_parts", lambda s, length: static.by_parts(factor=s, original_length=length), "by parts", "#7c3aed",
+        "by_parts", lambda s, length: rules.by_parts(factor=s, original_length=length), "by parts", "#7c3aed",
         "a ramp from 1 to 32 turns within L: slower pairs divided by s, faster ones left alone",
     ),
     Scaling(
-        "yarn_map", lambda s, length: static.yarn_map(factor=s, original_length=length), "yarn's map", "#db2777",
+        "yarn_map", lambda s, length: rules.yarn_map(factor=s, original_length=length), "yarn's map", "#db2777",
         "YaRN's ramp in the pair's index, without its temperature",
     ),
     Scaling(
-        "yarn", lambda s, length: static.yarn(factor=s, original_length=length), "yarn", "#be123c",
+        "yarn", lambda s, length: rules.yarn(factor=s, original_length=length), "yarn", "#be123c",
         "YaRN: its map and its temperature, (0.1 ln s + 1)^2 on the logits", "map and temperature",
     ),
     Scaling(
@@ -90,7 +90,7 @@ for _record in (
         "base scaling that grows with the length of each sequence", "by length",
     ),
     Scaling(
-        "no_rotation", lambda s, length: static.no_rotation(), "no rotation", "#a16207",
+        "no_rotation", lambda s, length: rules.no_rotation(), "no rotation", "#a16207",
         "the rotation dropped (DroPE): only the bias, if any, knows about positions", "no rotation",
     ),
 ):  # fmt: skip
@@ -116,7 +116,7 @@ def scaling_rule(scaling: str | Rule | LengthRule, *, factor: float, original_le
         return scaling
     if scaling.startswith("explicit_base:"):
         try:
-            return static.explicit_base(base=float(scaling.partition(":")[2]))
+            return rules.explicit_base(base=float(scaling.partition(":")[2]))
         except ValueError as error:
             raise InputError(f"scaling {scaling!r}: explicit_base:B takes a positive number B") from error
     if scaling not in SCALINGS:

@@ -14,7 +14,7 @@ lognormal values, 20 to 50 rows: 90-93 % and 85-91 %.)
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -123,7 +123,7 @@ def estimate(
     >>> print(f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]")
     2.00 [-0.48, 4.48]
     """
-    return _estimate(np.asarray(per_row, np.float64), confidence, seed, unseen)
+    return clustered(np.asarray(per_row)[None], confidence=confidence, seed=seed, unseen=unseen)
 
 
 def clustered(
@@ -156,30 +156,10 @@ def clustered(
     Source: half widths added in squares: Zou and Donner, Stat. Med. 27 (2008) 1693; resampling both: Owen, Ann. Appl.
     Stat. 1 (2007) 386.
     """
-    return _estimate(np.asarray(values, np.float64), confidence, seed, unseen)
-
-
-def limits(values: Float[np.ndarray, "*seeds rows"], *, seed: int = 0) -> Limits | None:
-    """Returns the interval of `estimate` (`[rows]`) or `clustered` (`[seeds, rows]`) at any confidence, None for one.
-
-    A wider confidence never gives a narrower interval, so that a test may be made from it.
-    """
-    values = np.asarray(values, np.float64)
-    if not values.size:
-        raise ValueError("an interval needs at least one row")
-    crossed = np.squeeze(values, axis=tuple(axis for axis, size in enumerate(values.shape) if size == 1))
-    if crossed.ndim == 0:
-        return None
-    if crossed.ndim == 1:
-        return _student(crossed) if len(crossed) < FEW_ROWS else _resampled(crossed, seed)
-    return _student_both(crossed) if len(crossed) < FEW_SEEDS else _resampled_both(crossed, seed)
-
-
-def _estimate(values: np.ndarray, confidence: float, seed: int, unseen: float) -> Estimate:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     of_confidence = limits(values, seed=seed)
-    mean = float(values.mean())
+    mean = float(np.mean(values, dtype=np.float64))
     if of_confidence is None:
         return Estimate(mean, None, None)
     low, high = of_confidence(confidence)
@@ -187,50 +167,41 @@ def _estimate(values: np.ndarray, confidence: float, seed: int, unseen: float) -
     return Estimate(mean, min(low, mean - floor), max(high, mean + floor))
 
 
-def _half_width(values: np.ndarray) -> Callable[[float], float]:
-    rows = len(values)
-    error = float(values.std(ddof=1)) / math.sqrt(rows)
-    return lambda confidence: float(special.stdtrit(rows - 1, (1 + confidence) / 2)) * error
+def limits(values: Float[np.ndarray, "*seeds rows"], *, seed: int = 0) -> Limits | None:
+    """Returns the interval of `estimate` (`[rows]`) or `clustered` (`[seeds, rows]`) at any confidence, None for one.
+
+    A wider confidence never gives a narrower interval, so that a test may be made from it.
+    """
+    values = np.asarray(values, np.float64).squeeze()
+    if not values.size:
+        raise ValueError("an interval needs at least one row")
+    if not values.ndim:
+        return None
+    mean, several = float(values.mean()), values.ndim == 2
+    if len(values) < (FEW_SEEDS if several else FEW_ROWS):
+        return _student(mean, [values.mean(axis=1), values.mean(axis=0)] if several else [values])
+    # About the mean, so that equal rows give it exactly whatever the weights round to.
+    around, weights = values - mean, _weights(values.shape[-1], seed)
+    if several:
+        return _widened(mean, ((_weights(len(values), seed, 1) @ around) * weights).sum(axis=1), min(values.shape))
+    return _widened(mean, weights @ around, len(values))
 
 
-def _student(values: np.ndarray) -> Limits:
-    mean, half = float(values.mean()), _half_width(values)
-    return lambda confidence: (mean - half(confidence), mean + half(confidence))
-
-
-def _student_both(values: np.ndarray) -> Limits:
-    mean = float(values.mean())
-    of_contexts, of_seeds = (_half_width(values.mean(axis=axis)) for axis in (0, 1))
+def _student(mean: float, units: Sequence[np.ndarray]) -> Limits:
+    """Half widths over each kind of unit, added in squares."""
+    errors = [(len(one) - 1, float(one.std(ddof=1)) / math.sqrt(len(one))) for one in units]
 
     def limits_at(confidence: float) -> tuple[float, float]:
-        half = math.hypot(of_seeds(confidence), of_contexts(confidence))
+        upper = (1 + confidence) / 2
+        half = math.hypot(*(float(special.stdtrit(freedom, upper)) * error for freedom, error in errors))
         return mean - half, mean + half
 
     return limits_at
 
 
-def _resampled(values: np.ndarray, seed: int) -> Limits:
-    rows = len(values)
-    # About the mean, so that equal rows give it exactly whatever the weights round to.
-    mean = float(values.mean())
-    return _widened(mean, mean + _weights(rows, seed) @ (values - mean), rows)
+def _widened(mean: float, deviations: np.ndarray, rows: int) -> Limits:
+    resampled = mean + deviations
 
-
-@functools.lru_cache(maxsize=6)
-def _weights(rows: int, *seed: int) -> np.ndarray:
-    """Returns the weights of `RESAMPLES` resamples: the same for all that is measured on as many rows."""
-    return resample_weights(np.random.default_rng(seed[0] if len(seed) == 1 else seed), rows, RESAMPLES)
-
-
-def _resampled_both(values: np.ndarray, seed: int) -> Limits:
-    seeds, contexts = values.shape
-    of_seeds, of_contexts = _weights(seeds, seed, 1), _weights(contexts, seed)
-    mean = float(values.mean())
-    means = mean + ((of_seeds @ (values - mean)) * of_contexts).sum(axis=1)
-    return _widened(mean, means, min(values.shape))
-
-
-def _widened(mean: float, resampled: np.ndarray, rows: int) -> Limits:
     def limits_at(confidence: float) -> tuple[float, float]:
         upper = (1 + confidence) / 2
         told = min(upper, 1 - _TOLD)
@@ -239,6 +210,12 @@ def _widened(mean: float, resampled: np.ndarray, rows: int) -> Limits:
         return float(mean + (low - mean) * widen), float(mean + (high - mean) * widen)
 
     return limits_at
+
+
+@functools.lru_cache(maxsize=6)
+def _weights(rows: int, *seed: int) -> np.ndarray:
+    """Returns the weights of `RESAMPLES` resamples: the same for all that is measured on as many rows."""
+    return resample_weights(np.random.default_rng(seed), rows, RESAMPLES)
 
 
 def small_sample_factor(rows: int, confidence: float) -> float:

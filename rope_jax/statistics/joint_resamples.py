@@ -53,8 +53,6 @@ class JointResamples:
             total = weights.sum(axis=1, keepdims=True)
             weights = np.where(total > 0, weights / np.where(total > 0, total, 1), 1 / units)
         means = weights @ np.moveaxis(values, 0, 1).reshape(units, models * things)
-        if models == 1:
-            return means
         return np.einsum("rm,rmt->rt", self.of_models, means.reshape(-1, models, things))
 
 
@@ -80,26 +78,26 @@ def joint_resamples(contexts: int, models: int = 1, *, seed: int = 0, resamples:
         raise ValueError(f"one context does not vary, got {contexts}")
     rng = np.random.default_rng(seed)
     if contexts < _FEWEST_HALVED:
-        whole = resample_weights(rng, contexts, resamples)
+        group, whole = contexts, resample_weights(rng, contexts, resamples)
         even = np.full((resamples, contexts), 1 / contexts)
-        plain, halves, sizes, group = (even, even), (whole, whole), (0.5, 0.5), contexts
+        plain, halves, sizes = (even, even), (whole, whole), (0.5, 0.5)
     else:
         group = contexts // 2
         shuffled = rng.random((resamples, contexts)).argsort(axis=1)
-        parts = (shuffled[:, :group], shuffled[:, group:])
-        resampled = [resample_weights(rng, part.shape[1], resamples) for part in parts]
-        first, second = (_scattered(w, part, contexts) for w, part in zip(resampled, parts, strict=True))
-        halves, sizes = (first, second), (group / contexts, 1 - group / contexts)
-        first, second = (_scattered(np.full(part.shape, 1 / part.shape[1]), part, contexts) for part in parts)
-        plain = (first, second)
-    fewest = contexts if models == 1 else min(contexts, models)
-    smallest = group if models == 1 else min(group, models)
+        first, second = shuffled[:, :group], shuffled[:, group:]
+        halves = (_resampled(rng, first, contexts), _resampled(rng, second, contexts))
+        plain = (_scattered(1 / group, first, contexts), _scattered(1 / (contexts - group), second, contexts))
+        sizes = (group / contexts, 1 - group / contexts)
+    fewest, smallest = (contexts, group) if models == 1 else (min(contexts, models), min(group, models))
     stretch = math.sqrt(smallest / (smallest - 1)) * np.sqrt((fewest - 1) / rng.chisquare(fewest - 1, resamples))
-    of_models = np.ones((resamples, 1)) if models == 1 else resample_weights(rng, models, resamples)
-    return JointResamples(plain, halves, sizes, of_models, stretch)
+    return JointResamples(plain, halves, sizes, resample_weights(rng, models, resamples), stretch)
 
 
-def _scattered(weights: np.ndarray, places: np.ndarray, width: int) -> np.ndarray:
-    result = np.zeros((len(weights), width))
+def _resampled(rng: np.random.Generator, places: np.ndarray, width: int) -> np.ndarray:
+    return _scattered(resample_weights(rng, places.shape[1], len(places)), places, width)
+
+
+def _scattered(weights: np.ndarray | float, places: np.ndarray, width: int) -> np.ndarray:
+    result = np.zeros((len(places), width))
     np.put_along_axis(result, places, weights, axis=1)
     return result

@@ -1,11 +1,11 @@
 """Several comparisons at once: p-values that agree with the intervals, Holm's correction, simultaneous confidence."""
 
-from collections.abc import Hashable, Mapping, Sequence
+import itertools
+from collections.abc import Hashable, Mapping
 from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float
-from scipy import special
 
 from rope_jax.statistics import intervals
 
@@ -13,8 +13,6 @@ Name = TypeVar("Name", bound=Hashable)
 
 SMALLEST = 1 / intervals.RESAMPLES
 """No p-value is stated below this: the resampling behind it cannot tell."""
-
-_DRAWS = 40_000
 
 
 def simultaneous_confidence(count: int, confidence: float = 0.95) -> float:
@@ -35,59 +33,6 @@ def simultaneous_confidence(count: int, confidence: float = 0.95) -> float:
     if count < 1:
         raise ValueError(f"count must be 1 or more, got {count}")
     return 1 - (1 - confidence) / count
-
-
-def shared_confidence(share: float, confidence: float = intervals.CONFIDENCE) -> float:
-    r"""Returns the confidence of intervals that may spend a share of the level only.
-
-    .. math:: 1 - s\,(1 - c)
-
-    Args:
-      share: of the level, above 0 and at most 1.
-      confidence: that the intervals of all shares hold together.
-
-    >>> round(shared_confidence(0.5), 3)
-    0.975
-    """
-    return 1 - share * (1 - confidence)
-
-
-def joint_confidence(values: Sequence[Float[np.ndarray, "models rows"]], *, confidence: float = 0.95) -> float:
-    r"""Returns the confidence each of several intervals of paired values needs for all of them to hold together.
-
-    .. math:: 2\,\Phi(c) - 1, \qquad P\big(\max_k |Z_k| \le c\big) = \text{confidence}, \quad Z \sim N(0, R)
-
-    with `R` the correlation of the values over rows: what is measured against one configuration errs alike, so that
-    less is needed than the bound that holds for any dependence, and never more. Few rows do not tell how alike
-    (from 20 on 95 % meant are 94.5 simulated), nor do several models, which vary too: there it is that bound.
-
-    Args:
-      values: for each comparison `[models, rows]`, on the same rows.
-      confidence: that all hold, above 0 and below 1.
-
-    Raises:
-      ValueError: without comparisons.
-
-    Source: Hothorn, Bretz and Westfall, Biom. J. 50 (2008) 346, on the largest of several statistics.
-
-    >>> same = np.linspace(-1, 1, 24)[None]
-    >>> round(joint_confidence([same, 3 * same]), 2), round(joint_confidence([same[:, :8], 3 * same[:, :8]]), 3)
-    (0.95, 0.975)
-    """
-    bound = simultaneous_confidence(len(values), confidence)
-    stacked = np.stack([np.atleast_2d(one) for one in values])
-    if stacked.shape[1] > 1 or stacked.shape[2] < intervals.FEW_ROWS:
-        return bound
-    spread = stacked[:, 0] - stacked[:, 0].mean(axis=1, keepdims=True)
-    size = np.sqrt((spread**2).sum(axis=1))
-    varying = spread[size > 0] / size[size > 0, None]  # what does not vary has an interval of no width
-    if not len(varying):
-        return confidence
-    sizes, axes = np.linalg.eigh(varying @ varying.T)
-    root = axes * np.sqrt(np.maximum(sizes, 0))
-    draws = np.random.default_rng(0).standard_normal((_DRAWS, len(root)))
-    largest = np.abs(draws @ root.T).max(axis=1)
-    return min(bound, float(2 * special.ndtr(np.quantile(largest, confidence)) - 1))
 
 
 def mean_p_value(values: Float[np.ndarray, "*seeds rows"], *, seed: int = 0) -> float:
@@ -149,9 +94,7 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     for name, p in p_values.items():
         if not 0 <= p <= 1:
             raise ValueError(f"the p-value of {name} must be from 0 to 1, got {p}")
-    adjusted: dict[Name, float] = {}
-    worst = 0.0
-    for passed, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
-        worst = max(worst, min(1.0, (len(p_values) - passed) * p_values[name]))
-        adjusted[name] = worst
+    order = sorted(p_values, key=p_values.__getitem__)
+    steps = (min(1.0, (len(order) - passed) * p_values[name]) for passed, name in enumerate(order))
+    adjusted = dict(zip(order, itertools.accumulate(steps, max), strict=True))
     return {name: adjusted[name] for name in p_values}

@@ -1,6 +1,7 @@
 """Tiny random models on disk that read the bundled test models' contexts, and what they are asked."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from flax import nnx
@@ -50,3 +51,8 @@ def save_checkpoint(directory: Path, seed: int = 0, *, trained_length: int = TRA
 
 def tiny_subject(directory: Path, *, rows: int = 3, text_rows: int = 2, seed: int = 0) -> Subject:
     return read_bundled_model(directory).asked(rows=rows, target_length=TARGET, text_rows=text_rows, seed=seed)
+
+
+def untimed_costs(subject: Subject, schemes: Mapping) -> list[dict]:
+    """What `costs_record` would return, had everything taken a millisecond."""
+    return [{"configuration": name, "milliseconds": 1.0, "mib": 1.0} for name in schemes]

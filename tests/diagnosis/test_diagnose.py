@@ -7,7 +7,7 @@ import math
 import jsonschema
 import numpy as np
 import pytest
-from cases import LEARNED, SMALL, TARGET, TRAINED, save_bundled_model, save_checkpoint
+from cases import LEARNED, SMALL, TARGET, TRAINED, save_bundled_model, save_checkpoint, untimed_costs
 
 import rope_jax
 from rope_jax import diagnose
@@ -28,7 +28,7 @@ DEPLOYED = "ntk + alibi"
 @pytest.fixture(autouse=True, scope="module")
 def untimed():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costs, "measure", lambda subject, schemes: dict.fromkeys(schemes, costs.Cost(1.0, 1.0)))
+        patch.setattr(costs, "costs_record", untimed_costs)
         yield
 
 

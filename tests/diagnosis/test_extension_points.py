@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import HEADS, SMALL, TARGET, save_bundled_model
+from cases import HEADS, SMALL, TARGET, save_bundled_model, untimed_costs
 
 import rope_jax
 from rope_jax import diagnose, scaling
@@ -65,7 +65,7 @@ register_fault("deaf", deaf)
 @pytest.fixture(autouse=True)
 def registries(monkeypatch):
     """Forgets what a test registers; times nothing."""
-    monkeypatch.setattr(costs, "measure", lambda subject, schemes: dict.fromkeys(schemes, costs.Cost(1.0, 1.0)))
+    monkeypatch.setattr(costs, "costs_record", untimed_costs)
     known = [(one, dict(one)) for one in (scalings.SCALINGS, biases.BIASES, faults.FAULTS)]
     yield
     for registry, before in known:

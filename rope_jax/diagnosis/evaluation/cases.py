@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from rope_jax.attention.api import attend
 from rope_jax.diagnosis.evaluation import observed as observing
 from rope_jax.diagnosis.evaluation.configurations import ORIGINAL
 from rope_jax.diagnosis.evaluation.faults import Fault, FaultRequest, exempting, fault_of
@@ -50,46 +49,31 @@ class Cases:
         observed: Mapping[Reach, np.ndarray] | None = None,
     ) -> None:
         self.subjects, self._plans, self._faulty, self._observed = subjects, plans, faulty, observed
+        self._exempt_first = exempt_first
         self.runs = [Runs(subject, folds=folds, store=store) for subject in subjects]
-        self._faults: dict[str, list[tuple[Fault, Runs]]] = {}
-        for name in dict.fromkeys((*faults, *({faulty} - {EXACT}))):
-            self._faults[name] = [
-                self._with_fault(name, run, plan, folds, store) for run, plan in zip(self.runs, plans, strict=True)
+        self._faults = {
+            name: [
+                fault_of(name, FaultRequest(one.target_length, plan.schemes(ORIGINAL)[0], _fresh_tokens(one)))
+                for plan, one in zip(plans, subjects, strict=True)
             ]
-        self._exempt_first, self._exempting = exempt_first, []
-        if exempt_first:
-            note = f"exempts {exempt_first} keys"
-            self._exempting = [
-                Runs(one, folds=folds, store=store, attention=exempting(exempt_first), note=note) for one in subjects
-            ]
-
-    def _with_fault(
-        self, name: str, exact: Runs, plan: ModelPlan, folds: Sequence[int] | None, store: Path | None
-    ) -> tuple[Fault, Runs]:
-        request = FaultRequest(exact.subject.target_length, plan.schemes(ORIGINAL)[0], _fresh_tokens(exact.subject))
-        fault = fault_of(name, request)
-        if fault.attention is attend:
-            return fault, exact
-        return fault, Runs(exact.subject, folds=folds, store=store, attention=fault.attention, note=name)
+            for name in dict.fromkeys((*faults, *({faulty} - {EXACT})))
+        }
+        # An option, which is run as a fault is.
+        self._exempt = Fault(f"exempts {exempt_first} keys", "", attention=exempting(exempt_first))
 
     def on(self, subjects: Sequence[Subject]) -> "Cases":
         """Returns the same on another part of the items, by the same programs; nothing of it was observed."""
         other = copy.copy(self)
         other.subjects, other._observed = subjects, None
         other.runs = [run.on(subject) for run, subject in zip(self.runs, subjects, strict=True)]
-        other._exempting = [run.on(subject) for run, subject in zip(self._exempting, subjects, strict=False)]
-        other._faults = {
-            name: [
-                (fault, exact if fault.attention is attend else run.on(exact.subject))
-                for (fault, run), exact in zip(several, other.runs, strict=True)
-            ]
-            for name, several in self._faults.items()
-        }
         return other
 
-    def scores(self, name: str) -> list[Scores]:
-        """Returns the scores of a configuration run exactly, one a model."""
-        return [run(plan.schemes(name)) for run, plan in zip(self.runs, self._plans, strict=True)]
+    def scores(self, name: str, faults: Sequence[Fault] | None = None) -> list[Scores]:
+        """Returns the scores of a configuration run exactly, or with a fault of each model, one a model."""
+        runs = self.runs
+        if faults is not None:
+            runs = [run.with_fault(fault) for run, fault in zip(runs, faults, strict=True)]
+        return [run(plan.schemes(name)) for run, plan in zip(runs, self._plans, strict=True)]
 
     def panel(self, scores: Sequence[Scores]) -> Panel:
         """Returns scores of these items as a verdict reads them."""
@@ -114,12 +98,11 @@ class Cases:
         exact = self.scores(deployed)
         as_deployed, nearest = exact, {}
         if self._observed is not None:
-            run = self.runs[0]
             # Losses of text are those of the exact run, since none were observed.
-            as_deployed = [run.scores(self._observed, exact[0].losses)]
-            nearest = self._nearest(deployed)
+            as_deployed = [self.runs[0].scores(self._observed, exact[0].losses)]
+            nearest = self._nearest(self._observed, deployed)
         elif self._faulty != EXACT:
-            as_deployed = self._faulty_scores(self._faulty, deployed)
+            as_deployed = self.scores(deployed, self._faults[self._faulty])
         options = [one for one in self.options(deployed) if one.configuration in asked]
         return Evidence(
             deployed=deployed,
@@ -131,8 +114,8 @@ class Cases:
             corners={parts: self.panel(self.scores(name)) for parts, name in self._plans[0].corners[deployed].items()},
             used=used,
             faults={
-                name: (several[0][0].description, self.panel(self._faulty_scores(name, deployed)))
-                for name, several in self._faults.items()
+                name: (faults[0].description, self.panel(self.scores(deployed, faults)))
+                for name, faults in self._faults.items()
             },
             nearest=nearest,
         )
@@ -140,22 +123,12 @@ class Cases:
     def _after(self, option: Option, deployed: str) -> list[Scores]:
         if option.configuration in self._plans[0].retrofits:
             return self.scores(option.configuration)
-        return [run(plan.schemes(deployed)) for run, plan in zip(self._exempting, self._plans, strict=True)]
+        return self.scores(deployed, [self._exempt] * len(self.runs))
 
-    def _faulty_scores(self, name: str, deployed: str) -> list[Scores]:
-        return [
-            run([fault.scheme(scheme) for scheme in plan.schemes(deployed)], note=name)
-            for (fault, run), plan in zip(self._faults[name], self._plans, strict=True)
-        ]
-
-    def _nearest(self, deployed: str) -> dict[str, float]:
+    def _nearest(self, observed: Mapping[Reach, np.ndarray], deployed: str) -> dict[str, float]:
         scheme, exact = self._plans[0].schemes(deployed)[0], self.runs[0]
-        logits = {EXACT: exact.logits(scheme)}
-        for name, several in self._faults.items():
-            fault, run = several[0]
-            logits[name] = run.logits(fault.scheme(scheme), note=name)
-        assert self._observed is not None
-        return observing.nearest(self._observed, logits, exact.subject)
+        logits = {name: exact.with_fault(faults[0]).logits(scheme) for name, faults in self._faults.items()}
+        return observing.nearest(observed, {EXACT: exact.logits(scheme), **logits}, self.subjects[0])
 
 
 def _fresh_tokens(subject: Subject) -> int:

@@ -1,7 +1,6 @@
 """A decoder's answers compiled once: the scheme is an argument, so that every retrofit runs the same program."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -36,12 +35,11 @@ class SchemeProgram:
 
         self._run = run
 
-    def run(self, scheme: Schemes, *rows: Array, state: Any = None) -> np.ndarray:
+    def run(self, scheme: Schemes, *rows: Array) -> np.ndarray:
         """Returns the result of every row, on the host.
 
         Args:
           scheme: the positional scheme, or one for each layer type.
           *rows: arrays with a leading axis of rows.
-          state: other weights of the same decoder, as `nnx.state` gives them; its own where None.
         """
-        return np.asarray(self._run(self._state if state is None else state, scheme, rows))
+        return np.asarray(self._run(self._state, scheme, rows))

@@ -5,7 +5,7 @@ A configuration is a `Retrofit`: the trained rotary embedding, a rule, a bias, a
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rope_jax.biases import Bias
@@ -56,8 +56,7 @@ class Wanted(NamedTuple):
         """What the configuration is called, before a model has it."""
         if self.given is not None:
             return self.given.name
-        scaling = self.scaling if isinstance(self.scaling, str) else self.scaling.name
-        return f"{scaling} + {bias_name(self.bias)}{' + temperature' if self.sharpened else ''}"
+        return f"{scaling_name(self.scaling)} + {bias_name(self.bias)}{' + temperature' if self.sharpened else ''}"
 
 
 ORIGINAL = "none + none"
@@ -98,6 +97,11 @@ def wanted(given: str | Retrofit | Sequence[ScalingLike | BiasLike]) -> Wanted:
     return Wanted(scaling, bias, sharpened)  # type: ignore[arg-type]
 
 
+def scaling_name(scaling: ScalingLike) -> str:
+    """Returns what a scaling is called: its name, or of a rule that of the rule."""
+    return scaling if isinstance(scaling, str) else scaling.name
+
+
 def bias_name(bias: BiasLike) -> str:
     """Returns what a bias is called: its name, or of an object that of its type, unless the package's own has that.
 
@@ -131,31 +135,26 @@ def options_of(
       temperature: that logits are multiplied by to sharpen them.
       length: `L'`, tokens, for rules that depend on it.
     """
-    found: list[tuple[Option, Retrofit]] = []
-
-    def add(number: str, words: str, change: Callable[[], Retrofit]) -> None:
-        retrofit = change()
-        found.append((Option(number, words, retrofit.name), retrofit))
-
+    found: list[tuple[str, str, Retrofit]] = []
     scaled = at_length(deployed.rule, length)(deployed.rotary)
+    brought = scaled.cos_sin_factor**2 * scaled.logit_scale
     if deployed.bias is not None:
-        add("1", "drop the bias", lambda: drop_bias(deployed))
+        found.append(("1", "drop the bias", drop_bias(deployed)))
     if deployed.scaling != "none":
-        add("2", "undo the scaling", lambda: undo_scaling(deployed))
+        found.append(("2", "undo the scaling", undo_scaling(deployed)))
     for rule in transforms:
         if not (rule(deployed.rotary).inverse_frequencies == scaled.inverse_frequencies).all():
             after = keeping_temperature(deployed, rescale(deployed, rule), length=length)
-            add("3", f"scale by {rule.name} instead", lambda after=after: after)  # type: ignore[misc]
-    brought = scaled.cos_sin_factor**2 * scaled.logit_scale
+            found.append(("3", f"scale by {rule.name} instead", after))
     if deployed.temperature * brought == 1:
-        add("", "sharpen the logits", lambda: sharpen(deployed, temperature))
+        found.append(("", "sharpen the logits", sharpen(deployed, temperature)))
     else:
-        add("", "drop the temperature", lambda: sharpen(deployed, 1 / brought))
+        found.append(("", "drop the temperature", sharpen(deployed, 1 / brought)))
     if deployed.bias is not None and deployed.scaling != "none":
-        add("", "undo both", lambda: undo_both(deployed))
+        found.append(("", "undo both", undo_both(deployed)))
     if deployed.scaling != "no_rotation":
-        add("", "drop the rotation", lambda: drop_rotation(deployed))
-    return tuple(found)
+        found.append(("", "drop the rotation", drop_rotation(deployed)))
+    return tuple((Option(number, words, retrofit.name), retrofit) for number, words, retrofit in found)
 
 
 def corners_of(deployed: Retrofit) -> dict[frozenset[str], Retrofit]:

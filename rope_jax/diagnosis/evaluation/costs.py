@@ -1,6 +1,5 @@
 """What a scheme costs to run: measured time and memory of reading one row, one by one through one program."""
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Mapping
@@ -18,30 +17,14 @@ _ROUNDS = 3
 _SECONDS = 20.0  # after which no further round begins
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """Of reading one row of the target length.
-
-    Attributes:
-      milliseconds: median wall time of three interleaved rounds, so that a busy machine slows all alike; of fewer where
-        they take long.
-      mebibytes: temporary memory of the compiled program, the same for every scheme.
-    """
-
-    milliseconds: float
-    mebibytes: float
-
-
 def costs_record(subject: Subject, schemes: Mapping[str, Schemes]) -> list[dict[str, Any]]:
-    """Returns what each configuration costs, in the order given, as plain numbers."""
-    return [
-        {"configuration": name, "milliseconds": cost.milliseconds, "mib": cost.mebibytes}
-        for name, cost in measure(subject, schemes).items()
-    ]
+    """Returns what it costs on this machine to read one row of the target length under each configuration.
 
-
-def measure(subject: Subject, schemes: Mapping[str, Schemes]) -> Mapping[str, Cost]:
-    """Returns what each configuration costs on this machine."""
+    Returns:
+      plain values, in the order given: `configuration`; `milliseconds`, the median wall time of three interleaved
+      rounds, so that a busy machine slows all alike, of fewer where they take long; `mib`, temporary memory of the
+      compiled program, the same for every scheme.
+    """
     names = tuple(schemes)
     graph, state = nnx.split(subject.checkpoint.model)
     row = jnp.asarray(subject.items.text[:1], jnp.int32)
@@ -66,4 +49,7 @@ def measure(subject: Subject, schemes: Mapping[str, Schemes]) -> Mapping[str, Co
             jax.block_until_ready(program(state, arguments[names[name]], row))
             if round_number:  # the first is for warming up
                 seconds[names[name]].append(time.perf_counter() - started)
-    return {name: Cost(1e3 * statistics.median(times), mebibytes) for name, times in seconds.items()}
+    return [
+        {"configuration": name, "milliseconds": 1e3 * statistics.median(times), "mib": mebibytes}
+        for name, times in seconds.items()
+    ]

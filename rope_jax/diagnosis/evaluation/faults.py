@@ -72,11 +72,10 @@ def fault_of(name: str, request: FaultRequest) -> Fault:
     return FAULTS[name](request)
 
 
-def rounded_bias(scheme: Scheme, *, length: int, dtype=jnp.bfloat16) -> Scheme:
-    """Returns the scheme with its whole bias rounded to `dtype`, offset by offset up to `length`."""
+def rounded_bias(scheme: Scheme, *, length: int) -> Scheme:
+    """Returns the scheme with its whole bias rounded to bfloat16, offset by offset up to `length`."""
     offsets = jnp.arange(-(length - 1), length, dtype=jnp.int32)
-    written = scheme.bias(offsets[:, None])[..., 0]
-    rounded = written.astype(dtype).astype(jnp.float32)
+    rounded = scheme.bias(offsets[:, None])[..., 0].astype(jnp.bfloat16).astype(jnp.float32)
     return dataclasses.replace(scheme, slopes=jnp.zeros_like(scheme.slopes), offset_bias=rounded)
 
 
@@ -153,8 +152,12 @@ def _stale_cache(request: FaultRequest) -> Fault:
     )
 
 
-def _of_scheme(name: str, description: str, change: Callable[[Scheme], Scheme]) -> None:
-    register(name, lambda request: Fault(name, description, functools.partial(each_scheme, change)))
+def _always(
+    name: str, description: str, change: Callable[[Scheme], Scheme] = lambda scheme: scheme, attention: Attend = attend
+) -> None:
+    """Registers a fault that is the same for every model."""
+    fault = Fault(name, description, functools.partial(each_scheme, change), attention)
+    register(name, lambda request: fault)
 
 
 register(
@@ -165,19 +168,14 @@ register(
         functools.partial(each_scheme, functools.partial(rounded_bias, length=request.length)),
     ),
 )
-_of_scheme("bf16_frequencies", "inverse frequencies are cast to bfloat16 with the weights", _rounded_frequencies)
-register(
+_always("bf16_frequencies", "inverse frequencies are cast to bfloat16 with the weights", _rounded_frequencies)
+_always(
     "bf16_positions",
-    lambda request: Fault(
-        "bf16_positions",
-        "positions are kept in bfloat16, so that beyond 256 neighbours stand in one place",
-        attention=_with_rounded_positions,
-    ),
+    "positions are kept in bfloat16, so that beyond 256 neighbours stand in one place",
+    attention=_with_rounded_positions,
 )
-_of_scheme(
-    "float32_phases",
-    "angles are formed as float32 products",
-    lambda scheme: dataclasses.replace(scheme, phase="float32"),
+_always(
+    "float32_phases", "angles are formed as float32 products", lambda one: dataclasses.replace(one, phase="float32")
 )
 register("stale_cache", _stale_cache)
-_of_scheme("wrong_layout", "queries and keys are rotated in the other layout of pairs", _other_layout)
+_always("wrong_layout", "queries and keys are rotated in the other layout of pairs", _other_layout)

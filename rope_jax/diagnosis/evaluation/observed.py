@@ -7,7 +7,7 @@ import numpy as np
 
 from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.tasks.array_files import read_float_npz
-from rope_jax.diagnosis.tasks.subject import REACHES, Reach, Subject
+from rope_jax.diagnosis.tasks.subject import Reach, Subject
 from rope_jax.errors import InputError
 
 
@@ -20,12 +20,13 @@ def write_items(file: Path, subject: Subject) -> None:
     Raises:
       InputError: if the model answers no questions.
     """
-    arrays: dict[str, np.ndarray] = {}
-    for reach in REACHES:
-        items = subject.items.asked.get(reach)
-        if items is None:
-            raise InputError("this model answers no questions, so there are no items to write")
-        arrays |= {f"{reach}_{name}": getattr(items, name) for name in ("tokens", "position", "choices")}
+    if not subject.items.asked:
+        raise InputError("this model answers no questions, so there are no items to write")
+    arrays = {
+        f"{reach}_{name}": getattr(items, name)
+        for reach, items in subject.items.asked.items()
+        for name in ("tokens", "position", "choices")
+    }
     with open(file, "wb") as opened:
         np.savez(opened, **arrays)  # type: ignore[arg-type]
 
@@ -74,11 +75,11 @@ def nearest(
       runs: the same of runs, exact and with faults, by name.
       subject: whose items they are.
     """
-    distances = {}
-    for name, logits in runs.items():
-        parts = []
-        for reach, asked in subject.items.asked.items():
-            apart = probes.log_odds(logits[reach], asked.choices) - probes.log_odds(observed[reach], asked.choices)
-            parts.append(np.abs(apart).ravel())
-        distances[name] = float(np.concatenate(parts).mean())
+
+    def log_odds(logits: Mapping[Reach, np.ndarray]) -> np.ndarray:
+        asked = subject.items.asked.items()
+        return np.concatenate([probes.log_odds(logits[reach], items.choices).ravel() for reach, items in asked])
+
+    seen = log_odds(observed)
+    distances = {name: float(np.abs(log_odds(logits) - seen).mean()) for name, logits in runs.items()}
     return dict(sorted(distances.items(), key=lambda item: item[1]))

@@ -1,7 +1,7 @@
 """A user's own checkpoint and text as a subject: rows to judge, disjoint text to fit on, and questions in English."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,7 @@ from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
 from rope_jax.diagnosis.evaluation.schemes import SchemeMaker
 from rope_jax.diagnosis.tasks.contexts import Contexts
-from rope_jax.diagnosis.tasks.language_probes import LANGUAGE_COUNTS, STATUS, language_contexts
+from rope_jax.diagnosis.tasks.language_probes import STATUS, language_contexts
 from rope_jax.diagnosis.tasks.subject import Items, Subject
 from rope_jax.diagnosis.tasks.text import Rows, Text, chunks, without_overlap
 from rope_jax.diagnosis.tasks.tokenizer_file import read_tokenizer
@@ -90,7 +90,10 @@ def own_model(
     """
     trained = settings.trained_length or trained_length_of(checkpoint.positions)
     target = text.rows.shape[1]
-    _check_lengths(trained, target)
+    if trained < _LEAST_TRAINED:
+        raise InputError(f"a trained length of {trained} is too short to fit biases on; at least {_LEAST_TRAINED}")
+    if target <= trained + 1:
+        raise InputError(f"target length {target} leaves no token to predict beyond the trained length {trained}")
     maker = SchemeMaker(
         checkpoint.positions,
         settings.layout or checkpoint.layout,
@@ -106,35 +109,28 @@ def own_model(
     if declared != "none":
         how = "comes on top of it" if settings.compose else "takes its place"
         findings.append(f"the model was shipped with {declared} up to {trained:,} tokens: a new scaling {how}")
-    short, long, finding = _english(checkpoint, original, target, trained, settings)
+    asked, finding = _english(checkpoint, original, target, trained, settings)
     findings.append(finding)
-    counted = np.ones((len(text.rows), target - 1))
-    folds, fold_of_row = [], [0] * len(text.rows)
-    for number, (rows, pieces) in enumerate(_fit_texts(text, fit_text, trained)):
-        for row in rows:
-            fold_of_row[row] = number
-        folds.append(
-            Subject(
-                checkpoint=checkpoint,
-                trained_length=trained,
-                target_length=target,
-                items=Items(short, long, text.rows, counted),
-                fit_text=pieces,
-                fit_counted=np.ones((len(pieces), pieces.shape[1] - 1)),
-                unseen_items=None,
-                language=f"questions in English ({STATUS}); text as given" if short is not None else "text as given",
-            )
-        )
-    if len(folds) > 1:
+    short, long = asked or (None, None)
+    items = Items(short, long, text.rows, np.ones((len(text.rows), target - 1)))
+    parts = _fit_texts(text, fit_text, trained)
+    if len(parts) > 1:
         findings.append("biases are fitted on each half of the rows for the other half (cross-fitting)")
+    folds = [
+        Subject(
+            checkpoint=checkpoint,
+            trained_length=trained,
+            target_length=target,
+            items=items,
+            fit_text=pieces,
+            fit_counted=np.ones((len(pieces), pieces.shape[1] - 1)),
+            unseen_items=None,
+            language=f"questions in English ({STATUS}); text as given" if asked else "text as given",
+        )
+        for _, pieces in parts
+    ]
+    fold_of_row = [fold for fold, (rows, _) in enumerate(parts) for _ in range(rows)]
     return OwnModel(tuple(folds), tuple(fold_of_row), tuple(findings))
-
-
-def _check_lengths(trained: int, target: int) -> None:
-    if trained < _LEAST_TRAINED:
-        raise InputError(f"a trained length of {trained} is too short to fit biases on; at least {_LEAST_TRAINED}")
-    if target <= trained + 1:
-        raise InputError(f"target length {target} leaves no token to predict beyond the trained length {trained}")
 
 
 def _layout_findings(
@@ -157,13 +153,13 @@ def _layout_findings(
 
 def _english(
     checkpoint: Checkpoint, original: Schemes, target: int, trained: int, settings: OwnSettings
-) -> tuple[Contexts | None, Contexts | None, str]:
-    """Returns contexts short and long with questions in English, where the model has learned to answer some."""
+) -> tuple[tuple[Contexts, Contexts] | None, str]:
+    """Returns contexts short and long with questions in English, where the model has learned some; and what to say."""
     opening = f"questions in English ({STATUS})"
     if not settings.contexts:
-        return None, None, f"{opening}: not asked for"
+        return None, f"{opening}: not asked for"
     if checkpoint.tokenizer_file is None:
-        return None, None, f"{opening}: not asked, the checkpoint has no tokenizer"
+        return None, f"{opening}: not asked, the checkpoint has no tokenizer"
     try:
         tokenizer = read_tokenizer(checkpoint.tokenizer_file)
         short, long = (
@@ -173,40 +169,34 @@ def _english(
                 rows=settings.contexts,
                 length=length,
                 largest_gap=trained // 2,
-                counts=LANGUAGE_COUNTS,
             )
             for length in (trained, target)
         )
     except InputError as error:
-        return None, None, f"{opening}: not asked, {error}"
+        return None, f"{opening}: not asked, {error}"
     given = probes.answers(ProbeProgram(checkpoint.model)(original, short), short)
     accuracy = {name: float(probes.by_row(given.right, short, name).mean()) for name in probes.asked_probes(short)}
     shown = f"accuracy at {trained:,} tokens: " + ", ".join(f"{name} {value:.2f}" for name, value in accuracy.items())
     if all(value < settings.learned for value in accuracy.values()):
-        return None, None, f"{opening}: none learned, so the verdict rests on the loss of text; {shown}"
-    return short, long, f"{opening}: {shown}"
+        return None, f"{opening}: none learned, so the verdict rests on the loss of text; {shown}"
+    return (short, long), f"{opening}: {shown}"
 
 
-def _fit_texts(
-    text: Text, given: Rows | None, trained: int
-) -> Sequence[tuple[Sequence[int], Int32[np.ndarray, "chunks chunk"]]]:
-    """Returns, for each group of rows, chunks of text that share nothing with them."""
-    every = range(len(text.rows))
+def _fit_texts(text: Text, given: Rows | None, trained: int) -> list[tuple[int, Int32[np.ndarray, "_ _"]]]:
+    """Returns, for each group of rows, how many they are and chunks of text that share nothing with them."""
+    count = len(text.rows)
     if given is not None:
         kept = without_overlap(given, text.rows)
         if not len(kept):
             raise InputError(f"the fitting text has no chunk of {given.shape[1]} tokens that is not also evaluated")
-        return [(every, kept)]
+        return [(count, kept)]
     leftover = without_overlap(chunks(text.leftover, trained), text.rows)
     if len(leftover) >= _FEWEST_CHUNKS:
-        return [(every, leftover)]
-    if len(every) < 2:
+        return [(count, leftover)]
+    if count < 2:
         raise InputError("one row leaves no disjoint text to fit biases on: give more rows or a fitting text")
-    middle = len(every) // 2
-    halves = []
-    for judged, other in ((every[:middle], every[middle:]), (every[middle:], every[:middle])):
-        kept = without_overlap(chunks(text.rows[list(other)], trained), text.rows[list(judged)])
-        if not len(kept):
-            raise InputError(f"{text.origin}: the rows repeat each other: no disjoint text to fit biases on")
-        halves.append((judged, kept))
-    return halves
+    halves = text.rows[: count // 2], text.rows[count // 2 :]
+    parts = [(len(judged), without_overlap(chunks(other, trained), judged)) for judged, other in (halves, halves[::-1])]
+    if not all(len(kept) for _, kept in parts):
+        raise InputError(f"{text.origin}: the rows repeat each other: no disjoint text to fit biases on")
+    return parts

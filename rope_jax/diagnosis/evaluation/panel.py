@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
 
-Reach = Literal["short", "long"]
+from rope_jax.diagnosis.tasks.contexts import Reach
+from rope_jax.diagnosis.tasks.registry import TASKS
+
 Values = Float64[np.ndarray, "models _"]
 """Models, and contexts or rows of text, of which there may be other numbers at each length."""
 
@@ -16,7 +17,7 @@ LIMIT = 4.6
 RETRIEVAL = "retrieval"
 PRECISION = ("order", "binding")
 """Tasks that ask where something stands; each counts half where both are learned."""
-ORDER_WAYS = ("order, first asked", "order, last asked")
+ORDER_WAYS = tuple(TASKS["order"].ways.values())
 """The two ways in which event order is asked; kept beside `order`, which is their mean."""
 
 
@@ -79,3 +80,8 @@ class Evidence:
     used: tuple[str, ...]
     faults: Mapping[str, tuple[str, Panel]]
     nearest: Mapping[str, float]
+
+    @property
+    def base(self) -> Panel:
+        """What changes are judged over: the deployed configuration, run exactly."""
+        return self.as_deployed if self.exact is None else self.exact

@@ -1,6 +1,7 @@
 """The configurations of one model: what is deployed, its 2 x 2, its options, each bias made or fitted for it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rope_jax.diagnosis.evaluation.configurations import (
     bias_name,
     corners_of,
     options_of,
+    scaling_name,
     temperature_of,
 )
 from rope_jax.diagnosis.evaluation.fitter import FitSettings, ModelFitter
@@ -134,14 +136,14 @@ def plan_of(
             options_of(one, transforms=transforms, temperature=temperature, length=subject.target_length)
             for one in of_folds
         ]
-        found[name] = tuple(of_folds)
-        for several in zip(*changed, strict=True):
-            found[several[0][0].configuration] = tuple(retrofit for _, retrofit in several)
+        squares = [corners_of(one) for one in of_folds]
         options[name] = tuple(option for option, _ in changed[0])
-        square = [corners_of(one) for one in of_folds]
-        for parts in square[0]:
-            found[square[0][parts].name] = tuple(one[parts] for one in square)
-        corners[name] = {parts: one.name for parts, one in square[0].items()}
+        corners[name] = {parts: one.name for parts, one in squares[0].items()}
+        every = [
+            [one, *(after for _, after in several), *square.values()]
+            for one, several, square in zip(of_folds, changed, squares, strict=True)
+        ]
+        found |= {several[0].name: several for several in zip(*every, strict=True)}
     if not deployed:
         raise ScalingError("; ".join(f"{name}: {why}" for name, why in omitted.items()))
     if settings.every:
@@ -166,52 +168,40 @@ class _Made:
     def __init__(
         self, subject: Subject, maker: SchemeMaker, settings: PlanSettings, store: Path | None, progress: Progress
     ) -> None:
-        self._subject, self._maker, self._settings = subject, maker, settings
-        self._store, self._progress = store, progress
+        self._subject, self._maker, self._heads = subject, maker, subject.checkpoint.config.num_heads
+        self._fitter = functools.partial(
+            ModelFitter, subject, maker, settings=settings.fit, store=store, progress=progress
+        )
         self.original = maker.original()
         self.found: dict[str, str] = {}
         self._biases: dict[tuple[str, str], Bias | None] = {}
         # The same name under several scalings is several biases.
-        tables = {_name(one.scaling) for one in settings.deployed if one.bias == "t5"}
-        self._several = len(tables) > 1
+        self._several = len({scaling_name(one.scaling) for one in settings.deployed if one.bias == "t5"}) > 1
 
     def retrofit(self, asked: Wanted) -> Retrofit:
         """Returns a configuration as this model has it."""
         scaled = dataclasses.replace(self.original, rule=self._maker.rule(asked.scaling))
         bias, name = self._bias(asked.bias, scaled)
-        if asked.given is not None:
-            self._check(asked.given)
-            name, temperature = asked.given.bias_name or name, asked.given.temperature
-        else:
-            temperature = temperature_of(self._maker.factor) if asked.sharpened else 1.0
+        temperature = temperature_of(self._maker.factor) if asked.sharpened else 1.0
+        if (given := asked.given) is not None:
+            trained = self.original.rotary.inverse_frequencies
+            if not np.array_equal(given.rotary.inverse_frequencies, trained):
+                raise InputError(f"{given.name}: its rotary embedding is not the one that the model was trained with")
+            name, temperature = given.bias_name or name, given.temperature
         return dataclasses.replace(scaled, bias=bias, bias_name=name, temperature=temperature)
-
-    def _check(self, given: Retrofit) -> None:
-        """Raises `InputError` unless a configuration that was given whole is one of this model."""
-        trained = self.original.rotary.inverse_frequencies
-        if not np.array_equal(given.rotary.inverse_frequencies, trained):
-            raise InputError(f"{given.name}: its rotary embedding is not the one that the model was trained with")
 
     def _bias(self, wanted: BiasLike, scaled: Retrofit) -> tuple[Bias | None, str | None]:
         if wanted is None or wanted == "none":
             return None, None
         if not isinstance(wanted, str):
-            heads = self._subject.checkpoint.config.num_heads
-            if wanted.num_heads != heads:
-                raise InputError(f"the bias has {wanted.num_heads} heads, the model {heads}")
+            if wanted.num_heads != self._heads:
+                raise InputError(f"the bias has {wanted.num_heads} heads, the model {self._heads}")
             return wanted, bias_name(wanted)
         name = f"{wanted} under {scaled.scaling}" if wanted == "t5" and self._several else wanted
         key = (name, scaled.scaling if parse_bias(wanted)[0].fitted and wanted != "alibi_star" else "")
         if key not in self._biases:
-            fitter = ModelFitter(
-                self._subject, self._maker, scaled, self._settings.fit, store=self._store, progress=self._progress
-            )
-            request = BiasRequest(
-                self._subject.checkpoint.config.num_heads,
-                self._subject.trained_length,
-                self._subject.target_length,
-                fitter,
-            )
+            fitter, subject = self._fitter(scaled), self._subject
+            request = BiasRequest(self._heads, subject.trained_length, subject.target_length, fitter)
             self._biases[key] = bias_of(wanted, request)
             if fitter.found:
                 self.found[name] = fitter.found
@@ -227,7 +217,7 @@ def _meaningful(maker: SchemeMaker, scalings: Sequence[ScalingLike]) -> tuple[li
             maker(dataclasses.replace(maker.original(), rule=rule))
             kept.append(rule)
         except ScalingError as error:
-            refused[_name(scaling)] = str(error)
+            refused[scaling_name(scaling)] = str(error)
     return kept, refused
 
 
@@ -246,7 +236,3 @@ def _every(
             for sharper in (1.0, temperature):
                 several = tuple(dataclasses.replace(one, rule=rule, temperature=sharper) for one in biased)
                 yield several[0].name, several
-
-
-def _name(scaling: ScalingLike) -> str:
-    return scaling if isinstance(scaling, str) else scaling.name

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Float64, Int, Int32
+from jaxtyping import Array, Bool, Float, Float32, Float64, Int32
 
 from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Decoder, Schemes
@@ -30,38 +30,30 @@ class ProbeProgram(SchemeProgram):
     Args:
       decoder: the model.
       attention: computes every layer's attention; see `Decoder.hidden`.
-      dtype: of the activations.
     """
 
-    def __init__(self, decoder: Decoder, *, attention: Attend = attend, dtype=jnp.float32) -> None:
-        def of_rows(model: Decoder, scheme: Schemes, tokens, position, choices):
-            def of_row(row):
-                tokens, position, choices = row
-                hidden = model.hidden(tokens[None], scheme, attention=attention, dtype=dtype)
-                return choice_logits(model, hidden, position, choices)
+    def __init__(self, decoder: Decoder, *, attention: Attend = attend) -> None:
+        self._attention = attention
 
-            return each_row(of_row, (tokens, position, choices), config=model.config, length=tokens.shape[1])
+        def of_rows(model: Decoder, scheme: Schemes, *rows):
+            def of_row(row):
+                tokens, position, choices, *more = row
+                hidden = model.hidden(tokens[None], scheme, **self._seen(*more))
+                logits = model.unembed(hidden[:, position])[0]
+                return jnp.take_along_axis(logits, jnp.maximum(choices, 0), axis=-1)
+
+            return each_row(of_row, rows, config=model.config, length=rows[0].shape[1])
 
         super().__init__(decoder, of_rows)
 
-    def __call__(self, scheme: Schemes, items: Contexts, state: Any = None) -> ChoiceLogits:
-        """Returns the logit of every choice of every question; what stands where there is no choice means nothing.
+    def _seen(self, *more: Array) -> dict[str, Any]:
+        """Returns how the decoder is to read a row, from what is given of the row beside the context."""
+        return {"attention": self._attention}
 
-        Args:
-          scheme: the positional scheme, or one for each layer type.
-          items: the contexts.
-          state: other weights of the same decoder, as `nnx.state` gives them; its own where None.
-        """
-        arrays = (jnp.asarray(value, jnp.int32) for value in (items.tokens, items.position, items.choices))
-        return self.run(scheme, *arrays, state=state)
-
-
-def choice_logits(
-    model: Decoder, hidden: Float[Array, "1 T D"], position: Int[Array, " Q"], choices: Int[Array, "Q 8"]
-) -> Float[Array, "Q 8"]:
-    """Returns the logit of every choice of every question of one row; what stands for no choice means nothing."""
-    logits = model.unembed(hidden[:, position])[0]
-    return jnp.take_along_axis(logits, jnp.maximum(choices, 0), axis=-1)
+    def __call__(self, scheme: Schemes, items: Contexts, *more: np.ndarray) -> ChoiceLogits:
+        """Returns the logit of every choice of every question; what stands where there is no choice means nothing."""
+        asked = items.tokens, items.position, items.choices
+        return self.run(scheme, *(jnp.asarray(value, jnp.int32) for value in asked), *map(jnp.asarray, more))
 
 
 def log_odds(logits: ChoiceLogits, choices: Int32[np.ndarray, "rows Q 8"]) -> Float64[np.ndarray, "rows Q"]:
@@ -125,15 +117,19 @@ def by_row(
       probe: which task.
       asked_for: only questions with this `asked`, such as `FIRST`; all where None.
     """
-    asked = items.probe == index_of(probe)
-    if asked_for is not None:
-        asked = asked & (items.asked == asked_for)
+    asked = asks(items, probe, asked_for)
     return np.where(asked, values, 0.0).sum(axis=1) / asked.sum(axis=1)
+
+
+def asks(items: Contexts, probe: str, asked_for: int | None = None) -> Bool[np.ndarray, "rows Q"]:
+    """Returns which questions are a task's, or of them those with this `asked`."""
+    asked = items.probe == index_of(probe)
+    return asked if asked_for is None else asked & (items.asked == asked_for)
 
 
 def asked_probes(items: Contexts) -> tuple[str, ...]:
     """Returns the tasks that every context asks, in the order of the registry."""
-    return tuple(name for index, name in enumerate(names()) if (items.probe == index).any(axis=1).all())
+    return tuple(name for name in names() if asks(items, name).any(axis=1).all())
 
 
 def strata(
@@ -148,9 +144,9 @@ def strata(
       by: "distance" or "gap".
       edges: of the strata, tokens.
     """
-    where = getattr(items, by)
+    where, asked = getattr(items, by), asks(items, probe)
     result = []
     for low, high in itertools.pairwise(edges):
-        inside = (items.probe == index_of(probe)) & (where >= low) & (where < high)
+        inside = asked & (where >= low) & (where < high)
         result.append((float(values[inside].mean()) if inside.any() else float("nan"), int(inside.sum())))
     return result

@@ -2,20 +2,21 @@
 
 import copy
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from rope_jax.attention.api import attend
 from rope_jax.decoder import Attend, Schemes
 from rope_jax.diagnosis.evaluation import kept_files, probes
+from rope_jax.diagnosis.evaluation.faults import Fault
 from rope_jax.diagnosis.evaluation.losses import LossProgram
-from rope_jax.diagnosis.evaluation.panel import ORDER_WAYS, Panel
+from rope_jax.diagnosis.evaluation.panel import Panel
 from rope_jax.diagnosis.evaluation.probes import Answers, ProbeProgram
-from rope_jax.diagnosis.tasks.contexts import FIRST, LAST, Contexts
+from rope_jax.diagnosis.tasks.contexts import Contexts
+from rope_jax.diagnosis.tasks.registry import TASKS
 from rope_jax.diagnosis.tasks.subject import Items, Reach, Subject, short_and_long
 from rope_jax.errors import CheckpointError
 
@@ -45,28 +46,35 @@ def panel_of(scores: Sequence[Scores], items: Items, trained_length: int) -> Pan
       items: what all of them were asked.
       trained_length: `L`, tokens.
     """
-    log_odds: dict[Reach, dict[str, np.ndarray]] = {}
-    accuracy: dict[Reach, dict[str, np.ndarray]] = {}
-    for reach, asked in items.asked.items():
-        given = [one.answers[reach] for one in scores]
-        log_odds[reach] = _by_context([one.log_odds for one in given], asked)
-        accuracy[reach] = _by_context([one.right for one in given], asked)
     losses = np.stack([one.losses for one in scores]).astype(np.float64)
     loss: dict[Reach, np.ndarray] = {}
     for reach, part in short_and_long(trained_length).items():
         counted = items.counted[:, part]
         loss[reach] = (losses[..., part] * counted).sum(axis=2) / counted.sum(axis=1)
-    return Panel(log_odds, accuracy, loss)
+    return Panel(*outcomes_of([one.answers for one in scores], items.asked), loss)
+
+
+def outcomes_of(
+    answers: Sequence[Mapping[Reach, Answers]], asked: Mapping[Reach, Contexts]
+) -> tuple[dict[Reach, dict[str, np.ndarray]], dict[Reach, dict[str, np.ndarray]]]:
+    """Returns log-odds and accuracy as in a `Panel`, of the answers of every model to the same contexts."""
+    log_odds, accuracy = (
+        {reach: _by_context([getattr(one[reach], field) for one in answers], asked[reach]) for reach in asked}
+        for field in ("log_odds", "right")
+    )
+    return log_odds, accuracy
 
 
 def _by_context(values: Sequence[np.ndarray], asked: Contexts) -> dict[str, np.ndarray]:
-    """Returns the mean outcome of each task in every context, `[models, contexts]`; order in both ways apart too."""
+    """Returns the mean outcome of each task in every context, `[models, contexts]`; ways of asking it apart too."""
+
+    def of(task: str, way: int | None = None) -> np.ndarray:
+        return np.stack([probes.by_row(value, asked, task, asked_for=way) for value in values])
+
     names = probes.asked_probes(asked)
-    found = {name: np.stack([probes.by_row(value, asked, name) for value in values]) for name in names}
-    for name, way in zip(ORDER_WAYS, (FIRST, LAST), strict=True):
-        if "order" in names and ((asked.probe == probes.index_of("order")) & (asked.asked == way)).any(axis=1).all():
-            found[name] = np.stack([probes.by_row(value, asked, "order", asked_for=way) for value in values])
-    return found
+    ways = {label: (name, way) for name in names for way, label in TASKS[name].ways.items()}
+    everywhere = {label: one for label, one in ways.items() if probes.asks(asked, *one).any(axis=1).all()}
+    return {name: of(name) for name in names} | {label: of(*one) for label, one in everywhere.items()}
 
 
 class Runs:
@@ -78,34 +86,33 @@ class Runs:
         for them was fitted without them; contexts are answered under those of fold 0. All rows in fold 0 where None.
       store: directory of finished results; None keeps them in memory only. What lies there from the same weights,
         items and scheme is taken, whatever run made it.
-      attention: computes every layer's attention, for running a scheme with a fault.
-      note: the fault's name; it sets these results apart in the store.
 
     Attributes:
+      fault: with which every scheme is run, none at first; its name sets the results apart in the store.
       ran: results computed by this object.
-      taken: results found in the store.
       tell: is told in words what is being done.
     """
 
-    def __init__(
-        self,
-        subject: Subject,
-        *,
-        folds: Sequence[int] | None = None,
-        store: Path | None = None,
-        attention: Attend = attend,
-        note: str = "",
-    ) -> None:
-        self.subject, self.ran, self.taken = subject, 0, 0
-        self._folds = [0] * len(subject.items.text) if folds is None else list(folds)
-        self._store, self._note = store, note
+    def __init__(self, subject: Subject, *, folds: Sequence[int] | None = None, store: Path | None = None) -> None:
+        self.subject, self.ran = subject, 0
+        self.fault = Fault("", "")
+        self._folds = np.zeros(len(subject.items.text), int) if folds is None else np.asarray(folds)
+        self._store = store
         self.tell: Callable[[str], None] = lambda what: None
-        self._layers, self._done = subject.checkpoint.config.num_layers, 0
-        told = self._telling(attention) if subject.items.text.shape[1] >= _LONG_ROW else attention
-        self._answers = ProbeProgram(subject.checkpoint.model, attention=attention)
-        self._losses = LossProgram(subject.checkpoint.model, attention=told)
         self._described = kept_files.made_with(subject.checkpoint)
         self._kept: dict[str, np.ndarray] = {}
+        self._layers_read = 0
+        self._programs: dict[Attend, tuple[ProbeProgram, LossProgram]] = {}
+
+    @property
+    def programs(self) -> tuple[ProbeProgram, LossProgram]:
+        """What answers questions, and what reads text, with this fault; shared by all runs that come of one."""
+        attention = self.fault.attention
+        if attention not in self._programs:
+            model, long = self.subject.checkpoint.model, self.subject.items.text.shape[1] >= _LONG_ROW
+            reading = LossProgram(model, attention=self._telling(attention) if long else attention)
+            self._programs[attention] = ProbeProgram(model, attention=attention), reading
+        return self._programs[attention]
 
     def on(self, subject: Subject) -> "Runs":
         """Returns runs of the same model and programs on other items, of which nothing is finished yet.
@@ -116,95 +123,96 @@ class Runs:
         if subject.checkpoint.sha256 != self.subject.checkpoint.sha256:
             raise ValueError(f"{subject.checkpoint.origin} is not the model of these runs")
         other = copy.copy(self)
-        other.subject, other.ran, other.taken, other._kept = subject, 0, 0, {}
-        other._folds = [0] * len(subject.items.text)
+        other.subject, other.ran, other._kept = subject, 0, {}
+        other._folds = np.zeros(len(subject.items.text), int)
+        return other
+
+    def with_fault(self, fault: Fault) -> "Runs":
+        """Returns runs of the same model on the same items with a fault, which tell nothing yet."""
+        other = copy.copy(self)
+        other.fault, other.ran, other.tell = fault, 0, lambda what: None
         return other
 
     @property
     def compilations(self) -> int:
-        """Programs compiled: one for each length of contexts and one for text, whatever the configurations."""
-        return self._answers.compilations + self._losses.compilations
+        """Programs compiled: for each fault, one for each length of contexts and one for text."""
+        return sum(program.compilations for pair in self._programs.values() for program in pair)
 
-    def __call__(self, schemes: Sequence[Schemes], *, note: str = "") -> Scores:
+    def __call__(self, schemes: Sequence[Schemes]) -> Scores:
         """Returns the scores of a configuration.
 
         Args:
           schemes: what the model runs under, one a fold, or one for all.
-          note: what else sets this run apart from others of the same schemes and weights.
 
         Raises:
           CheckpointError: if the model overflows float32 under a scheme.
           InputError: if the store cannot be written to.
         """
-        return self.scores(self.logits(schemes[0], note=note), self.losses(schemes, note=note))
+        return self.scores(self.logits(schemes[0]), self.losses(schemes))
 
     def scores(self, logits: Mapping[Reach, np.ndarray], losses: np.ndarray) -> Scores:
         """Returns the scores of raw results, of this model or of a deployment of it."""
         asked = self.subject.items.asked
         return Scores({reach: probes.answers(logits[reach], items) for reach, items in asked.items()}, losses)
 
-    def logits(self, scheme: Schemes, *, note: str = "") -> dict[Reach, np.ndarray]:
+    def logits(self, scheme: Schemes) -> dict[Reach, np.ndarray]:
         """Returns the logits of all choices, by reach, `[contexts, questions, 8]`."""
         return {
-            reach: self._found("logits", scheme, asked, note, functools.partial(self._answers, scheme, asked))
+            reach: self._found("logits", scheme, asked, asked.choices.size, self.programs[0])
             for reach, asked in self.subject.items.asked.items()
         }
 
-    def losses(self, schemes: Sequence[Schemes], *, note: str = "") -> np.ndarray:
+    def losses(self, schemes: Sequence[Schemes]) -> np.ndarray:
         """Returns the losses of every next token of text, nats, `[rows, tokens - 1]`."""
         text = self.subject.items.text
         size = max(1, _TOKENS_AT_ONCE // text.shape[1])
         losses = np.empty((len(text), text.shape[1] - 1), np.float32)
-        for fold in sorted(set(self._folds)):
-            rows = np.flatnonzero(np.asarray(self._folds) == fold)
+        for fold in sorted(set(self._folds.tolist())):
+            rows = np.flatnonzero(self._folds == fold)
             scheme = schemes[fold] if len(schemes) > 1 else schemes[0]
             for at in range(0, len(rows), size):
                 part = rows[at : at + size]
                 self.tell(f"row {at + 1} of {len(rows)}")
-                losses[part] = self._found(
-                    "losses", scheme, text[part], note, functools.partial(self._read, scheme, text[part])
-                )
+                losses[part] = self._found("losses", scheme, text[part], text[part].size, self._read)
         return losses
 
     def _read(self, scheme: Schemes, rows: np.ndarray) -> np.ndarray:
-        self._done = 0
+        self._layers_read = 0
         # Row by row, so that the same program serves any number of rows.
-        return np.concatenate([self._losses(scheme, row[None]) for row in rows])
+        return np.concatenate([self.programs[1](scheme, row[None]) for row in rows])
 
-    def _found(self, what: str, scheme: Schemes, asked, note: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        key = self._key(what, scheme, asked, note)
+    def _found(
+        self, what: str, meant: Schemes, asked, size: int, compute: Callable[[Schemes, Any], np.ndarray]
+    ) -> np.ndarray:
+        scheme = self.fault.scheme(meant)
+        key = self._key(what, scheme, asked)
+
+        def make() -> dict[str, np.ndarray]:
+            value = compute(scheme, asked)
+            if not np.isfinite(value).all():
+                raise CheckpointError(f"{self.subject.checkpoint.origin}: a configuration gives values beyond float32")
+            self.ran += 1
+            return {what: value}
+
         if key not in self._kept:
-            file = None if self._store is None else self._store / f"{key[:32]}.npz"
-            size = asked.choices.size if what == "logits" else asked.size
-            kept = None if file is None else kept_files.read_arrays(file, key, largest=size * _NUMBER_BYTES)
-            if kept is None:
-                value = compute()
-                if not np.isfinite(value).all():
-                    raise CheckpointError(
-                        f"{self.subject.checkpoint.origin}: a configuration gives values beyond float32"
-                    )
-                self.ran += 1
-                if file is not None:
-                    kept_files.write_arrays(file, key, {what: value})
-            else:
-                value = kept[what]
-                self.taken += 1
-            self._kept[key] = value
+            largest = size * _NUMBER_BYTES
+            self._kept[key] = kept_files.taken_or_made(self._store, f"{key[:32]}.npz", key, make, largest=largest)[what]
         return self._kept[key]
 
-    def _key(self, what: str, scheme: Schemes, asked, note: str) -> str:
-        note = f"{self._note} {note}".strip()
-        return kept_files.digest({**self._described, "what": what, "note": note}, scheme, asked)
+    def _key(self, what: str, scheme: Schemes, asked) -> str:
+        return kept_files.digest({**self._described, "what": what, "note": self.fault.name}, scheme, asked)
 
     def _telling(self, attention: Attend) -> Attend:
+        layers = self.subject.checkpoint.config.num_layers
+
+        def done(_) -> None:
+            self.tell(f"layer {self._layers_read % layers + 1} of {layers}")
+            self._layers_read += 1
+
         def told(*arguments):
             out, lse = attention(*arguments)
             # An element of the result: the call waits until the layer is done.
-            jax.debug.callback(self._layer_done, out[(0,) * out.ndim])
+            jax.debug.callback(done, out[(0,) * out.ndim])
             return out, lse
 
         return told
-
-    def _layer_done(self, _) -> None:
-        self._done += 1
-        self.tell(f"layer {(self._done - 1) % self._layers + 1} of {self._layers}")

@@ -1,7 +1,7 @@
 """Configurations as schemes of one shape, for one compiled program: every group of layers of a model at once."""
 
 import dataclasses
-import functools
+from typing import Any
 
 from rope_jax.biases import Bias
 from rope_jax.checkpoints.extending import extension_rule, trained_rotary
@@ -80,19 +80,16 @@ class SchemeMaker:
 
     def _scheme(self, group: LayerGroup, retrofit: Retrofit | None) -> Scheme:
         rotary = trained_rotary(group, length=self.target_length, compose=self.compose)
-        made = functools.partial(
-            scheme_of if rotary is not None and retrofit is not None else build,  # type: ignore[arg-type]
-            num_heads=group.num_heads,
-            head_dim=group.head_dim,
-            layout=self.layout,
-            phase=self.phase,
-            max_offset=self.max_offset,
-        )
-        if retrofit is None:
-            return made(rotary)
-        if rotary is None:
-            return made(None, retrofit.bias)
-        return made(dataclasses.replace(retrofit, rotary=rotary), length=self.target_length)
+        shape: dict[str, Any] = {
+            "num_heads": group.num_heads,
+            "head_dim": group.head_dim,
+            "layout": self.layout,
+            "phase": self.phase,
+            "max_offset": self.max_offset,
+        }
+        if rotary is None or retrofit is None:
+            return build(rotary, None if retrofit is None else retrofit.bias, **shape)
+        return scheme_of(dataclasses.replace(retrofit, rotary=rotary), length=self.target_length, **shape)
 
 
 def offsets_of(bias: Bias | None, target_length: int) -> int:

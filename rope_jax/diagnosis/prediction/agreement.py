@@ -1,7 +1,6 @@
 """Prediction beside measurement: do stretched short contexts order the configurations as long ones do?"""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.evaluation.configurations import ORIGINAL
 from rope_jax.diagnosis.evaluation.probes import Answers
 from rope_jax.diagnosis.prediction import own_heads
-from rope_jax.diagnosis.prediction.own_heads import OwnHeads
 from rope_jax.diagnosis.prediction.stretched import StretchedProgram, stretched
 from rope_jax.diagnosis.tasks.contexts import GROUP, Contexts
 from rope_jax.diagnosis.tasks.subject import Subject
@@ -21,7 +19,7 @@ from rope_jax.diagnosis.verdict.contrasts import above
 from rope_jax.errors import InputError
 from rope_jax.scheme import Scheme
 from rope_jax.statistics import ranks
-from rope_jax.statistics.ranks import RankAgreement
+from rope_jax.statistics.intervals import Estimate
 
 _HEAD_ROWS = 12  # contexts that queries and keys are taken from
 
@@ -53,56 +51,59 @@ def prediction_of(
       the mean accuracy. `text`: what that says. `configurations`: predicted and measured error at each place, and what
       the heads that carry `binding` are left with. `heads`: those heads of each model.
     """
-    of_model = [{name: several[number] for name, several in schemes.items()} for number in range(len(subjects))]
-    if not all(map(_predictable, subjects, of_model)):
+    target = subjects[0].target_length
+    items, long = subjects[0].unseen_items, subjects[0].items.long  # the same of every model
+    if long is None or items is None or "binding" not in probes.asked_probes(items):
         return None
-    long = subjects[0].items.long
-    assert long is not None
-    items = subjects[0].unseen_items  # the same of every model
-    assert items is not None
-    seen = stretched(items, subjects[0].target_length)
+    trained = [scheme for scheme in schemes[ORIGINAL] if isinstance(scheme, Scheme) and scheme.rotary_dim]
+    if len(trained) < len(subjects):
+        return None
+    try:
+        seen = stretched(items, target)
+    except InputError:  # a context full of facts
+        return None
     programs = [StretchedProgram(subject.checkpoint.model) for subject in subjects]
     foretold = {
         name: [
-            probes.answers(program(_single(one[name]), items, seen), items)
-            for program, one in zip(programs, of_model, strict=True)
+            probes.answers(program(scheme, items, *seen), items)
+            for program, scheme in zip(programs, schemes[name], strict=True)
         ]
         for name in answers
     }
     predicted = {name: _errors(given, items).mean(axis=0) for name, given in foretold.items()}
     errors = {name: _errors(given, long) for name, given in answers.items()}
     measured = np.stack(list(errors.values()), axis=1)
-    found = ranks.within_group_spearman(np.stack(list(predicted.values())), measured)
+    found = ranks.within_group_spearman(np.stack(list(predicted.values())), measured).correlation
     ceiling = _ceiling(measured)
-    heads = [_heads(subject, one) for subject, one in zip(subjects, of_model, strict=True)]
-    by_task = {name: _of_task(name, foretold, items, answers, long) for name in used}
+    some = Contexts(*(column[:_HEAD_ROWS] for column in items))
+    heads = [
+        own_heads.own_heads(subject.checkpoint.model, scheme, some)
+        for subject, scheme in zip(subjects, trained, strict=True)
+    ]
     return {
-        "spearman": None if found.correlation is None else dataclasses.asdict(found.correlation),
+        "spearman": _plain(found),
         "ceiling": ceiling,
-        "by_task": {
-            name: None if one.correlation is None else dataclasses.asdict(one.correlation)
-            for name, one in by_task.items()
-        },
+        "by_task": {name: _plain(_of_task(name, foretold, items, answers, long)) for name in used},
         "text": _text(found, ceiling),
-        "heads": [
-            {name: dataclasses.asdict(relation) for name, relation in (("local", own.local), ("far", own.far))}
-            for own in heads
-        ],
+        "heads": [{"local": dataclasses.asdict(own.local), "far": dataclasses.asdict(own.far)} for own in heads],
         "configurations": [
             {
                 "name": name,
                 "predicted": predicted[name].tolist(),
                 "measured": errors[name].mean(axis=0).tolist(),
-                **_figures(heads[0], of_model[0][name], subjects[0].target_length),
+                **own_heads.head_figures(heads[0], schemes[name][0], target_length=target),  # type: ignore[arg-type]
             }
             for name in answers
         ],
     }
 
 
-def _text(found: RankAgreement, ceiling: float | None) -> str:
+def _plain(found: Estimate | None) -> dict[str, Any] | None:
+    return None if found is None else dataclasses.asdict(found)
+
+
+def _text(value: Estimate | None, ceiling: float | None) -> str:
     """Returns what the correlation says about the prediction."""
-    value = found.correlation
     if value is None:
         return "no place of the n-th item has an order on both sides: nothing is known of the prediction"
     shown = f"{value.mean:.2f}"
@@ -118,52 +119,15 @@ def _text(found: RankAgreement, ceiling: float | None) -> str:
     return f"rank correlation within places of the n-th item {shown}: {answer}"
 
 
-def _predictable(subject: Subject, schemes: Mapping[str, Schemes]) -> bool:
-    items, scheme = subject.unseen_items, schemes[ORIGINAL]
-    if subject.items.long is None or items is None or not isinstance(scheme, Scheme) or not scheme.rotary_dim:
-        return False
-    try:
-        stretched(items, subject.target_length)
-    except InputError:  # a context full of facts
-        return False
-    return "binding" in probes.asked_probes(items)
-
-
-def _heads(subject: Subject, schemes: Mapping[str, Schemes]) -> OwnHeads:
-    assert subject.unseen_items is not None
-    rows = Contexts(*(column[:_HEAD_ROWS] for column in subject.unseen_items))
-    trained = schemes[ORIGINAL]
-    assert isinstance(trained, Scheme)
-    return own_heads.own_heads(subject.checkpoint.model, trained, rows)
-
-
-def _single(scheme: Schemes) -> Scheme:
-    assert isinstance(scheme, Scheme)
-    return scheme
-
-
-def _figures(own: OwnHeads, scheme: Schemes, target_length: int) -> dict[str, Any]:
-    assert isinstance(scheme, Scheme)
-    one = own_heads.head_figures(own, scheme, target_length=target_length)
-    return {
-        "coherence": one.coherence.tolist(),
-        "g50": list(one.g50),
-        "just_noticeable": one.just_noticeable if math.isfinite(one.just_noticeable) else None,
-        "horizon": one.horizon if math.isfinite(one.horizon) else None,
-        "step": one.step,
-    }
-
-
 def _errors(given: Sequence[Answers], items: Contexts) -> Float64[np.ndarray, "contexts places"]:
     """Returns, for every context, how often each asked place was answered wrongly, mean over models.
 
     Where not every context asks a place, those that do count more, so that the mean is the share of wrong answers.
     """
-    asked = items.probe == probes.index_of("binding")
     wrong = np.mean([~one.right for one in given], axis=0)
     result = np.zeros((len(items.tokens), GROUP))
     for place in range(GROUP):
-        here = asked & (items.asked == place + 1)
+        here = probes.asks(items, "binding", place + 1)
         mistakes = np.where(here, wrong, 0).sum(axis=1) / np.maximum(here.sum(axis=1), 1)
         result[:, place] = mistakes * len(here) / max(here.any(axis=1).sum(), 1)
     return result
@@ -185,7 +149,7 @@ def _of_task(
     items: Contexts,
     answers: Mapping[str, Sequence[Answers]],
     long: Contexts,
-) -> RankAgreement:
+) -> Estimate | None:
     right = [np.mean([probes.by_row(one.right, items, name) for one in given]) for given in foretold.values()]
     measured = [np.mean([probes.by_row(one.right, long, name) for one in given], axis=0) for given in answers.values()]
-    return ranks.within_group_spearman(np.array(right)[:, None], np.stack(measured, axis=1)[..., None])
+    return ranks.within_group_spearman(np.array(right)[:, None], np.stack(measured, axis=1)[..., None]).correlation

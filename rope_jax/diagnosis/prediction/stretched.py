@@ -8,11 +8,10 @@ order is asked for, stands for itself: a longer context does not pull them apart
     (R_{p_j} k_j) + b(p_i - p_j), \qquad p_j = \sum_{k<j} w_k
 
 No row of the target length is run: the cost is that of the trained one. What is left out is that filler differs from
-place to place, and what several fillers together say to the layers above. Since distance and filler are two numbers
-here, what each of them breaks can be asked alone, which no long row can answer.
+place to place, and what several fillers together say to the layers above.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,18 +19,11 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from rope_jax.attention.api import attend
 from rope_jax.attention.call import Settings
-from rope_jax.decoder import Attend, Decoder, Schemes
-from rope_jax.diagnosis.evaluation.compiled import SchemeProgram
-from rope_jax.diagnosis.evaluation.probes import ChoiceLogits, choice_logits
-from rope_jax.diagnosis.evaluation.rows import each_row
+from rope_jax.decoder import Attend
+from rope_jax.diagnosis.evaluation.probes import ProbeProgram
 from rope_jax.diagnosis.tasks.contexts import FILLER, Contexts, first_asked
 from rope_jax.errors import InputError
 from rope_jax.scheme import Scheme
-
-Part = Literal["scheme", "distance", "filler"]
-PARTS: tuple[Part, ...] = ("scheme", "distance", "filler")
-"""What comes between the trained length and the target, in the order in which it is added: the scheme at the trained
-positions, the longer distances, and the filler that has to be looked through."""
 
 
 class Stretched(NamedTuple):
@@ -46,18 +38,17 @@ class Stretched(NamedTuple):
     counts: Float32[np.ndarray, "rows length"]
 
 
-def stretched(items: Contexts, target_length: int, *, upto: Part = "filler") -> Stretched:
+def stretched(items: Contexts, target_length: int) -> Stretched:
     """Returns what contexts look like that stand for ones of `target_length` tokens.
 
     Args:
       items: contexts of the trained length.
       target_length: `L'`, tokens.
-      upto: the last of `PARTS` that is taken in.
 
     Raises:
       InputError: if the contexts are longer than that, or one holds no filler outside its facts.
     """
-    rows, length = items.tokens.shape
+    length = items.tokens.shape[1]
     if length > target_length:
         raise InputError(f"contexts of {length} tokens cannot stand for ones of {target_length}")
     filler = np.isin(items.tokens, FILLER) & (np.arange(length) < first_asked(items)[:, None])
@@ -67,13 +58,10 @@ def stretched(items: Contexts, target_length: int, *, upto: Part = "filler") -> 
     standing = filler.sum(axis=1, keepdims=True)
     if not standing.all():
         raise InputError("a context without filler outside its facts stands for no longer one")
-    positions = np.broadcast_to(np.arange(length), (rows, length))
-    if upto != "scheme":
-        passed = np.cumsum(filler, axis=1, dtype=np.int64) - filler
-        positions = positions + (passed * (target_length - length) + standing // 2) // standing
-    counts = np.ones((rows, length))
-    if upto == "filler":
-        counts = np.where(filler, 1 + (target_length - length) / standing, 1.0)
+    added = target_length - length
+    passed = np.cumsum(filler, axis=1, dtype=np.int64) - filler
+    positions = np.arange(length) + (passed * added + standing // 2) // standing
+    counts = np.where(filler, 1 + added / standing, 1.0)
     return Stretched(positions.astype(np.int32), counts.astype(np.float32))
 
 
@@ -93,25 +81,13 @@ def counting(counts: Float[Array, " keys"]) -> Attend:
     return attention
 
 
-class StretchedProgram(SchemeProgram):
-    """The answers of one decoder to stretched contexts.
+class StretchedProgram(ProbeProgram):
+    """The answers of one decoder to contexts that are stretched, as `stretched` says how.
 
     Args:
       decoder: the model.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
-        def of_rows(model: Decoder, scheme: Schemes, *rows):
-            def of_row(row):
-                tokens, position, choices, positions, counts = row
-                hidden = model.hidden(tokens[None], scheme, positions=positions[None], attention=counting(counts))
-                return choice_logits(model, hidden, position, choices)
-
-            return each_row(of_row, rows, config=model.config, length=rows[0].shape[1])
-
-        super().__init__(decoder, of_rows)
-
-    def __call__(self, scheme: Scheme, items: Contexts, seen: Stretched) -> ChoiceLogits:
-        """Returns the logit of every choice of every question."""
-        asked = (jnp.asarray(value, jnp.int32) for value in (items.tokens, items.position, items.choices))
-        return self.run(scheme, *asked, *map(jnp.asarray, seen))
+    def _seen(self, *more: Array) -> dict[str, Any]:
+        positions, counts = more
+        return {"positions": positions[None], "attention": counting(counts)}

@@ -1,16 +1,12 @@
 """What scalings, biases and whole configurations are called in a report, and which colour they are drawn in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rope_jax.biases.registry import BIASES, BiasRecord
 from rope_jax.scaling.registry import SCALINGS, Scaling
-
-__all__ = ["base_factor", "colour", "configuration", "explanation", "label"]
-
-Record = Mapping[str, Any]
 
 OTHER = "#8a8f96"
 
@@ -42,27 +38,28 @@ def explanation(name: str) -> str:
     return "" if known is None else known.explanation
 
 
-def base_factor(original: Record, one: Record) -> float | None:
-    r"""Returns by what the base was multiplied, read off the frequencies; None where that is not what was done.
+def scaling(name: str, trained: Sequence[float], scaled: Sequence[float]) -> str:
+    r"""Returns what a scaling is called, with the factor of the base where that is what the frequencies show.
 
     .. math:: \theta_i / \theta'_i = \lambda^{2i/d}
 
     Args:
-      original: configuration of the unchanged model, as in a record.
-      one: another configuration.
+      name: of its rule.
+      trained: inverse frequencies of the unchanged model, radians a token.
+      scaled: those that it makes of them.
     """
-    before, after = (np.asarray(each["inverse_frequencies"], np.float64) for each in (original, one))
+    before, after = np.asarray(trained, np.float64), np.asarray(scaled, np.float64)
     if len(before) != len(after) or len(before) < 2 or not ((before > 0).all() and (after > 0).all()):
-        return None
+        return label(name)
     slowed = np.log(before / after)
     step = slowed[-1] / (len(before) - 1)
     if abs(slowed[-1]) < 1e-6 or not np.allclose(slowed, step * np.arange(len(before)), atol=1e-6, rtol=1e-5):
-        return None
-    return float(np.exp(step * len(before)))
+        return label(name)
+    return f"base scaling x{np.exp(step * len(before)):.3g}"
 
 
-def configuration(original: Record, one: Record) -> str:
-    """Returns a configuration in words, with the factor of its base where the base is scaled.
+def configuration(original: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+    """Returns a configuration in words.
 
     Args:
       original: configuration of the unchanged model, as in a record.
@@ -70,10 +67,9 @@ def configuration(original: Record, one: Record) -> str:
     """
     if one["name"] == original["name"]:
         return "the original model"
-    factor = base_factor(original, one)
-    scaling = f"base scaling x{factor:.3g}" if factor is not None else label(one["scaling"])
-    parts = [scaling if one["scaling"] != "none" else "no scaling"]
-    parts.append(label(one["bias"]) if one["bias"] != "none" else "no bias")
+    parts = ["no scaling", "no bias" if one["bias"] == "none" else label(one["bias"])]
+    if one["scaling"] != "none":
+        parts[0] = scaling(one["scaling"], original["inverse_frequencies"], one["inverse_frequencies"])
     if one["temperature"] != 1:
         parts.append(f"logits x{one['temperature']:.3g}")
     return " + ".join(parts)

@@ -1,6 +1,6 @@
 """What was measured, drawn from a record: changes against margins, cause, distance, errors of binding, loss of text."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rope_jax.diagnosis.report import labels
-from rope_jax.diagnosis.report.advice import find, first_change
-from rope_jax.diagnosis.report.svg import INK, styled, written
-from rope_jax.diagnosis.report.wording import capital, named, negated, tokens
+from rope_jax.diagnosis.report.reading import Reading, Record
+from rope_jax.diagnosis.report.svg import INK, legend, length_axis, styled, written
+from rope_jax.diagnosis.report.wording import capital, named, negated, numbered
 
 __all__ = ["binding_errors", "by_distance", "cause", "changes", "loss_by_position"]
-
-Record = Mapping[str, Any]
 
 GOOD, BAD, OPEN = "#009e73", "#d55e00", "#8a8f96"
 _PARTS = {"scaling": "#3b8fd1", "bias": "#e08a00", "interaction": OPEN}
@@ -27,26 +25,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def changes(record: Record, judgement: Record) -> str:
+def changes(one: Reading) -> str:
     """Returns every change's gains and prices with their intervals against the margins; "" where none was judged."""
-    judged, margins = judgement["verdict"]["changes"], record["margins"]
+    judged = one.verdict["changes"]
     if not judged:
         return ""
-    short, long = tokens(record["lengths"]["trained"]), tokens(record["lengths"]["target"])
-    together = "order and binding" if record["tasks"]["used"] else "loss of text saved"
-    # title, values, margin (on the side where it counts), whether more is better
-    panels = [(f"{together} @{long}\n(nats)", [one["together"]["log_odds"] for one in judged], margins["gain"], True)]
-    if not record["tasks"]["used"]:
-        panels = []
-    elif all("retrieval" in one["gain"] for one in judged):
-        kept = [one["gain"]["retrieval"]["log_odds"] for one in judged]
-        panels.append((f"retrieval @{long}\n(nats)", kept, -margins["retrieval"], True))
-    prices = [one["against_deployed"] for one in judged]
-    if all(price["short_accuracy"] is not None for price in prices):
-        fall = [negated(price["short_accuracy"]) for price in prices]
-        panels.append((f"accuracy @{short}\n(share)", fall, -margins["short_accuracy"], True))
-    for key, words in (("short_loss", f"loss to {short}"), ("long_loss", f"loss beyond {short}")):
-        panels.append((f"{words}\n(nats a token)", [price[key] for price in prices], margins[key], False))
+    panels = list(_panels(one, judged))
     with styled():
         figure = Figure(figsize=(2.3 * len(panels) + 2.6, 0.34 * len(judged) + 1.3), layout="constrained")
         for axis, (title, values, margin, more) in zip(
@@ -64,13 +48,25 @@ def changes(record: Record, judgement: Record) -> str:
             else:
                 axis.xaxis.set_major_locator(MaxNLocator(4))
             axis.set_title(title, fontsize=9)
-            axis.set_yticks(range(len(judged)), [_numbered(one) for one in judged])
+            axis.set_yticks(range(len(judged)), [numbered(change["option"], change["words"]) for change in judged])
         figure.axes[0].set_ylim(len(judged) - 0.5, -0.5)
-        return written(figure, f"Gains and prices of the changes of {judgement['deployed']}")
+        return written(figure, f"Gains and prices of the changes of {one.judgement['deployed']}")
 
 
-def _numbered(change: Record) -> str:
-    return f"{change['option']}: {change['words']}" if change["option"] else change["words"]
+def _panels(one: Reading, judged: Sequence[Record]) -> Iterator[tuple[str, list[Any], float, bool]]:
+    """Yields title, values, margin (on the side where it counts), and whether more is better."""
+    margins, prices = one.record["margins"], [change["against_deployed"] for change in judged]
+    if one.unit == "nats":
+        together = [change["together"]["log_odds"] for change in judged]
+        yield f"order and binding @{one.long}\n(nats)", together, margins["gain"], True
+    if "retrieval" in one.used:
+        kept = [change["gain"]["retrieval"]["log_odds"] for change in judged]
+        yield f"retrieval @{one.long}\n(nats)", kept, -margins["retrieval"], True
+    if all(price["short_accuracy"] is not None for price in prices):
+        fall = [negated(price["short_accuracy"]) for price in prices]
+        yield f"accuracy @{one.short}\n(share)", fall, -margins["short_accuracy"], True
+    for key, words in (("short_loss", f"loss to {one.short}"), ("long_loss", f"loss beyond {one.short}")):
+        yield f"{words}\n(nats a token)", [price[key] for price in prices], margins[key], False
 
 
 def _answer(value: Record, margin: float, more: bool) -> dict[str, Any]:
@@ -92,9 +88,9 @@ def _whisker(axis: Axes, value: Record, at: float, **style: Any) -> None:
     axis.errorbar(mean, at, xerr=spread, markersize=6, elinewidth=1.3, linestyle="", **style)
 
 
-def cause(judgement: Record) -> str:
+def cause(one: Reading) -> str:
     """Returns the shares of scaling and bias in what each task lost; "" where no 2 x 2 was run."""
-    by_task = judgement["verdict"]["cause"]["by_task"]
+    by_task = one.verdict["cause"]["by_task"]
     if not by_task:
         return ""
     with styled():
@@ -103,126 +99,104 @@ def cause(judgement: Record) -> str:
         for at, shares in enumerate(by_task.values()):
             for part, (name, value) in enumerate(shares.items()):
                 label = capital(name)[:-1] if not at else None
-                colour = _PARTS.get(name, OPEN)
                 where = at + (part - (len(shares) - 1) / 2) * 0.24
-                axis.barh(where, value["mean"] or 0, height=0.22, color=colour, alpha=0.6, label=label)
+                axis.barh(where, value["mean"] or 0, height=0.22, color=_PARTS[name], alpha=0.6, label=label)
                 _whisker(axis, value, where, color=INK, marker="|")
         axis.set_yticks(range(len(by_task)), [named(task) for task in by_task])
         axis.set_ylim(len(by_task) - 0.5, -0.5)
         axis.axvline(0, color=INK, linewidth=0.6)
         axis.set_xlabel("nats lost at the target length; right of 0 is worse")
         figure.legend(loc="outside upper right", ncols=3, fontsize=9)
-        return written(figure, f"Shares of scaling and bias in what {judgement['deployed']} lost")
+        return written(figure, f"Shares of scaling and bias in what {one.judgement['deployed']} lost")
 
 
-def by_distance(record: Record, judgement: Record) -> str:
+def by_distance(one: Reading) -> str:
     """Returns accuracy and log-odds of every task against the distance to what is asked about; "" without tasks."""
-    used = record["tasks"]["used"]
-    lines = [(name, one["by_distance"], style) for name, one, style in _shown(record, judgement) if one["by_distance"]]
-    if not used or not lines:
+    if not one.used:
         return ""
+    lines = [(name, run["by_distance"], style) for name, run, style in _shown(one)]
     with styled():
-        figure = Figure(figsize=(max(2.6 * len(used) + 0.6, 5.0), 5.2), layout="constrained")
-        axes = figure.subplots(2, len(used), sharex=True, sharey="row", squeeze=False)
-        for column, task in zip(axes.T, used, strict=True):
+        figure = Figure(figsize=(max(2.6 * len(one.used) + 0.6, 5.0), 5.2), layout="constrained")
+        axes = figure.subplots(2, len(one.used), sharex=True, sharey="row", squeeze=False)
+        for column, task in zip(axes.T, one.used, strict=True):
             for axis, key in zip(column, ("accuracy", "log_odds"), strict=True):
                 for name, values, style in lines:
-                    points = np.array([np.nan if value is None else value for value in values[task][key]])
-                    axis.plot(_middles(values[task]["edges"]), points, label=name, markersize=3, marker="o", **style)
-                _length_axis(axis, record)
-            chance = record["tasks"]["chance"].get(task)
-            if chance is not None:
-                column[0].axhline(chance, color=INK, linewidth=0.5)
+                    _curve(
+                        axis, values[task]["edges"], values[task][key], label=name, markersize=3, marker="o", **style
+                    )
+                length_axis(axis, one)
+            column[0].axhline(one.record["tasks"]["chance"][task], color=INK, linewidth=0.5)
             column[1].axhline(0, color=INK, linewidth=0.5)
             column[0].set_title(named(task), fontsize=10)
         axes[0, 0].set_ylabel("share right")
         axes[0, 0].set_ylim(-0.03, 1.03)
         axes[1, 0].set_ylabel("log-odds (nats)")
         figure.supxlabel("distance (tokens; dotted: trained length; thin line: chance)", fontsize=10)
-        _legend(figure, axes[0, 0])
-        return written(figure, f"Outcomes by distance of {judgement['deployed']} and its changes")
+        legend(figure, axes[0, 0])
+        return written(figure, f"Outcomes by distance of {one.judgement['deployed']} and its changes")
 
 
-def binding_errors(record: Record, judgement: Record) -> str:
+def binding_errors(one: Reading) -> str:
     """Returns how far beside the item asked for `binding` was answered, short and long; "" where it was not asked."""
-    change = first_change(judgement["verdict"])
-    shown = [("deployed", find(record, judgement["deployed"]), OPEN)]
-    if change is not None:
-        shown.append((change["words"], find(record, change["configuration"]), "#3b8fd1"))
-    drawn = [(name, one["binding_errors"], colour) for name, one, colour in shown if one and one["binding_errors"]]
-    if not drawn:
+    if "binding" not in one.used:
         return ""
-    lengths = {"short": record["lengths"]["trained"], "long": record["lengths"]["target"]}
+    drawn = [("deployed", one.deployed["binding_errors"], OPEN)]
+    if one.changed is not None:
+        drawn.append((one.change["words"], one.changed["binding_errors"], "#3b8fd1"))
     with styled():
         figure = Figure(figsize=(7.6, 2.9), layout="constrained")
-        for axis, (reach, length) in zip(figure.subplots(1, 2, sharey=True), lengths.items(), strict=True):
+        asked = {"short": one.short, "long": one.long}
+        for axis, (reach, length) in zip(figure.subplots(1, 2, sharey=True), asked.items(), strict=True):
             for at, (name, errors, colour) in enumerate(drawn):
-                counts = {int(error): count for error, count in errors.get(reach, {}).items()}
-                where = np.array(list(counts)) + (at - (len(drawn) - 1) / 2) * 0.42
-                total = sum(counts.values()) or 1
-                axis.bar(where, [count / total for count in counts.values()], width=0.4, color=colour, label=name)
-            axis.set_title(f"at {tokens(length)} tokens", fontsize=10)
+                where = np.array([int(error) for error in errors[reach]]) + (at - (len(drawn) - 1) / 2) * 0.42
+                counts = np.array(list(errors[reach].values()))
+                axis.bar(where, counts / counts.sum(), width=0.4, color=colour, label=name)
+            axis.set_title(f"at {length} tokens", fontsize=10)
             axis.set_xlabel("places beside the item asked for; 0 is right")
             axis.set_xlim(-7.8, 7.8)
             axis.set_ylim(0, 1.02)
         figure.axes[0].set_ylabel("share of answers")
-        _legend(figure, figure.axes[0])
-        return written(figure, f"Errors of binding under {judgement['deployed']}")
+        legend(figure, figure.axes[0])
+        return written(figure, f"Errors of binding under {one.judgement['deployed']}")
 
 
-def loss_by_position(record: Record, judgement: Record) -> str:
+def loss_by_position(one: Reading) -> str:
     """Returns the loss of text against position under the original, the deployed and every changed configuration."""
-    lines = [(name, one["loss_by_position"], style) for name, one, style in _shown(record, judgement)]
-    lines = [(name, curve, style) for name, curve, style in lines if curve["loss"]]
-    if not lines:
-        return ""
     with styled():
         figure = Figure(figsize=(7.0, 3.6), layout="constrained")
         axis = figure.subplots()
-        for name, curve, style in lines:
-            points = np.array([np.nan if value is None else value for value in curve["loss"]])
-            axis.plot(_middles(curve["edges"]), points, label=name, **style)
-        _length_axis(axis, record)
+        for name, run, style in _shown(one):
+            _curve(axis, run["loss_by_position"]["edges"], run["loss_by_position"]["loss"], label=name, **style)
+        length_axis(axis, one)
         axis.set_xlabel("position (tokens; dotted: trained length)")
         axis.set_ylabel("loss (nats a token)")
-        _legend(figure, axis)
-        return written(figure, f"Loss of text by position under {judgement['deployed']} and its changes")
+        legend(figure, axis)
+        return written(figure, f"Loss of text by position under {one.judgement['deployed']} and its changes")
 
 
-def _shown(record: Record, judgement: Record) -> Iterator[tuple[str, Record, dict[str, Any]]]:
+def _shown(one: Reading) -> Iterator[tuple[str, Record, dict[str, Any]]]:
     """Yields the original model, the changes of the deployed configuration, and itself on top, with their lines."""
-    original, deployed = record["configurations"][0], find(record, judgement["deployed"])
-    yield "original", original, {"color": OPEN, "linestyle": ":", "linewidth": 1.4}
-    drawn = {original["name"], judgement["deployed"]}
+    yield "original", one.original, {"color": OPEN, "linestyle": ":", "linewidth": 1.4}
+    drawn = {one.original["name"], one.judgement["deployed"]}
     rescaled = 0
-    for change in judgement["verdict"]["changes"]:
-        one = find(record, change["configuration"])
-        if one is None or one["name"] in drawn:
+    for change in one.verdict["changes"]:
+        run = one.find(change["configuration"])
+        if run is None or run["name"] in drawn:
             continue
-        drawn.add(one["name"])
+        drawn.add(run["name"])
         style = {**_OPTIONS[change["option"]], "linewidth": 1.5}
         if change["option"] == "3":
-            style["color"] = labels.colour(one["scaling"], ink=style["color"])
+            style["color"] = labels.colour(run["scaling"], ink=style["color"])
             style["alpha"] = 1 - 0.2 * min(rescaled, 3)
             rescaled += 1
-        yield _numbered(change), one, style
-    if deployed is not None and deployed is not original:
-        yield "deployed", deployed, {"color": INK, "linewidth": 2.4}
+        yield numbered(change["option"], change["words"]), run, style
+    if one.deployed is not one.original:
+        yield "deployed", one.deployed, {"color": INK, "linewidth": 2.4}
 
 
-def _length_axis(axis: Axes, record: Record) -> None:
-    axis.axvline(record["lengths"]["trained"], color=INK, linewidth=0.8, linestyle=":")
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter(lambda value, _: tokens(round(value)))
-    axis.tick_params(axis="x", labelsize=8)
-
-
-def _middles(edges: Sequence[float]) -> np.ndarray:
+def _curve(axis: Axes, edges: Sequence[float], values: Sequence[float | None], **style: Any) -> None:
+    """Draws a value between every two edges at their geometric middle."""
     # The first stratum starts at 0, which no log axis has: half its end stands for it.
     low = np.maximum(np.asarray(edges[:-1], dtype=float), edges[1] / 4)
-    return np.sqrt(low * np.asarray(edges[1:], dtype=float))
-
-
-def _legend(figure: Figure, axis: Axes) -> None:
-    handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=3, fontsize=9)
+    middles = np.sqrt(low * np.asarray(edges[1:], dtype=float))
+    axis.plot(middles, np.array(values, dtype=float), **style)

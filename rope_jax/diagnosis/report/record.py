@@ -7,27 +7,24 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from rope_jax.diagnosis.evaluation.panel import Reach
 from rope_jax.diagnosis.evaluation.probes import Answers, strata
 from rope_jax.diagnosis.result import Condition, Findings
 from rope_jax.diagnosis.tasks.contexts import Contexts
 from rope_jax.diagnosis.tasks.registry import index_of
+from rope_jax.diagnosis.verdict.contrasts import MODELS
 from rope_jax.statistics import intervals
 
 __all__ = ["FORMAT", "plain", "record_of", "schema"]
 
 FORMAT = "rope_jax diagnosis 1"
 """Says which schema a record follows; a change that breaks readers changes the number."""
-
-TOGETHER_FROM = 5
-"""Models from which a verdict is of all of them together; below, it is of the first."""
 
 _EDGES = 7
 
@@ -45,38 +42,35 @@ def record_of(diagnosis: Findings) -> dict[str, Any]:
       TypeError: if `settings`, `prediction` or `ratios` hold something that JSON has no value for.
     """
     first = diagnosis.subjects[0]
-    items = first.items
-    return {
+    contexts, rows = first.num_contexts, len(first.items.text)
+    values = {
         "format": FORMAT,
         "models": [
             {
-                "origin": subject.checkpoint.origin,
-                "sha256": subject.checkpoint.sha256,
-                "parameters": int(subject.checkpoint.config.num_parameters),
-                "vocabulary": int(subject.checkpoint.config.vocab_size),
+                "origin": model.origin,
+                "sha256": model.sha256,
+                "parameters": model.config.num_parameters,
+                "vocabulary": model.config.vocab_size,
             }
-            for subject in diagnosis.subjects
+            for model in (subject.checkpoint for subject in diagnosis.subjects)
         ],
-        "lengths": {
-            "trained": int(first.trained_length),
-            "target": int(first.target_length),
-            "factor": float(first.factor),
-        },
-        "items": {"contexts": first.num_contexts, "text_rows": len(items.text), "language": first.language},
-        "settings": plain(diagnosis.settings),
-        "margins": plain(diagnosis.margins),
-        "tasks": plain(diagnosis.tasks),
+        "lengths": {"trained": first.trained_length, "target": first.target_length, "factor": first.factor},
+        "items": {"contexts": contexts, "text_rows": rows, "language": first.language},
+        "settings": diagnosis.settings,
+        "margins": diagnosis.margins,
+        "tasks": diagnosis.tasks,
         "configurations": [_configuration(diagnosis, one) for one in diagnosis.conditions.values()],
-        "judgements": plain(diagnosis.judgements),
+        "judgements": diagnosis.judgements,
         "shared": diagnosis.shared,
-        "adapted": plain(diagnosis.adapted),
-        "prediction": plain(diagnosis.prediction),
-        "ratios": plain(diagnosis.ratios),
-        "findings": list(diagnosis.findings),
-        "omitted": dict(diagnosis.omitted),
-        "interval_method": intervals.clustered_method(_judged(diagnosis), first.num_contexts or len(items.text)),
-        "versions": dict(diagnosis.versions),
+        "adapted": diagnosis.adapted,
+        "prediction": diagnosis.prediction,
+        "ratios": diagnosis.ratios,
+        "findings": diagnosis.findings,
+        "omitted": diagnosis.omitted,
+        "interval_method": intervals.clustered_method(_judged(diagnosis), contexts or rows),
+        "versions": diagnosis.versions,
     }
+    return plain(values)
 
 
 def schema() -> dict[str, Any]:
@@ -95,14 +89,14 @@ def plain(value: Any) -> Any:
     """
     if value is None or isinstance(value, bool | int | str):
         return value
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
     if isinstance(value, Sequence):
         return [plain(entry) for entry in value]
     raise TypeError(f"a record has no place for {type(value).__name__}: {value!r}")
@@ -110,48 +104,41 @@ def plain(value: Any) -> Any:
 
 def _judged(diagnosis: Findings) -> int:
     """Returns how many models the verdicts, and so the numbers beside them, speak of."""
-    models = len(diagnosis.subjects)
-    return models if models >= TOGETHER_FROM else 1
+    return len(diagnosis.subjects) if len(diagnosis.subjects) >= MODELS else 1
 
 
 def _configuration(diagnosis: Findings, condition: Condition) -> dict[str, Any]:
     panel, judged = condition.panel, _judged(diagnosis)
 
-    def outcome(values: Float[np.ndarray, "models units"]) -> dict[str, float | None]:
-        return plain(intervals.clustered(np.asarray(values)[:judged]))
-
-    def by_task(of_reach: Mapping[Reach, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-        return {reach: {task: outcome(values) for task, values in tasks.items()} for reach, tasks in of_reach.items()}
+    def outcome(values: np.ndarray) -> Any:
+        return intervals.clustered(np.asarray(values)[:judged])
 
     return {
         "name": condition.name,
         "scaling": condition.scaling,
         "bias": condition.bias,
-        "temperature": float(condition.temperature),
-        "accuracy": by_task(panel.accuracy),
-        "log_odds": by_task(panel.log_odds),
-        "loss": {reach: outcome(values) for reach, values in panel.loss.items()},
-        "by_model": [_means(condition, model) for model in range(len(diagnosis.subjects))],
+        "temperature": condition.temperature,
+        "accuracy": _each(outcome, panel.accuracy),
+        "log_odds": _each(outcome, panel.log_odds),
+        "loss": _each(outcome, panel.loss),
+        "by_model": [
+            {"accuracy": _each(mean, panel.accuracy), "loss": _each(mean, panel.loss)}
+            for mean in (lambda values, k=k: values[k].mean() for k in range(len(diagnosis.subjects)))
+        ],
         "by_distance": _by_distance(diagnosis, condition, judged),
         "binding_errors": _binding_errors(diagnosis, condition, judged),
         "loss_by_position": _loss_by_position(diagnosis, condition, judged),
-        "inverse_frequencies": plain(np.asarray(condition.inverse_frequencies, np.float64)),
-        "slopes": None if condition.slopes is None else plain(np.asarray(condition.slopes, np.float64)),
-        "table": None if condition.table is None else plain(np.asarray(condition.table, np.float64)),
+        "inverse_frequencies": condition.inverse_frequencies,
+        "slopes": condition.slopes,
+        "table": condition.table,
         "max_distance": condition.max_distance,
         "fitted": condition.fitted,
     }
 
 
-def _means(condition: Condition, model: int) -> dict[str, Any]:
-    panel = condition.panel
-    return {
-        "accuracy": {
-            reach: {task: float(values[model].mean()) for task, values in tasks.items()}
-            for reach, tasks in panel.accuracy.items()
-        },
-        "loss": {reach: float(values[model].mean()) for reach, values in panel.loss.items()},
-    }
+def _each(of: Callable[[np.ndarray], Any], values: Any) -> Any:
+    """Returns what is made of every array of a panel, by reach and task."""
+    return {key: _each(of, one) for key, one in values.items()} if isinstance(values, Mapping) else of(values)
 
 
 def _edges(length: int) -> list[int]:
@@ -163,11 +150,10 @@ def _edges(length: int) -> list[int]:
 def _asked(diagnosis: Findings, condition: Condition, reach: Reach, judged: int) -> tuple[Contexts, list[Answers]]:
     """Returns the contexts kept with a subject, and the answers to them of the models that the verdict speaks of."""
     items = getattr(diagnosis.subjects[0].items, reach)
-    given = []
-    for one in condition.answers[reach][:judged]:
-        rows = min(len(one.right), len(items.tokens))  # a configuration may have been asked on, or on fewer
-        given.append(Answers(one.log_odds[:rows], one.right[:rows], one.picked[:rows]))
-    return Contexts(*(column[: len(given[0].right)] for column in items)), given
+    given = condition.answers[reach][:judged]
+    rows = min(len(given[0].right), len(items.tokens))  # a configuration may have been asked on, or on fewer
+    cut = [Answers(one.log_odds[:rows], one.right[:rows], one.picked[:rows]) for one in given]
+    return Contexts(*(column[:rows] for column in items)), cut
 
 
 def _by_distance(diagnosis: Findings, condition: Condition, judged: int) -> dict[str, Any]:
@@ -178,23 +164,20 @@ def _by_distance(diagnosis: Findings, condition: Condition, judged: int) -> dict
     edges = _edges(diagnosis.subjects[0].target_length)
     found: dict[str, Any] = {}
     for task in diagnosis.tasks.used:
-        right = [strata(one.right.astype(float), items, task, "distance", edges) for one in given]
-        odds = [strata(one.log_odds, items, task, "distance", edges) for one in given]
-        found[task] = {
-            "edges": edges,
-            "questions": [count for _, count in right[0]],
-            "accuracy": [plain(float(np.mean([model[k][0] for model in right]))) for k in range(len(edges) - 1)],
-            "log_odds": [plain(float(np.mean([model[k][0] for model in odds]))) for k in range(len(edges) - 1)],
+        outcomes = {
+            "accuracy": [strata(one.right.astype(float), items, task, "distance", edges) for one in given],
+            "log_odds": [strata(one.log_odds, items, task, "distance", edges) for one in given],
         }
+        found[task] = {"edges": edges, "questions": [count for _, count in outcomes["accuracy"][0]]}
+        for name, models in outcomes.items():
+            found[task][name] = [np.mean([mean for mean, _ in stratum]) for stratum in zip(*models, strict=True)]
     return found
 
 
-def _binding_errors(diagnosis: Findings, condition: Condition, judged: int) -> dict[str, dict[str, int]]:
+def _binding_errors(diagnosis: Findings, condition: Condition, judged: int) -> dict[Reach, dict[int, int]]:
     """Returns how often `binding` was answered with the item so many places after the one asked for; 0 is right."""
-    if "binding" not in diagnosis.tasks.used:
-        return {}
-    found: dict[str, dict[str, int]] = {}
-    for reach in condition.answers:
+    found = {}
+    for reach in condition.answers if "binding" in diagnosis.tasks.used else ():
         items, given = _asked(diagnosis, condition, reach, judged)
         asked = items.probe == index_of("binding")
         errors = []
@@ -202,19 +185,17 @@ def _binding_errors(diagnosis: Findings, condition: Condition, judged: int) -> d
             chosen = np.take_along_axis(items.choice_offsets, one.picked[..., None], axis=-1)[..., 0]
             errors.append((chosen - items.asked)[asked])
         values, counts = np.unique(np.concatenate(errors), return_counts=True)
-        found[reach] = {str(int(value)): int(count) for value, count in zip(values, counts, strict=True)}
+        found[reach] = dict(zip(values.tolist(), counts.tolist(), strict=True))
     return found
 
 
 def _loss_by_position(diagnosis: Findings, condition: Condition, judged: int) -> dict[str, Any]:
     """Returns the loss of counted tokens of text between edges of position."""
-    if not len(condition.losses):
-        return {"edges": [], "loss": []}
     counted = np.asarray(diagnosis.subjects[0].items.counted, np.float64)
     losses = np.mean([np.asarray(one, np.float64) for one in condition.losses[:judged]], axis=0)
     edges = _edges(losses.shape[1])
     means: list[float | None] = []
     for low, high in itertools.pairwise(edges):
         weight = counted[:, low:high].sum()
-        means.append(float((losses[:, low:high] * counted[:, low:high]).sum() / weight) if weight else None)
+        means.append((losses[:, low:high] * counted[:, low:high]).sum() / weight if weight else None)
     return {"edges": edges, "loss": means}

@@ -1,6 +1,5 @@
 """The schemes of a diagnosis drawn from its record: wavelengths, biases by offset, coherence of trained relations."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,24 +8,23 @@ from matplotlib.ticker import NullFormatter
 
 from rope_jax.biases import bucket_starts
 from rope_jax.diagnosis.report import labels
-from rope_jax.diagnosis.report.svg import INK, styled, written
+from rope_jax.diagnosis.report.reading import Reading, Record
+from rope_jax.diagnosis.report.svg import INK, legend, length_axis, styled, written
 from rope_jax.diagnosis.report.wording import tokens
 from rope_jax.diagnosis.theory import resolution
 
 __all__ = ["biases", "coherence", "wavelengths"]
 
-Record = Mapping[str, Any]
-
 _FLOOR = -20.0  # nats: a key this far down is not seen, whatever its content
 _POINTS = 60
 
 
-def _frequencies(record: Record) -> dict[str, np.ndarray]:
+def _frequencies(one: Reading) -> dict[str, np.ndarray]:
     """Returns the inverse frequencies of every scaling that was run, the trained ones first."""
     found: dict[str, np.ndarray] = {}
-    for one in record["configurations"]:
-        if one["inverse_frequencies"]:
-            found.setdefault(one["scaling"], np.asarray(one["inverse_frequencies"], np.float64))
+    for run in one.record["configurations"]:
+        if run["inverse_frequencies"]:
+            found.setdefault(run["scaling"], np.asarray(run["inverse_frequencies"], np.float64))
     pairs = {len(values) for values in found.values()}
     return found if "none" in found and len(pairs) == 1 else {}
 
@@ -40,9 +38,9 @@ def _line(name: str) -> dict[str, Any]:
     }
 
 
-def wavelengths(record: Record) -> str:
+def wavelengths(one: Reading) -> str:
     """Returns the tokens of a turn, pair by pair, as trained and under every scaling; "" if nothing rotates."""
-    known, lengths = _frequencies(record), record["lengths"]
+    known, lengths = _frequencies(one), one.record["lengths"]
     if not known:
         return ""
     with styled():
@@ -51,9 +49,9 @@ def wavelengths(record: Record) -> str:
         for name, theta in known.items():
             turning = theta > 0
             axis.plot(np.flatnonzero(turning), 2 * np.pi / theta[turning], marker="o", markersize=3, **_line(name))
-        for key in ("trained", "target"):
+        for key, shown in (("trained", one.short), ("target", one.long)):
             axis.axhline(lengths[key], color=INK, linewidth=0.8, linestyle=":")
-            axis.annotate(f"{key} length {tokens(lengths[key])}", (0, lengths[key]), va="bottom", fontsize=8)
+            axis.annotate(f"{key} length {shown}", (0, lengths[key]), va="bottom", fontsize=8)
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:,g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
@@ -63,19 +61,19 @@ def wavelengths(record: Record) -> str:
         return written(figure, "Wavelengths, trained and scaled")
 
 
-def biases(record: Record) -> str:
+def biases(one: Reading) -> str:
     """Returns a panel a bias, a line a head; "" where there is no bias whose numbers are known."""
     shown: dict[str, Record] = {}
-    for one in record["configurations"]:
-        if one["slopes"] is not None or (one["table"] is not None and _covered(record, one)):
-            shown.setdefault(one["bias"], one)
+    for run in one.record["configurations"]:
+        if run["slopes"] is not None or (run["table"] is not None and run["max_distance"]):
+            shown.setdefault(run["bias"], run)
     if not shown:
         return ""
-    target = record["lengths"]["target"]
+    target = one.record["lengths"]["target"]
     with styled():
         figure = Figure(figsize=(3.7 * len(shown) + 0.5, 2.9), layout="constrained")
-        for axis, (name, one) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
-            offsets, curves, drawn = _curves(one, target, _covered(record, one))
+        for axis, (name, run) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+            offsets, curves, drawn = _curves(run, target)
             for head, curve in enumerate(curves):
                 fade = 0.4 + 0.6 * head / max(len(curves) - 1, 1)
                 colour = labels.colour(name, ink=INK)
@@ -84,28 +82,19 @@ def biases(record: Record) -> str:
             if curves.min() < _FLOOR:
                 axis.set_ylim(_FLOOR, 0.5)
             axis.set_title(labels.label(name), fontsize=10)
-            axis.axvline(record["lengths"]["trained"], color=INK, linewidth=0.8, linestyle=":")
-            axis.set_xscale("log", base=2)
-            axis.xaxis.set_major_formatter(lambda value, _: tokens(round(value)))
-            axis.tick_params(axis="x", labelsize=8)
+            length_axis(axis, one)
         figure.supxlabel("offset (tokens, log scale; dotted: trained length)", fontsize=10)
         figure.supylabel("bias (nats)", fontsize=10)
         return written(figure, "The biases against the offset")
 
 
-def _covered(record: Record, one: Record) -> int | None:
-    """Returns up to which offset the buckets of a table differ, or None for no table."""
-    return one["max_distance"]
-
-
-def _curves(one: Record, end: int, max_distance: int | None) -> tuple[np.ndarray, np.ndarray, Any]:
+def _curves(run: Record, end: int) -> tuple[np.ndarray, np.ndarray, Any]:
     """Returns offsets, `[heads, offsets]` nats, and how matplotlib is to join them."""
-    if one["slopes"] is not None:
+    if run["slopes"] is not None:
         offsets = np.unique(np.geomspace(1, end, _POINTS).round())
-        return offsets, -np.asarray(one["slopes"])[:, None] * offsets, "default"
-    table = np.asarray(one["table"])
-    assert max_distance is not None
-    starts = bucket_starts(table.shape[1], max_distance)
+        return offsets, -np.asarray(run["slopes"])[:, None] * offsets, "default"
+    table = np.asarray(run["table"])
+    starts = bucket_starts(table.shape[1], run["max_distance"])
     inside = [k for k, start in enumerate(starts) if start <= end]
     # The last value holds to the end; offset 0 has no place on a log axis and shares no bucket with others.
     offsets = np.array([*(starts[k] for k in inside), end], dtype=float)
@@ -113,9 +102,9 @@ def _curves(one: Record, end: int, max_distance: int | None) -> tuple[np.ndarray
     return offsets, table[:, [*inside, inside[-1]]], "steps-post"
 
 
-def coherence(record: Record) -> str:
+def coherence(one: Reading) -> str:
     """Returns what every scaling makes of relations of trained offsets, all pairs weighed alike; "" if none rotates."""
-    known, lengths = _frequencies(record), record["lengths"]
+    known, lengths = _frequencies(one), one.record["lengths"]
     if len(known) < 2 or lengths["trained"] < 8:
         return ""
     trained = known["none"]
@@ -140,6 +129,5 @@ def coherence(record: Record) -> str:
         lands.set_yscale("log", base=2)
         lands.yaxis.set_major_formatter(lambda value, _: tokens(round(value)))
         place.set_ylim(top=1.05)
-        handles, names = place.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper left", ncols=len(known), fontsize=9)
+        legend(figure, place, columns=len(known))
         return written(figure, "Coherence of trained relations under every scaling")

@@ -4,143 +4,88 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from rope_jax.diagnosis.report import labels
-from rope_jax.diagnosis.report.advice import Advice, advice, find, first_change
+from rope_jax.diagnosis.report.details import Table
+from rope_jax.diagnosis.report.reading import Reading, Record, in_order, nothing_lost
 from rope_jax.diagnosis.report.wording import (
     TASKS,
     answered,
     capital,
     estimate,
-    listed,
     model_name,
     named,
     negated,
+    numbered,
     percent,
+    points,
+    probability,
     significant,
-    tokens,
 )
+from rope_jax.diagnosis.verdict.wording import listed
 
-__all__ = ["Screen", "screen", "screens"]
+__all__ = ["Advice", "advice", "finding", "gist", "notes", "said", "ship", "table", "title", "tone"]
 
-Record = Mapping[str, Any]
-Tone = Literal["good", "bad", "warn", "info", "calm"]
-
-_MARGINS = {
-    # how `decides` may begin, key of the margin, its unit
-    "retrieval": ("retrieval", "nats"),
-    "event order": ("gain", "nats"),
-    "order": ("gain", "nats"),
-    "binding": ("gain", "nats"),
-    "short accuracy": ("short_accuracy", "of 1"),
-    "short loss": ("short_loss", "nats a token"),
-    "long loss": ("long_loss", "nats a token"),
-}
+_BEGIN = {"yes": "", "no": "NOT this regression: ", "not resolved": "OPEN whether it is this regression: "}
 
 
 @dataclasses.dataclass(frozen=True)
-class Screen:
-    """The first screen of one deployed configuration.
+class Advice:
+    """One line of what to try.
 
     Attributes:
-      title: model, lengths, deployed configuration.
-      finding: whether it is the regression, in a few words.
-      tone: of the finding.
-      notes: what the finding rests on.
-      advice: what to try, best first.
-      head: of the small table.
-      rows: its rows, the task first.
-      said: what the table shows that must not be overlooked, as sentences.
-      ship: whether the first change may ship, with the margin that decides.
-      next: steps, most useful first.
-      gist: why, by heading: the first sentence of each link, and the choice in full.
+      verb: "TRY FIRST", "THEN", "NOT" or "OUTSIDE" (outside the one change).
+      what: the change, its number before it where it is one of the three.
+      beside: what stands beside it: how probable it is that it is the first, or what it gains.
+      lines: gains and prices, each a sentence.
     """
 
-    title: str
-    finding: str
-    tone: Tone
-    notes: tuple[str, ...]
-    advice: tuple[Advice, ...]
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    said: tuple[str, ...]
-    ship: str
-    next: tuple[str, ...]
-    gist: Mapping[str, str]
+    verb: str
+    what: str
+    beside: str
+    lines: Sequence[str] = ()
 
 
-def screens(record: Record, costs: Sequence[Record] = ()) -> list[Screen]:
-    """Returns one screen a deployed configuration.
-
-    Args:
-      record: from `record.record_of`.
-      costs: objects with `configuration`, `milliseconds` and `mib`, where they were measured.
-    """
-    return [screen(record, judgement, judgement["verdict"], costs) for judgement in record["judgements"]]
+def title(one: Reading) -> str:
+    """Returns model, lengths and deployed configuration."""
+    lengths = f"{one.short} -> {one.long} tokens (x{one.record['lengths']['factor']:g})"
+    words = labels.configuration(one.original, one.deployed)
+    return f"{model_name(one.record['models'])}, {lengths}, {words} (deployed)"
 
 
-def screen(record: Record, judgement: Record, verdict: Record, costs: Sequence[Record] = ()) -> Screen:
-    """Returns the screen of one verdict.
-
-    Args:
-      record: from `record.record_of`.
-      judgement: the judgement of a deployed configuration in it.
-      verdict: the judgement's, or that of one of its models.
-      costs: as in `screens`.
-    """
-    lengths = record["lengths"]
-    deployed = find(record, verdict["deployed"])
-    words = verdict["deployed"] if deployed is None else labels.configuration(record["configurations"][0], deployed)
-    short, long = tokens(lengths["trained"]), tokens(lengths["target"])
-    head, rows = _table(record, verdict)
-    return Screen(
-        title=f"{model_name(record['models'])}, {short} -> {long} tokens (x{lengths['factor']:g}), {words} (deployed)",
-        finding=_finding(record, verdict["regression"]),
-        tone=_tone(verdict["regression"]),
-        notes=tuple(_notes(record, judgement, verdict)),
-        advice=tuple(advice(record, verdict, costs)),
-        head=head,
-        rows=rows,
-        said=tuple(_said(record, verdict)),
-        ship=_ship(record, verdict),
-        next=tuple(capital(step) for step in verdict["next"]),
-        gist=_gist(judgement["links"]),
-    )
-
-
-def _gist(links: Mapping[str, str]) -> dict[str, str]:
-    *why, choice = links.items() if links else [("", "")]
-    return {heading: re.split(r"(?<=[.!?]) (?=[A-Z0-9])", text)[0] for heading, text in why} | dict(
-        [choice] if links else []
-    )
-
-
-def _finding(record: Record, regression: Record) -> str:
-    if not record["tasks"]["used"]:
+def finding(one: Reading) -> str:
+    """Returns whether it is the regression described, in a few words."""
+    regression = one.verdict["regression"]
+    if not one.used:
         return "judged by LOSS OF TEXT alone: the model has learned none of the tasks"
-
     kept, lost, open_ = (listed([named(task) for task in regression[key]]) for key in ("kept", "lost", "open"))
-    parts = [f"{kept} kept"] if kept else []
-    parts += [f"{lost.upper()} LOST"] if lost else []
-    parts += [f"{open_} not resolved"] if open_ else []
-    begin = {"yes": "", "no": "NOT this regression: ", "not resolved": "OPEN whether it is this regression: "}
-    return begin[regression["answer"]] + ", ".join(parts)
+    said = {f"{kept} kept": kept, f"{lost.upper()} LOST": lost, f"{open_} not resolved": open_}
+    return _BEGIN[regression["answer"]] + ", ".join(words for words, tasks in said.items() if tasks)
 
 
-def _tone(regression: Record) -> Tone:
-    if regression["answer"] == "not resolved":
+def tone(one: Reading) -> Literal["bad", "warn", "calm"]:
+    """Returns how the finding is to be taken."""
+    if one.verdict["regression"]["answer"] == "not resolved":
         return "warn"
-    return "bad" if regression["lost"] else "calm"
+    return "bad" if one.verdict["regression"]["lost"] else "calm"
 
 
-def _notes(record: Record, judgement: Record, verdict: Record) -> Iterator[str]:
+def gist(links: Mapping[str, str]) -> dict[str, str]:
+    """Returns why, by heading: the first sentence of each link, and the choice in full."""
+    first = {heading: re.split(r"(?<=[.!?]) (?=[A-Z0-9])", text)[0] for heading, text in links.items()}
+    return first | dict([*links.items()][-1:])
+
+
+def notes(one: Reading) -> Iterator[str]:
+    """Yields what the finding rests on."""
+    record, verdict = one.record, one.verdict
     rows = f"{record['items']['text_rows']} rows of text; {verdict['confidence'] * 100:.4g} % intervals."
-    yield f"{verdict['contexts']} contexts at each length, {rows}" if record["tasks"]["used"] else rows
-    if len(record["models"]) > 1 and judgement["by_model"]:
+    yield f"{verdict['contexts']} contexts at each length, {rows}" if one.used else rows
+    if one.judgement["by_model"]:
         yield f"The numbers are of the first of {len(record['models'])} models, each judged by itself."
-    if judgement["agreement"]:
-        yield capital(judgement["agreement"])
+    if one.judgement["agreement"]:
+        yield capital(one.judgement["agreement"])
     yield capital(verdict["implementation"]["sentence"])
     if verdict["implementation"]["status"] != "exact":
         yield "Changes are counted from its exact run."
@@ -148,121 +93,174 @@ def _notes(record: Record, judgement: Record, verdict: Record) -> Iterator[str]:
         yield "More contexts could still change what is tried first."
 
 
-def _table(record: Record, verdict: Record) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Returns the small table: original at the trained length, deployed and after the change at the target."""
-    short, long = tokens(record["lengths"]["trained"]), tokens(record["lengths"]["target"])
-    original, exact = record["configurations"][0], find(record, verdict["deployed"])
-    change, faulty = first_change(verdict), verdict["implementation"]["status"] != "exact"
-    repaired = verdict["first"] == "repair"
-    after = exact if repaired else find(record, change["configuration"] if change else None)
-    name = "repaired" if repaired else f"after {change['option'] or 'it'}" if change else ""
-    head: tuple[str, ...] = ("", f"original @{short}", f"deployed @{long}", f"{name} @{long}", "chance")
-
-    def right(one: Record | None, reach: str, task: str) -> str:
-        return percent(one["accuracy"].get(reach, {}).get(task) if one else None)
-
+def table(one: Reading) -> Table:
+    """Returns the original at the trained length, and what is deployed and after the first change at the target."""
+    faulty, repaired = one.verdict["implementation"]["status"] != "exact", one.verdict["first"] == "repair"
+    after = one.deployed if repaired else one.changed
+    name = "repaired" if repaired else f"after {one.change['option']}" if one.change else ""
+    head = ("", f"original @{one.short}", f"deployed @{one.long}", f"{name} @{one.long}", "chance")
     rows: list[tuple[str, ...]] = []
-    for task in _shown_tasks(record, verdict):
-        deployed = right(exact, "long", task)
+    for task in _shown_tasks(one):
+        chance = one.record["tasks"]["chance"]["order" if task.startswith("order") else task]
+        asked = ((one.original, "short"), (one.deployed, "long"), (after, "long"))
+        cells = [percent(_right(each, reach, task)) for each, reach in asked]
         if faulty:
-            deployed = _as_it_runs(original, verdict, task)
-        whole = "order" if task.startswith("order") else task
-        chance = record["tasks"]["chance"].get(whole)
-        rows.append(
-            (
-                TASKS.get(task, task),
-                right(original, "short", task),
-                deployed,
-                right(after, "long", task),
-                "-" if chance is None else f"{chance * 100:.0f} %",
-            )
-        )
-    guess = f"{math.log(record['models'][0]['vocabulary']):.2f}"
-    for reach, words in (("short", f"loss to {short}"), ("long", f"loss beyond {short}")):
-        values = [one["loss"].get(reach) if one else None for one in (original, None if faulty else exact, after)]
-        rows.append((words, *(estimate(value, sign=False) for value in values), guess))
+            cells[1] = _as_it_runs(one, task)
+        rows.append((TASKS.get(task, task), *cells, f"{chance * 100:.0f} %"))
+    guess = f"{math.log(one.record['models'][0]['vocabulary']):.2f}"
+    for reach, words in (("short", f"loss to {one.short}"), ("long", f"loss beyond {one.short}")):
+        shown = (one.original, None if faulty else one.deployed, after)
+        values = (estimate(each["loss"][reach] if each else None, sign=False) for each in shown)
+        rows.append((words, *values, guess))
     if after is None:  # nothing to show in that column
-        head, rows = (*head[:3], head[4]), [(*row[:3], row[4]) for row in rows]
-    return head, tuple(rows)
+        return Table((*head[:3], head[4]), [(*row[:3], row[4]) for row in rows])
+    return Table(head, rows)
 
 
-def _shown_tasks(record: Record, verdict: Record) -> list[str]:
+def _right(one: Record | None, reach: str, task: str) -> Record | None:
+    return one["accuracy"].get(reach, {}).get(task) if one else None
+
+
+def _shown_tasks(one: Reading) -> list[str]:
     """Returns the tasks used; both ways of asking for order where answers lean significantly to one event."""
-    used = [task for task in TASKS if task in record["tasks"]["used"]]
-    used += [task for task in record["tasks"]["used"] if task not in TASKS]
-    if "order" in used and significant(verdict["regression"]["pull"]):
-        deployed = find(record, verdict["deployed"])
-        known = deployed["accuracy"].get("long", {}) if deployed else {}
-        ways = [task for task in TASKS if task.startswith("order,") and task in known]
+    used = in_order(one.used)
+    if "order" in used and significant(one.verdict["regression"]["pull"]):
         at = used.index("order") + 1
-        used[at:at] = ways
+        used[at:at] = [task for task in TASKS if task.startswith("order,") and _right(one.deployed, "long", task)]
     return used
 
 
-def _as_it_runs(original: Record, verdict: Record, task: str) -> str:
+def _as_it_runs(one: Reading, task: str) -> str:
     """Returns what a deployment with a fault answers, from its fall: only its exact run is among the configurations."""
-    fall = verdict["regression"]["falls"].get(task)
-    before = original["accuracy"].get("short", {}).get(task)
-    if not fall or not fall["accuracy"] or not before or before["mean"] is None:
+    fall, before = one.verdict["regression"]["falls"].get(task), _right(one.original, "short", task)
+    if fall is None or before is None:
         return "-"
     return percent({"mean": before["mean"] - fall["accuracy"]["mean"], "low": None, "high": None})
 
 
-def _said(record: Record, verdict: Record) -> Iterator[str]:
-    short, long = tokens(record["lengths"]["trained"]), tokens(record["lengths"]["target"])
-    pull = verdict["regression"]["pull"]
+def said(one: Reading) -> Iterator[str]:
+    """Yields what the table shows that must not be overlooked."""
+    pull = one.verdict["regression"]["pull"]
     if significant(pull):
         toward, lean = ("nearer", pull) if significant(pull) > 0 else ("farther", negated(pull))
         yield (
             f"Asked for order, the deployed model leans to the {toward} event, whichever is asked for, by "
             f"{estimate(lean, sign=False)} nats (0 is no lean)."
         )
-    answers = "Right answers; loss" if record["tasks"]["used"] else "Loss"
+    answers = "Right answers; loss" if one.used else "Loss"
     yield (
         f"{answers} of text in nats a token, lower is better, by chance if all tokens were alike. The "
-        f"original's loss beyond {short} is of the unchanged model run at {long}."
+        f"original's loss beyond {one.short} is of the unchanged model run at {one.long}."
     )
-    change = first_change(verdict)
-    if change is None:
+    if one.change is None:
         return
     for against, key in (("what is deployed", "against_deployed"), ("the original model", "against_original")):
-        rise = change[key]["long_loss"]
-        after = f'With "{change["words"]}" loss of text beyond {short}'
+        rise = one.change[key]["long_loss"]
+        after = f'With "{one.change["words"]}" loss of text beyond {one.short}'
         if significant(rise) > 0:
             yield f"{after} is HIGHER than that of {against} by {estimate(rise, sign=False)} nats a token."
         elif key == "against_deployed" and significant(rise) < 0:
             yield f"{after} is lower than that of {against} by {estimate(negated(rise), sign=False)} nats a token."
 
 
-def _ship(record: Record, verdict: Record) -> str:
-    shipping = verdict["shipping"]
-    text = answered(shipping["answer"], shipping["sentence"])
-    decides = shipping["decides"]
-    if decides:
-        known = next((value for name, value in _MARGINS.items() if decides.startswith(name)), None)
-        margin = f" (margin {record['margins'][known[0]]:g} {known[1]})" if known else ""
-        if decides.lower() not in text.lower():
-            text += f" Decided by {decides}{margin}."
-    if shipping["resolve"] and shipping["resolve"].lower() not in text.lower():
-        text += f" To resolve it: {shipping['resolve']}."
-    below = "" if "point" in text else _below(record, verdict)
-    return f"{text} {below}".strip()
-
-
-def _below(record: Record, verdict: Record) -> str:
-    """Returns by how much the tasks stay below the original after the change, in points."""
-    change = first_change(verdict)
-    after = find(record, change["configuration"]) if change else None
-    if after is None or verdict["first"] == "repair":
-        return ""
+def ship(one: Reading) -> str:
+    """Returns whether the first change may ship, and by how much the tasks stay below the original after it."""
+    text = answered(one.verdict["shipping"]["sentence"])
+    if one.changed is None or one.verdict["first"] == "repair":
+        return text
     parts = []
-    for task in record["tasks"]["used"]:
-        before = record["configurations"][0]["accuracy"].get("short", {}).get(task)
-        now = after["accuracy"].get("long", {}).get(task)
-        if before and now and before["mean"] is not None and now["mean"] is not None:
-            gap = round(100 * (before["mean"] - now["mean"]))
-            parts += [f"{named(task)} by {gap} point{'s' * (gap > 1)}"] if gap >= 1 else []
+    for task in one.used:
+        before, now = one.original["accuracy"]["short"][task], one.changed["accuracy"]["long"][task]
+        gap = round(100 * (before["mean"] - now["mean"]))
+        if gap >= 1:
+            parts.append(f"{named(task)} by {gap} point{'s' * (gap > 1)}")
     if not parts:
-        return ""
-    long, short = tokens(record["lengths"]["target"]), tokens(record["lengths"]["trained"])
-    return f"After it, at {long}, right answers are fewer than the original's at {short}: {listed(parts)}."
+        return text
+    return (
+        f"{text} After it, at {one.long}, right answers are fewer than the original's at {one.short}: {listed(parts)}."
+    )
+
+
+def advice(one: Reading) -> list[Advice]:
+    """Returns what to try, best first; never nothing."""
+    verdict, ranking, found = one.verdict, one.ranking, []
+    if verdict["first"] == "repair":
+        repair = verdict["implementation"]["repair"]
+        lines = [f"an exact run wins back: {_shifts(repair)}"] if repair else []
+        found.append(Advice("TRY FIRST", "repair: run what is deployed exactly", "before any change", lines))
+    if not ranking["places"]:
+        return found or [Advice("TRY FIRST", "nothing: none of the three changes applies to it", "")]
+    best, *others = ranking["places"]
+    by = listed([named(task) for task in ranking["weights"]]) if ranking["by"] == "together" else named(ranking["by"])
+    beside = f"P(first of {1 + len(others)}) {probability(best['probability_first'])}"
+    lines = [f"expected gain {estimate(best['gain'])} {one.unit} of {by}", *_on_first(one, best)]
+    beside = beside if others else "the only one of the three measured"
+    found.append(Advice("THEN" if found else "TRY FIRST", numbered(best["option"], best["change"]), beside, lines))
+    for place in others:
+        verb = "NOT" if significant(place["gain"]) < 0 or place["demoted"] else "THEN"
+        reason = f"; {place['demoted']}" if place["demoted"] else ""
+        what = numbered(place["option"], place["change"])
+        found.append(Advice(verb, what, f"{estimate(place['gain'])} {one.unit}{reason}"))
+    for place in ranking["outside"][:1]:
+        chance, gain = place["probability_first"], f"{estimate(place['gain'])} {one.unit} of {by}"
+        beside = f"{gain}; better than the three with P {probability(chance)}, but more or other than one change"
+        if chance >= 0.5:
+            found.append(Advice("OUTSIDE", place["change"], beside))
+    return found
+
+
+def _on_first(one: Reading, place: Record) -> Iterator[str]:
+    change = one.change
+    if significant(place["gain"]) < 0:
+        yield "it loses least of those measured: what is deployed is better"
+    if nothing_lost(one.verdict):
+        yield "no task fell by more than its margin: nothing needs to change"
+    if change["gain"]:
+        yield f"at {one.long}: {_shifts(change['gain'])}"
+    yield f"price against deployed: {_price(one, change['against_deployed'])}"
+    yield f"price against the original: {_price(one, change['against_original'])}"
+    before, after = one.costs.get(one.verdict["deployed"]), one.costs.get(change["configuration"])
+    if before and after:
+        yield (
+            f"one row of {one.long} tokens takes {after['milliseconds']:.3g} ms and {after['mib']:.3g} MiB "
+            f"(deployed {before['milliseconds']:.3g} ms, {before['mib']:.3g} MiB)"
+        )
+    if place["demoted"]:
+        yield place["demoted"]
+    yield from _apart(one.verdict)
+
+
+def _shifts(by_task: Mapping[str, Record]) -> str:
+    tasks = [task for task in ("order", "binding", "retrieval") if task in by_task]
+    tasks += [task for task in by_task if task not in TASKS]
+    said = []
+    for task in tasks:
+        amount, accuracy = estimate(by_task[task]["log_odds"]), by_task[task]["accuracy"]
+        said.append(
+            f"{named(task)} {amount} nats ({points(accuracy)})" if accuracy else f"{amount} nats a token of {task}"
+        )
+    return "; ".join(said)
+
+
+def _price(one: Reading, price: Record) -> str:
+    parts = [
+        f"loss of text to {one.short} {estimate(price['short_loss'], digits=3)} nats a token",
+        f"beyond {one.short} {estimate(price['long_loss'], digits=3)}",
+    ]
+    if price["short_accuracy"] is not None:
+        parts.insert(0, f"accuracy at {one.short} {points(negated(price['short_accuracy']), digits=1)}")
+    return "; ".join(parts)
+
+
+def _apart(verdict: Record) -> Iterator[str]:
+    """Yields what event order and binding would each name by themselves, where both were learned."""
+    apart = [verdict["rankings"][name]["places"] for name in ("order", "binding") if name in verdict["rankings"]]
+    if len(apart) < 2 or len(apart[0]) < 2:
+        return
+    (order, p_order), (binding, p_binding) = (
+        (places[0]["option"], probability(places[0]["probability_first"])) for places in apart
+    )
+    if order == binding:
+        yield f"event order alone (P {p_order}) and binding alone (P {p_binding}) both put {order} first"
+    else:
+        yield f"event order alone puts {order} first (P {p_order}), binding alone {binding} (P {p_binding})"

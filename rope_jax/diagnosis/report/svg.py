@@ -5,9 +5,12 @@ import re
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from rope_jax.diagnosis.report.reading import Reading
+from rope_jax.diagnosis.report.wording import tokens
 from rope_jax.diagnosis.theory.plain_text import drawn_plainly
 
 INK = "#010203"  # stands for the page's text colour until the SVG is written
@@ -15,23 +18,29 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 10,
     "font.family": "sans-serif",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
 }
 
 
 def styled():
     """Returns the context in which a figure is made and written."""
     return drawn_plainly(STYLE)
+
+
+def length_axis(axis: Axes, one: Reading) -> None:
+    """Makes the x axis one of tokens, logarithmic, with the trained length dotted."""
+    axis.axvline(one.record["lengths"]["trained"], color=INK, linewidth=0.8, linestyle=":")
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(lambda value, _: tokens(round(value)))
+    axis.tick_params(axis="x", labelsize=8)
+
+
+def legend(figure: Figure, axis: Axes, *, columns: int = 3) -> None:
+    """Puts what is drawn in one of the axes above all of them."""
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=columns, fontsize=9)
 
 
 def written(figure: Figure, title: str) -> str:

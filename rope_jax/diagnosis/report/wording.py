@@ -1,24 +1,8 @@
-"""Numbers of a record as words: estimates with their intervals, shares as percent, lengths, probabilities, lists."""
+"""Numbers of a record as words: estimates with their intervals, shares as percent, lengths, probabilities."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
-
-__all__ = [
-    "TASKS",
-    "answered",
-    "capital",
-    "estimate",
-    "listed",
-    "model_name",
-    "named",
-    "negated",
-    "percent",
-    "points",
-    "probability",
-    "significant",
-    "tokens",
-]
 
 Estimate = Mapping[str, float | None]
 
@@ -34,7 +18,7 @@ TASKS = {
 
 def named(task: str) -> str:
     """Returns a task as a word in a sentence."""
-    return {"order": "event order"}.get(task, task)
+    return "event order" if task == "order" else task
 
 
 def estimate(value: Estimate | None, *, digits: int = 2, sign: bool = True) -> str:
@@ -43,12 +27,9 @@ def estimate(value: Estimate | None, *, digits: int = 2, sign: bool = True) -> s
     >>> estimate({"mean": 0.333, "low": 0.2, "high": 0.456}), estimate({"mean": 12.34, "low": None, "high": None})
     ('+0.33 [0.20, 0.46]', '+12.3')
     """
-    if value is None or value["mean"] is None:
-        return "-"
-    mean = value["mean"]
-    digits = min(digits, 1) if abs(mean) >= 10 else digits
-    shown = _number(mean, digits, sign)
-    return shown if value["low"] is None or value["high"] is None else f"{shown} {_interval(value, digits)}"
+    if value is not None and value["mean"] is not None and abs(value["mean"]) >= 10:
+        digits = min(digits, 1)
+    return _shown(value, digits, sign)
 
 
 def percent(value: Estimate | None) -> str:
@@ -57,11 +38,7 @@ def percent(value: Estimate | None) -> str:
     >>> percent({"mean": 0.97, "low": 0.948, "high": 0.99})
     '97 % [95, 99]'
     """
-    if value is None or value["mean"] is None:
-        return "-"
-    hundred = _scaled(value)
-    shown = f"{_number(hundred['mean'], 0, False)} %"
-    return shown if value["low"] is None or value["high"] is None else f"{shown} {_interval(hundred, 0)}"
+    return _shown(value, 0, False, 100, lambda number: " %")
 
 
 def points(value: Estimate | None, *, digits: int = 0) -> str:
@@ -70,33 +47,31 @@ def points(value: Estimate | None, *, digits: int = 0) -> str:
     >>> points({"mean": 0.05, "low": -0.01, "high": 0.11})
     '+5 points [-1, 11]'
     """
+    return _shown(value, digits, True, 100, lambda number: " point" + "s" * (number not in ("+1", "-1")))
+
+
+def _shown(
+    value: Estimate | None, digits: int, sign: bool, scale: int = 1, unit: Callable[[str], str] = lambda number: ""
+) -> str:
     if value is None or value["mean"] is None:
         return "-"
-    hundred = _scaled(value)
-    number = _number(hundred["mean"], digits, True)
-    shown = f"{number} point" + "s" * (number not in ("+1", "-1"))
-    return shown if value["low"] is None or value["high"] is None else f"{shown} {_interval(hundred, digits)}"
+    mean = _number(scale * value["mean"], digits, sign)
+    low, high = value["low"], value["high"]
+    if low is None or high is None:
+        return mean + unit(mean)
+    return f"{mean}{unit(mean)} [{_number(scale * low, digits, False)}, {_number(scale * high, digits, False)}]"
 
 
-def _number(value: float | None, digits: int, sign: bool) -> str:
-    assert value is not None
+def _number(value: float, digits: int, sign: bool) -> str:
     rounded = round(value, digits) + 0.0  # so that no -0 comes out
     return f"{rounded:{'+' if sign and rounded else ''}.{digits}f}"
-
-
-def _interval(value: Estimate, digits: int) -> str:
-    return f"[{_number(value['low'], digits, False)}, {_number(value['high'], digits, False)}]"
-
-
-def _scaled(value: Estimate) -> Estimate:
-    return {key: None if end is None else 100 * end for key, end in value.items()}
 
 
 def negated(value: Estimate | None) -> Estimate | None:
     """Returns the opposite: a gain of what was a fall."""
     if value is None:
         return None
-    mean, low, high = (None if value[key] is None else 0 - value[key] for key in ("mean", "low", "high"))  # type: ignore[operator]
+    mean, low, high = (None if end is None else 0 - end for end in (value["mean"], value["low"], value["high"]))
     return {"mean": mean, "low": high, "high": low}
 
 
@@ -127,31 +102,29 @@ def tokens(length: int) -> str:
     return f"{length // 1024}k" if length >= 1024 and length % 1024 == 0 else f"{length:,}"
 
 
-def listed(words: Sequence[str]) -> str:
-    """Returns words as a list in a sentence.
-
-    >>> listed(["retrieval", "binding", "order"])
-    'retrieval, binding and order'
-    """
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
-
-
 def capital(text: str) -> str:
     """Returns a text with its first letter large and a full stop at its end; "" stays."""
     text = text.strip()
     return text and text[0].upper() + text[1:] + ("" if text[-1] in ".!?:" else ".")
 
 
-def answered(answer: str, sentence: str) -> str:
-    """Returns an answer and its reason, the answer once.
+def answered(sentence: str) -> str:
+    """Returns a sentence that begins with its answer, the answer in capitals.
 
-    >>> answered("no", "no: order stays low"), answered("yes", "")
-    ('NO. Order stays low.', 'YES.')
+    >>> answered("No: order stays low.")
+    'NO. Order stays low.'
     """
-    rest = sentence.strip()
-    if rest.lower().startswith(answer) and rest[len(answer) : len(answer) + 1] in (":", ",", ".", ";", ""):
-        rest = rest[len(answer) + 1 :]
-    return f"{answer.upper()}. {capital(rest)}".strip()
+    answer, _, reason = sentence.partition(": ")
+    return f"{answer.upper()}. {capital(reason)}"
+
+
+def numbered(option: str, words: str) -> str:
+    """Returns a change with its number before it where it is one of the three.
+
+    >>> numbered("1", "drop the bias"), numbered("", "undo both"), numbered("undo both", "undo both")
+    ('1: drop the bias', 'undo both', 'undo both')
+    """
+    return words if option in ("", words) else f"{option}: {words}"
 
 
 def model_name(models: Sequence[Mapping[str, Any]]) -> str:

@@ -6,7 +6,6 @@ and one that was not agree to the bit. Source: LongRoPE, Ding et al., arXiv 2402
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
@@ -18,11 +17,11 @@ from rope_jax.decoder import Schemes
 from rope_jax.diagnosis.evaluation import probes
 from rope_jax.diagnosis.evaluation.panel import Panel
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
-from rope_jax.diagnosis.evaluation.runs import Scores, panel_of
+from rope_jax.diagnosis.evaluation.runs import outcomes_of
 from rope_jax.diagnosis.evaluation.schemes import SchemeMaker
 from rope_jax.diagnosis.tasks.context_sizes import check_size
 from rope_jax.diagnosis.tasks.contexts import Contexts
-from rope_jax.diagnosis.tasks.subject import Items, Reach, Subject
+from rope_jax.diagnosis.tasks.subject import Reach, Subject
 from rope_jax.errors import CheckpointError, InputError, ScalingError
 from rope_jax.scaling.registry import SCALINGS
 
@@ -36,6 +35,8 @@ FRESH = 4
 """Fresh contexts for each one that is searched on."""
 
 Factors = Float64[np.ndarray, " pairs"]
+Asked = Mapping[Reach, Contexts]
+"""Contexts of the trained and of the target length."""
 
 # Streams of the seed; 0 and 1 belong to the diagnosis, so that its items are not those of the search.
 _SEARCHED, _FRESH, _EVOLVED = 2, 3, 4
@@ -45,13 +46,6 @@ _REDRAWS = 100
 def named_rules() -> tuple[str, ...]:
     """Returns the rules that a search starts from and is compared with: all maps without a temperature."""
     return tuple(name for name, one in SCALINGS.items() if one.kind in ("none", "base", "map"))
-
-
-class Asked(NamedTuple):
-    """Contexts of the trained and of the target length."""
-
-    short: Contexts
-    long: Contexts
 
 
 def items_of(subject: Subject, *, rows: int, seed: int) -> tuple[Asked, Asked]:
@@ -65,7 +59,8 @@ def items_of(subject: Subject, *, rows: int, seed: int) -> tuple[Asked, Asked]:
 
     def drawn(stream: int, count: int) -> Asked:
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
-        return Asked(*(subject.more_contexts(rng, rows=count, length=n) for n in (length, target)))
+        lengths: dict[Reach, int] = {"short": length, "long": target}
+        return {reach: subject.more_contexts(rng, rows=count, length=n) for reach, n in lengths.items()}
 
     return drawn(_SEARCHED, rows), drawn(_FRESH, FRESH * rows)
 
@@ -90,7 +85,6 @@ class FactorRuns:
     def __init__(self, subject: Subject, *, rows: int) -> None:
         self._rows, self._origin = rows, subject.checkpoint.origin
         self._program = ProbeProgram(subject.checkpoint.model)
-        self._trained_length = subject.trained_length
         self.largest = BOUND * subject.factor
         self.maker = SchemeMaker(
             positions=subject.checkpoint.positions,
@@ -132,19 +126,15 @@ class FactorRuns:
         return self._outcomes(self.maker(dataclasses.replace(self.maker.original(), rule=rule, bias=bias)), items)
 
     def _outcomes(self, schemes: Schemes, items: Asked) -> Panel:
-        asked: dict[Reach, Contexts] = {"short": items.short, "long": items.long}
         answers = {}
-        for reach, contexts in asked.items():
+        for reach, contexts in items.items():
             starts = range(0, len(contexts.tokens), self._rows)
             parts = [Contexts(*(column[at : at + self._rows] for column in contexts)) for at in starts]
             logits = np.concatenate([self._program(schemes, part) for part in parts])
             if not np.isfinite(logits).all():
                 raise CheckpointError(f"{self._origin}: a scheme gives values beyond float32")
             answers[reach] = probes.answers(logits, contexts)
-        no_text = np.empty((0, items.long.tokens.shape[1]), np.int32)
-        everything = Items(items.short, items.long, no_text, np.empty((0, no_text.shape[1] - 1)))
-        scores = Scores(answers, np.empty((0, no_text.shape[1] - 1), np.float32))
-        return panel_of([scores], everything, self._trained_length)
+        return Panel(*outcomes_of([answers], items), {})
 
 
 def objective(
@@ -182,10 +172,11 @@ def mean_of(
     return np.mean([outcomes[task][0] for task in used], axis=0)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Judge:
     """Scores factors on one set of contexts, remembering what it was asked before.
 
-    Args:
+    Attributes:
       runs: the model.
       items: the contexts.
       unchanged: outcomes of the model as trained on them.
@@ -194,12 +185,13 @@ class Judge:
       bias: what every candidate runs with.
     """
 
-    def __init__(
-        self, runs: FactorRuns, items: Asked, unchanged: Panel, used: tuple[str, ...], margin: float, bias: Bias | None
-    ) -> None:
-        self.runs, self.unchanged, self.used, self.margin = runs, unchanged, used, margin
-        self.items, self.bias = items, bias
-        self._known: dict[bytes, float] = {}
+    runs: FactorRuns
+    items: Asked
+    unchanged: Panel
+    used: tuple[str, ...]
+    margin: float
+    bias: Bias | None
+    _known: dict[bytes, float] = dataclasses.field(default_factory=dict, init=False)
 
     def outcomes(self, factors: Factors) -> Panel:
         """Returns all that a candidate answered."""

@@ -10,8 +10,8 @@ The number of facts is fixed; only filler grows with the length, so that a short
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int32
@@ -22,8 +22,8 @@ from rope_jax.errors import InputError
 
 __all__ = [
     "DIGITS", "FILLER", "FIRST", "GROUP", "LAST", "MARKERS", "PROBES", "QUESTION", "SMALLEST_GAP", "START", "SYMBOLS",
-    "TRAINING", "VOCAB_SIZE", "Contexts", "Counts", "Text", "chance", "contexts", "first_asked", "repeated_text",
-    "shortest_with_copy", "widest_gap",
+    "TRAINING", "VOCAB_SIZE", "Contexts", "Counts", "Question", "Reach", "Text", "answer_first", "asked_row", "chance",
+    "contexts", "first_asked", "repeated_text", "shortest_with_copy", "widest_gap",
 ]  # fmt: skip
 
 TRAINING = "training.json"
@@ -73,6 +73,10 @@ class Counts:
         return self.first_pairs + self.last_pairs
 
 
+Reach = Literal["short", "long"]
+"""Short is what a model was trained on, long is what comes beyond."""
+
+
 class Contexts(NamedTuple):
     """Rows of tokens and their questions; `Q` questions a row, in the order in which they are asked.
 
@@ -111,15 +115,52 @@ class Text(NamedTuple):
 
 
 @dataclasses.dataclass
-class _Question:
+class Question:
+    """A question about a context, before it has its place in a row; see `Contexts` for what is not said here.
+
+    Attributes:
+      task: its name.
+      prompt: tokens of the question.
+      answer: tokens that follow it; the first is the first choice.
+      choices: the answer first, then its distractors.
+      at: position of what is asked about, of the nearer one of two.
+    """
+
     task: str
-    kind: int  # the token that opens it
     prompt: list[int]
+    answer: list[int]
     choices: list[int]
-    at: int  # position of what is asked about
+    at: int = -1
     gap: int = 0
     asked: int = 0
-    choice_offsets: tuple[int, ...] = ()
+    choice_offsets: Sequence[int] = ()
+
+
+def asked_row(tokens: list[int], questions: Sequence[Question]) -> tuple[np.ndarray, ...]:
+    """Returns a row of every array of `Contexts`: a context, then questions about it with their answers."""
+    tokens = list(tokens)
+    columns: list[list] = [[] for _ in Contexts._fields[1:]]
+    for question in questions:
+        tokens += question.prompt
+        position = len(tokens) - 1
+        values = (
+            index_of(question.task),
+            position,
+            [*question.choices, *[-1] * (_CHOICES - len(question.choices))],
+            position - question.at,
+            question.gap,
+            question.asked,
+            [*question.choice_offsets, *[0] * (_CHOICES - len(question.choice_offsets))],
+        )
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+        tokens += question.answer
+    return tuple(np.asarray(column, np.int32) for column in (tokens, *columns))
+
+
+def answer_first(values: Sequence, index: int) -> list:
+    """Returns the values with that at `index`, the answer, before all others."""
+    return [values[index], *values[:index], *values[index + 1 :]]
 
 
 def contexts(
@@ -216,7 +257,7 @@ class _Room:
         self._taken[0] = 1
         self._rng = rng
 
-    def place(self, block: list[int] | np.ndarray, also: int | None = None) -> int:
+    def place(self, block: list[int], also: int | None = None) -> int:
         """Writes a block where there is room, at random, and its first token again `also` tokens later if asked."""
         width = len(block)
         taken = np.concatenate([[0], np.cumsum(self._taken[:-1])])
@@ -227,16 +268,13 @@ class _Room:
         if not len(candidates):
             raise _FullError
         start = int(self._rng.choice(candidates))
-        self._write(start, block)
+        self.write(start, block)
         return start
 
-    def _write(self, start: int, block) -> None:
+    def write(self, start: int, block: list[int]) -> None:
+        """Writes a block at a place that `place` has found free."""
         self.tokens[start : start + len(block)] = block
         self._taken[start : start + len(block)] = 1
-
-    def write_at(self, start: int, block: list[int]) -> None:
-        """Writes a block at a place that `place` has found free."""
-        self._write(start, block)
 
 
 def _attempt(rng: np.random.Generator, length: int, largest_gap: int, counts: Counts) -> tuple[np.ndarray, ...]:
@@ -248,32 +286,16 @@ def _attempt(rng: np.random.Generator, length: int, largest_gap: int, counts: Co
         *_order(rng, room, take, counts, min(largest_gap, widest_gap(length, counts))),
         *_retrieval(room, take, counts),
     ]
-    tokens = list(room.tokens)
-    columns: list[list] = [[] for _ in range(7)]
-    for index in rng.permutation(len(questions)):
-        question = questions[index]
-        tokens += [question.kind, *question.prompt]
-        padding = _CHOICES - len(question.choices)
-        values = (
-            index_of(question.task),
-            len(tokens) - 1,
-            [*question.choices, *[-1] * padding],
-            len(tokens) - 1 - question.at,
-            question.gap,
-            question.asked,
-            [*question.choice_offsets, *[0] * (_CHOICES - len(question.choice_offsets))],
-        )
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
-        tokens.append(question.choices[0])
-    return (np.asarray(tokens, np.int32), *(np.asarray(column, np.int32) for column in columns))
+    return asked_row(room.tokens.tolist(), [questions[index] for index in rng.permutation(len(questions))])
 
 
-def _others(values: list[int], index: int) -> list[int]:
-    return [values[index], *values[:index], *values[index + 1 :]]
+def _question(
+    task: str, prompt: list[int], choices: list[int], at: int, *, kind: str | None = None, **more
+) -> Question:
+    return Question(task, [QUESTION[kind or task], *prompt], choices[:1], choices, at, **more)
 
 
-def _binding(rng, room: _Room, take, counts: Counts) -> list[_Question]:
+def _binding(rng, room: _Room, take, counts: Counts) -> list[Question]:
     markers = [int(marker) for marker in rng.choice(MARKERS, counts.markers, replace=False)]
     items = take(GROUP if counts.markers else 0)
     groups = [[items[i] for i in rng.permutation(GROUP)] for _ in markers]
@@ -284,42 +306,32 @@ def _binding(rng, room: _Room, take, counts: Counts) -> list[_Question]:
     order = [(int(offset), turn) for turn in range(counts.markers) for offset in rng.permutation(GROUP)]
     for offset, turn in order[: counts.bind_questions]:
         group = int(first[offset] + turn) % counts.markers
-        questions.append(
-            _Question(
-                "binding",
-                QUESTION["binding"],
-                [markers[group], int(DIGITS[offset])],
-                _others(groups[group], offset),
-                starts[group],
-                asked=offset + 1,
-                choice_offsets=tuple(_others(list(range(1, GROUP + 1)), offset)),
-            )
-        )
+        prompt, choices = [markers[group], int(DIGITS[offset])], answer_first(groups[group], offset)
+        places = answer_first(range(1, GROUP + 1), offset)
+        questions.append(_question("binding", prompt, choices, starts[group], asked=offset + 1, choice_offsets=places))
     return questions
 
 
-def _order(rng, room: _Room, take, counts: Counts, largest_gap: int) -> list[_Question]:
+def _order(rng, room: _Room, take, counts: Counts, largest_gap: int) -> list[Question]:
     questions = []
     smallest = counts.smallest_gap
     for index in range(counts.order_pairs):
-        earlier, later = take(2)
+        earlier, later = pair = take(2)
         gap = round(np.exp(rng.uniform(np.log(smallest), np.log(max(largest_gap, smallest)))))
         start = room.place([earlier], also=gap)
-        room.write_at(start + gap, [later])
-        named = [earlier, later] if rng.random() < 0.5 else [later, earlier]
-        name, asked, choices = (
-            ("first", FIRST, [earlier, later]) if index < counts.first_pairs else ("last", LAST, [later, earlier])
-        )
-        questions.append(_Question("order", QUESTION[name], named, choices, start + gap, gap=gap, asked=asked))
+        room.write(start + gap, [later])
+        named = pair if rng.random() < 0.5 else pair[::-1]
+        kind, asked, choices = ("first", FIRST, pair) if index < counts.first_pairs else ("last", LAST, pair[::-1])
+        questions.append(_question("order", named, choices, start + gap, kind=kind, gap=gap, asked=asked))
     return questions
 
 
-def _retrieval(room: _Room, take, counts: Counts) -> list[_Question]:
+def _retrieval(room: _Room, take, counts: Counts) -> list[Question]:
     keys, values = take(counts.pairs), take(counts.pairs)
     starts = [room.place([key, value]) for key, value in zip(keys, values, strict=True)]
     return [
-        _Question("retrieval", QUESTION["retrieval"], [keys[i]], _others(values, i), starts[i])
-        for i in range(counts.pairs)
+        _question("retrieval", [key], answer_first(values, i), start)
+        for i, (key, start) in enumerate(zip(keys, starts, strict=True))
     ]
 
 

@@ -46,42 +46,21 @@ ITEMS = _words(
     "wire brick stone marble soap candles ink yarn linen velvet gravel nails hay jam"
 )
 
-EVENTS = {
-    "lease": "The parties then signed the lease.",
-    "survey": "The engineers then finished the survey.",
-    "deposit": "The bank then received the deposit.",
-    "inspection": "The city then ordered the inspection.",
-    "merger": "The board then announced the merger.",
-    "auction": "The court then held the auction.",
-    "vote": "The members then took the vote.",
-    "trial": "The judge then opened the trial.",
-    "meeting": "The directors then held the meeting.",
-    "ceremony": "The mayor then led the ceremony.",
-    "speech": "The chairman then gave the speech.",
-    "dinner": "The guests then enjoyed the dinner.",
-    "festival": "The town then hosted the festival.",
-    "refund": "The shop then paid the refund.",
-    "sale": "The heirs then agreed to the sale.",
-    "loan": "The bank then approved the loan.",
-    "strike": "The workers then began the strike.",
-    "election": "The members then called the election.",
-    "transfer": "The clerk then recorded the transfer.",
-    "permit": "The council then granted the permit.",
-    "patent": "The inventor then obtained the patent.",
-    "mortgage": "The family then took out the mortgage.",
-    "invoice": "The clerk then sent the invoice.",
-    "treaty": "The states then adopted the treaty.",
-    "petition": "The neighbours then wrote the petition.",
-    "budget": "The council then passed the budget.",
-    "opening": "The museum then celebrated the opening.",
-    "concert": "The school then gave the concert.",
-    "journey": "The captain then started the journey.",
-    "parade": "The town then watched the parade.",
-    "game": "The visitors then won the game.",
-    "ban": "The state then lifted the ban.",
-    "harvest": "The farmers then brought in the harvest.",
-    "update": "The engineers then installed the update.",
-}
+_HAPPENED = (
+    "The parties then signed the lease. The engineers then finished the survey. The bank then received the deposit. "
+    "The city then ordered the inspection. The board then announced the merger. The court then held the auction. The "
+    "members then took the vote. The judge then opened the trial. The directors then held the meeting. The mayor then "
+    "led the ceremony. The chairman then gave the speech. The guests then enjoyed the dinner. The town then hosted "
+    "the festival. The shop then paid the refund. The heirs then agreed to the sale. The bank then approved the loan. "
+    "The workers then began the strike. The members then called the election. The clerk then recorded the transfer. "
+    "The council then granted the permit. The inventor then obtained the patent. The family then took out the "
+    "mortgage. The clerk then sent the invoice. The states then adopted the treaty. The neighbours then wrote the "
+    "petition. The council then passed the budget. The museum then celebrated the opening. The school then gave the "
+    "concert. The captain then started the journey. The town then watched the parade. The visitors then won the game. "
+    "The state then lifted the ban. The farmers then brought in the harvest. The engineers then installed the update."
+)
+
+EVENTS = {sentence.split()[-1]: f"{sentence}." for sentence in _HAPPENED.removesuffix(".").split(". ")}
 """The name of an event, and the sentence in which it happens."""
 
 _SLOTS = {

@@ -22,8 +22,8 @@ import tokenizers
 
 from rope_jax.diagnosis.tasks import contract_text
 from rope_jax.diagnosis.tasks.context_sizes import check_size
-from rope_jax.diagnosis.tasks.contexts import FIRST, GROUP, LAST, Contexts, Counts
-from rope_jax.diagnosis.tasks.registry import index_of
+from rope_jax.diagnosis.tasks.contexts import FIRST, GROUP, LAST, Contexts, Counts, Question, answer_first, asked_row
+from rope_jax.diagnosis.tasks.tokenizer_file import first_line
 from rope_jax.errors import InputError
 
 STATUS = "plumbing tested, not validated"
@@ -42,7 +42,7 @@ def language_contexts(
     rows: int,
     length: int,
     largest_gap: int = 128,
-    counts: Counts | None = None,
+    counts: Counts = LANGUAGE_COUNTS,
 ) -> Contexts:
     """Returns English contexts of `length` tokens, the questions at the end of each in random order.
 
@@ -56,13 +56,11 @@ def language_contexts(
       rows: how many.
       length: tokens of each, questions and answers included.
       largest_gap: most tokens between two events of `order`; the same short and long, so that only distance grows.
-      counts: facts and questions; `LANGUAGE_COUNTS` where None. `smallest_gap` is passed over: no two events share a
-        sentence.
+      counts: facts and questions. `smallest_gap` is passed over: no two events share a sentence.
 
     Raises:
       InputError: if so many facts or rows do not fit, or the tokenizer cannot tell enough words apart.
     """
-    counts = counts or LANGUAGE_COUNTS
     if counts.pairs == 1:
         raise InputError(f"retrieval: pairs must be 0 or at least 2, so that there are others to choose from: {counts}")
     if counts.bind_questions > counts.markers * GROUP:
@@ -96,8 +94,7 @@ class _Writer:
         try:
             return self._tokenizer.encode(text, add_special_tokens=special)
         except Exception as error:  # the library raises bare Exception
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{self.name} cannot encode {text!r}: {reason}") from error
+            raise InputError(f"{self.name} cannot encode {text!r}: {first_line(error)}") from error
 
     def write(self, text: str) -> list[int]:
         """Returns the tokens of a text that follows a sentence."""
@@ -200,36 +197,75 @@ class _Sentence:
     start: int = -1  # position of its first token, once it has a place
 
 
-@dataclasses.dataclass
-class _Question:
-    task: str
-    prompt: list[int]
-    answer: list[int]
-    choices: list[int]
-    about: list[_Sentence]
-    asked: int = 0
-    choice_offsets: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass
 class _Contents:
-    """What a row says and asks; the sentences of a group stand in their order, those of a pair near each other."""
+    """What a row says and asks; the sentences of a group stand in their order, those of a pair near each other.
 
-    groups: list[list[_Sentence]] = dataclasses.field(default_factory=list)
-    pairs: list[tuple[_Sentence, _Sentence]] = dataclasses.field(default_factory=list)
-    questions: list[_Question] = dataclasses.field(default_factory=list)
+    A question comes with the sentences it is about.
+    """
+
+    def __init__(self, rng: np.random.Generator, writer: _Writer, words: _Words, counts: Counts) -> None:
+        self._rng, self._writer = rng, writer
+        self.groups: list[list[_Sentence]] = []
+        self.pairs: list[tuple[_Sentence, _Sentence]] = []
+        self.questions: list[tuple[Question, list[_Sentence]]] = []
+        names = rng.permutation(words.names).tolist()
+        markers, keys = names[: counts.markers], names[counts.markers :][: counts.pairs]
+        self._binding(markers, self._drawn(words.items, GROUP if markers else 0), counts.bind_questions)
+        self._order(self._drawn(words.events, 2 * counts.order_pairs), counts.first_pairs)
+        self._retrieval(keys, self._drawn(words.codes, counts.pairs))
+        self.questions = [self.questions[i] for i in rng.permutation(len(self.questions))]
 
     def tokens(self) -> int:
         """How many tokens it takes."""
         sentences = [sentence for group in (*self.groups, *self.pairs) for sentence in group]
-        return sum(len(one.tokens) for one in sentences) + sum(len(q.prompt) + len(q.answer) for q in self.questions)
+        return sum(len(one.tokens) for one in sentences) + sum(len(q.prompt) + len(q.answer) for q, _ in self.questions)
+
+    def _binding(self, markers: list[str], items: list[str], questions: int) -> None:
+        orders = [self._rng.permutation(items).tolist() for _ in markers]
+        for name, order in zip(markers, orders, strict=True):
+            listed = f"{', '.join(order[:-1])} and {order[-1]}"
+            self.groups.append([self._sentence(contract_text.BINDING_FACT.format(name=name, items=listed))])
+        for pick in self._rng.permutation(len(markers) * GROUP)[:questions]:
+            group, offset = divmod(int(pick), GROUP)
+            prompt = contract_text.BINDING_PROMPT.format(ordinal=contract_text.ORDINALS[offset], name=markers[group])
+            choices, places = (answer_first(values, offset) for values in (orders[group], range(1, GROUP + 1)))
+            self._ask("binding", prompt, choices, self.groups[group], asked=offset + 1, choice_offsets=places)
+
+    def _order(self, events: list[str], first_pairs: int) -> None:
+        for index, pair in enumerate(zip(events[::2], events[1::2], strict=True)):
+            first, second = (self._sentence(contract_text.EVENTS[event]) for event in pair)
+            self.pairs.append((first, second))
+            one, other = pair if self._rng.random() < 0.5 else pair[::-1]
+            way, asked, choices = ("first", FIRST, pair) if index < first_pairs else ("last", LAST, pair[::-1])
+            prompt = contract_text.ORDER_PROMPTS[way].format(one=one, other=other)
+            self._ask("order", prompt, choices, [first, second], asked=asked)
+
+    def _retrieval(self, keys: list[str], values: list[str]) -> None:
+        for index, name in enumerate(keys):
+            fact = self._sentence(contract_text.RETRIEVAL_FACT.format(name=name, word=values[index]))
+            self.groups.append([fact])
+            prompt = contract_text.RETRIEVAL_PROMPT.format(name=name)
+            self._ask("retrieval", prompt, answer_first(values, index), [fact])
+
+    def _drawn(self, words: tuple[str, ...], count: int) -> list[str]:
+        return self._rng.choice(words, count, replace=False).tolist() if count else []
+
+    def _sentence(self, text: str) -> _Sentence:
+        return _Sentence(self._writer.write(text))
+
+    def _ask(self, task: str, prompt: str, choices: Sequence[str], about: list[_Sentence], **more) -> None:
+        ends = [self._writer.complete(prompt, choice) for choice in choices[:_CHOICES]]
+        firsts = [end[0] for end in ends]
+        if len(set(firsts)) < len(firsts):
+            raise InputError(f"{task}: {self._writer.name} does not tell {', '.join(choices)} apart after {prompt!r}")
+        self.questions.append((Question(task, self._writer.write(prompt), ends[0], firsts, **more), about))
 
 
 def _row(
     rng: np.random.Generator, writer: _Writer, words: _Words, length: int, largest_gap: int, counts: Counts
 ) -> tuple[np.ndarray, ...]:
     for_contents, for_places, for_filler = rng.spawn(3)
-    contents = _contents(for_contents, writer, words, counts)
+    contents = _Contents(for_contents, writer, words, counts)
     heading = writer.write(contract_text.QUESTIONS_FOLLOW)
     room = length - len(writer.prefix) - contents.tokens() - len(heading)
     if room < 1:
@@ -246,7 +282,10 @@ def _row(
     else:
         raise InputError(f"order: no place for {counts} in {length} tokens with gaps of at most {largest_gap}")
     tokens = [*writer.prefix, *(token for sentence in line for token in sentence.tokens), *heading]
-    return _asked(tokens, contents.questions)
+    for question, about in contents.questions:
+        starts = [sentence.start for sentence in about]
+        question.at, question.gap = max(starts), max(starts) - min(starts)
+    return asked_row(tokens, [question for question, _ in contents.questions])
 
 
 def _filler(rng: np.random.Generator, writer: _Writer, room: int) -> list[_Sentence]:
@@ -280,98 +319,3 @@ def _placed(
         line.insert(other, second)
         line.insert(place, first)
     return line
-
-
-def _asked(tokens: list[int], questions: list[_Question]) -> tuple[np.ndarray, ...]:
-    columns: list[list] = [[] for _ in range(7)]
-    for question in questions:
-        tokens += question.prompt
-        starts = [sentence.start for sentence in question.about]
-        values = (
-            index_of(question.task),
-            len(tokens) - 1,
-            [*question.choices, *[-1] * (_CHOICES - len(question.choices))],
-            len(tokens) - 1 - max(starts),
-            max(starts) - min(starts) if question.task == "order" else 0,
-            question.asked,
-            [*question.choice_offsets, *[0] * (_CHOICES - len(question.choice_offsets))],
-        )
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
-        tokens += question.answer
-    return (np.asarray(tokens, np.int32), *(np.asarray(column, np.int32) for column in columns))
-
-
-def _contents(rng: np.random.Generator, writer: _Writer, words: _Words, counts: Counts) -> _Contents:
-    names = iter(rng.permutation(words.names).tolist())
-    contents = _Contents()
-    _binding(rng, writer, words, names, counts, contents)
-    _order(rng, writer, words, counts, contents)
-    _retrieval(rng, writer, words, names, counts, contents)
-    contents.questions = [contents.questions[i] for i in rng.permutation(len(contents.questions))]
-    return contents
-
-
-def _question(writer: _Writer, task: str, prompt: str, choices: Sequence[str], about, **more) -> _Question:
-    ends = [writer.complete(prompt, choice) for choice in choices[:_CHOICES]]
-    firsts = [end[0] for end in ends]
-    if len(set(firsts)) < len(firsts):
-        raise InputError(f"{task}: {writer.name} does not tell {', '.join(choices)} apart after {prompt!r}")
-    return _Question(task, writer.write(prompt), ends[0], firsts, about, **more)
-
-
-def _answer_first(values: Sequence, index: int) -> list:
-    return [values[index], *values[:index], *values[index + 1 :]]
-
-
-def _drawn(rng: np.random.Generator, words: tuple[str, ...], count: int) -> list[str]:
-    return rng.choice(words, count, replace=False).tolist() if count else []
-
-
-def _binding(rng, writer: _Writer, words: _Words, names, counts: Counts, contents: _Contents) -> None:
-    markers = list(itertools.islice(names, counts.markers))
-    items = _drawn(rng, words.items, GROUP if markers else 0)
-    orders = [rng.permutation(items).tolist() for _ in markers]
-    lists = [
-        _Sentence(writer.write(contract_text.BINDING_FACT.format(name=name, items=_listed(order))))
-        for name, order in zip(markers, orders, strict=True)
-    ]
-    contents.groups += [[sentence] for sentence in lists]
-    for pick in rng.permutation(len(markers) * GROUP)[: counts.bind_questions]:
-        group, offset = divmod(int(pick), GROUP)
-        prompt = contract_text.BINDING_PROMPT.format(ordinal=contract_text.ORDINALS[offset], name=markers[group])
-        contents.questions.append(
-            _question(
-                writer,
-                "binding",
-                prompt,
-                _answer_first(orders[group], offset),
-                [lists[group]],
-                asked=offset + 1,
-                choice_offsets=tuple(_answer_first(range(1, GROUP + 1), offset)),
-            )
-        )
-
-
-def _listed(items: list[str]) -> str:
-    return f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def _order(rng, writer: _Writer, words: _Words, counts: Counts, contents: _Contents) -> None:
-    events = _drawn(rng, words.events, 2 * counts.order_pairs)
-    for index, pair in enumerate(zip(events[::2], events[1::2], strict=True)):
-        first, second = (_Sentence(writer.write(contract_text.EVENTS[event])) for event in pair)
-        contents.pairs.append((first, second))
-        one, other = pair if rng.random() < 0.5 else pair[::-1]
-        way, asked, choices = ("first", FIRST, pair) if index < counts.first_pairs else ("last", LAST, pair[::-1])
-        prompt = contract_text.ORDER_PROMPTS[way].format(one=one, other=other)
-        contents.questions.append(_question(writer, "order", prompt, choices, [first, second], asked=asked))
-
-
-def _retrieval(rng, writer: _Writer, words: _Words, names, counts: Counts, contents: _Contents) -> None:
-    values = _drawn(rng, words.codes, counts.pairs)
-    for index, name in enumerate(itertools.islice(names, counts.pairs)):
-        fact = _Sentence(writer.write(contract_text.RETRIEVAL_FACT.format(name=name, word=values[index])))
-        contents.groups.append([fact])
-        prompt = contract_text.RETRIEVAL_PROMPT.format(name=name)
-        contents.questions.append(_question(writer, "retrieval", prompt, _answer_first(values, index), [fact]))

@@ -18,19 +18,10 @@ from typing import Literal
 from rope_jax import named_records
 from rope_jax.errors import InputError
 
-__all__ = ["PROBES", "TASKS", "Role", "Task", "guess", "help_text", "index_of", "names", "register"]
+__all__ = ["PROBES", "TASKS", "Role", "Task", "index_of", "names", "register"]
 
 Role = Literal["retrieval", "precision"]
 """Whether a task asks for what stands somewhere, or for where something stands."""
-
-
-def guess(choices: int) -> float:
-    """Returns how often a guess among so many choices is right.
-
-    >>> guess(8)
-    0.125
-    """
-    return 1 / choices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +41,7 @@ class Task:
     label: str
     explanation: str
     role: Role
-    chance: Callable[[int], float] = guess
+    chance: Callable[[int], float] = lambda choices: 1 / choices
     ways: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
@@ -87,11 +78,6 @@ def index_of(name: str) -> int:
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}; there are: {', '.join(TASKS)}")
     return list(TASKS).index(name)
-
-
-def help_text() -> str:
-    """Returns a line for every task: its name and what it asks for."""
-    return "\n".join(f"{name}: {task.explanation}" for name, task in TASKS.items())
 
 
 for _record in (

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
@@ -14,13 +13,9 @@ from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.diagnosis.tasks import contexts
 from rope_jax.diagnosis.tasks.context_sizes import check_size
-from rope_jax.diagnosis.tasks.contexts import TRAINING, Contexts, Counts
+from rope_jax.diagnosis.tasks.contexts import TRAINING, Contexts, Counts, Reach
 from rope_jax.diagnosis.tasks.text import Rows
 from rope_jax.errors import InputError
-
-Reach = Literal["short", "long"]
-REACHES: tuple[Reach, ...] = ("short", "long")
-"""Short is what a model was trained on, long is what comes beyond."""
 
 _FIT_ROWS = 32
 _UNSEEN_ROWS = 24
@@ -115,6 +110,17 @@ class Subject:
         """Returns other contexts like its own: as many facts, and events no farther apart than in training."""
         return _made(rng, rows=rows, length=length, trained_length=self.trained_length, counts=self.counts)
 
+    def practice(self, rng: np.random.Generator, *, rows: int, text_rows: int) -> tuple[Rows, np.ndarray]:
+        """Returns contexts, then rows of repeated text, of the target length to train on, and how next tokens weigh.
+
+        Answers and copied tokens count. Copies are many and easy: a row of them counts as much as one of answers.
+        """
+        asked = self.more_contexts(rng, rows=rows, length=self.target_length)
+        text = contexts.repeated_text(rng, rows=text_rows, length=self.target_length, farthest=self.trained_length // 2)
+        answers = answer_weights(asked)
+        share = answers.sum(axis=1).mean() / text.predictable.sum(axis=1, keepdims=True)
+        return np.concatenate([asked.tokens, text.tokens]), np.concatenate([answers, share * text.predictable])
+
 
 def bundled_models() -> tuple[Path, ...]:
     """Returns the directories of the test models that are bundled with the package, by seed."""
@@ -136,7 +142,7 @@ class BundledModel:
     def asked(
         self, *, rows: int, target_length: int | None = None, text_rows: int = 8, seed: int = 0, part: int = 0
     ) -> Subject:
-        """Returns the model with contexts in its own language.
+        """Returns the model with contexts in its own language; they do not depend on its weights.
 
         Args:
           rows: contexts at each length.
@@ -146,62 +152,33 @@ class BundledModel:
           part: further parts of the items, 1 or more, are other draws of as many; what is fitted to stays.
 
         Raises:
-          InputError: if the target is no longer than what the model was trained on.
+          InputError: if the target is no longer than the trained length, or the items do not fit into memory.
         """
         length = self.checkpoint.positions.original_length
         target = 8 * length if target_length is None else target_length
         if target <= length:
             raise InputError(f"target length {target} must be above the trained length {length}")
-        fitted, unseen = (np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(s,))) for s in (_FIT, _UNSEEN))
+        check_size(rows=rows, lengths=[length, target], text_rows=text_rows)
+        judged = (_FURTHER, part) if part else (_JUDGED,)
+        judge, fit, unseen = (
+            np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)) for key in (judged, (_FIT,), (_UNSEEN,))
+        )
         made = functools.partial(_made, trained_length=length, counts=self.counts)
-        answers = made(fitted, rows=_FIT_ROWS, length=length)
-        copies = contexts.repeated_text(fitted, rows=_FIT_ROWS // 4, length=length, farthest=length // 2)
+        short, long = (made(judge, rows=rows, length=n) for n in (length, target))
+        text = contexts.repeated_text(judge, rows=text_rows, length=target, farthest=length // 2)
+        answers = made(fit, rows=_FIT_ROWS, length=length)
+        copies = contexts.repeated_text(fit, rows=_FIT_ROWS // 4, length=length, farthest=length // 2)
         return Subject(
             checkpoint=self.checkpoint,
             trained_length=length,
             target_length=target,
-            items=synthetic_items(
-                self.counts,
-                trained_length=length,
-                target_length=target,
-                rows=rows,
-                text_rows=text_rows,
-                seed=seed,
-                part=part,
-            ),
+            items=Items(short, long, text.tokens, text.predictable),
             fit_text=np.concatenate([answers.tokens, copies.tokens]),
             fit_counted=np.concatenate([answer_weights(answers), copies.predictable]),
             unseen_items=made(unseen, rows=_UNSEEN_ROWS, length=length),
             language="contexts in the model's own vocabulary; text of repeated segments, copied tokens counted",
             counts=self.counts,
         )
-
-
-def synthetic_items(
-    counts: Counts, *, trained_length: int, target_length: int, rows: int, text_rows: int, seed: int = 0, part: int = 0
-) -> Items:
-    """Returns what a bundled test model is asked, in synthetic contexts; it does not depend on its weights.
-
-    Args:
-      counts: facts and questions of a context.
-      trained_length: `L`, tokens.
-      target_length: `L'`, tokens.
-      rows: contexts at each length.
-      text_rows: rows of repeated text.
-      seed: of all items.
-      part: further parts, 1 or more, are other draws of as many.
-
-    Raises:
-      InputError: if they are too many to fit into memory.
-    """
-    check_size(rows=rows, lengths=[trained_length, target_length], text_rows=text_rows)
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_FURTHER, part) if part else (_JUDGED,)))
-    short, long = (
-        _made(rng, rows=rows, length=length, trained_length=trained_length, counts=counts)
-        for length in (trained_length, target_length)
-    )
-    text = contexts.repeated_text(rng, rows=text_rows, length=target_length, farthest=trained_length // 2)
-    return Items(short, long, text.tokens, text.predictable)
 
 
 def read_bundled_model(directory: Path) -> BundledModel:

@@ -139,13 +139,8 @@ def _tokenise(path: pathlib.Path, tokenizer_file: pathlib.Path | None, separator
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not readable as UTF-8 text: {_first_line(error)}") from error
-    documents = [document.strip() for document in text.split(separator)]
-    documents = [document for document in documents if document]
+        raise InputError(f"{path}: not readable as UTF-8 text: {error}") from error
+    documents = [stripped for document in text.split(separator) if (stripped := document.strip())]
     if not documents:
         raise InputError(f"{path}: the text is empty")
     return encode_documents(tokenizer_file, documents, origin=str(path))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -19,11 +19,12 @@ from jaxtyping import Int64
 
 from rope_jax.checkpoints.gguf_file import is_gguf
 from rope_jax.checkpoints.gguf_tokenizer import tokenizer_text
+from rope_jax.checkpoints.strict_json import one_line
 from rope_jax.diagnosis.tasks import tokenizer_process
 from rope_jax.errors import InputError, RopeJaxError
 from rope_jax.regular_files import check_regular
 
-__all__ = ["encode_documents", "read_tokenizer"]
+__all__ = ["encode_documents", "first_line", "read_tokenizer"]
 
 MAX_BYTES = 256 * 2**20  # the largest published ones have about 35 MB
 _MEMORY = 4 * 2**30  # of address space, beyond what the sizes of the files ask for
@@ -48,7 +49,7 @@ def read_tokenizer(file: pathlib.Path) -> tokenizers.Tokenizer:
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(written))
         except Exception as error:  # the library raises bare Exception
-            raise InputError(f"{file}: not a tokenizer: {_first_line(str(error))}") from error
+            raise InputError(f"{file}: not a tokenizer: {first_line(error)}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -115,7 +116,7 @@ def _run(file: pathlib.Path, documents: Sequence[str]) -> tuple[np.ndarray | Non
     printed = done.stderr.decode("utf-8", "replace")
     if done.returncode == 1:
         crashed = "panicked at" in printed
-        return None, loaded, _first_line(printed.strip().rpartition("\n")[2]), crashed
+        return None, loaded, first_line(printed.strip().rpartition("\n")[2] or "no reason given"), crashed
     return None, loaded, f"it crashes the library that reads it ({_ending(done.returncode)})", True
 
 
@@ -126,6 +127,6 @@ def _ending(status: int) -> str:
         return f"exit status {status}"
 
 
-def _first_line(text: str) -> str:
-    line = (text.splitlines() or [""])[0][:300]
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+def first_line(error: object) -> str:
+    """Returns what an error says first, short and printable."""
+    return one_line((str(error).splitlines() or [type(error).__name__])[0][:300])

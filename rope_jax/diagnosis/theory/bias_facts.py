@@ -7,15 +7,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from rope_jax.biases.buckets import bucket_starts
-from rope_jax.biases.protocol import Bias
+from rope_jax.biases.host import Bias, bucket_starts, paper_slopes
 from rope_jax.biases.registry import BiasRecord, BiasRequest, bias_of, parse_bias
-from rope_jax.biases.slopes import paper_slopes
 from rope_jax.checkpoints.positions import BiasSpec, LayerGroup
 from rope_jax.errors import InputError
 
 NUM_BUCKETS = 32
 UNKNOWN_TABLE = "a config does not hold the learned table: zeros are assumed, only the bucket edges are known"
+
+
+_IF_KNOWN = (
+    "horizons", "heads_that_reach_target", "taken_at_trained", "taken_at_target", "slopes", "num_buckets",
+    "max_distance", "last_bucket_start", "bucket_widths", "note",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,9 +70,8 @@ class DeployedBias:
 
     def record(self, *, amplitude: float, trained_length: int, target_length: int) -> dict[str, Any]:
         """Returns `bias.*` of `keys.KEYS`."""
-        keys = ("horizons", "heads_that_reach_target", "taken_at_trained", "taken_at_target", "slopes", "num_buckets")
         record: dict[str, Any] = {"name": self.name, "source": self.source, "declared": self.declared}
-        record.update(dict.fromkeys((*keys, "max_distance", "last_bucket_start", "bucket_widths", "note")))
+        record.update(dict.fromkeys(_IF_KNOWN))
         if self.slopes is not None or self.other is not None:
             ends = np.array([0, trained_length - 1, target_length - 1])
             values = self.weakest(ends)
@@ -122,11 +125,8 @@ def deployed_bias(
         if record.name == "t5":
             spec = BiasSpec("t5", num_buckets=NUM_BUCKETS, max_distance=max(target_length, NUM_BUCKETS))
             return DeployedBias("t5", f"asked for; {NUM_BUCKETS} buckets up to the target length", buckets=spec)
-        name, made = bias, bias_of(bias, request)
-    elif isinstance(bias, BiasRecord):
-        if bias.fitted:
-            raise InputError(f"bias {bias.name!r} is fitted to a model's weights, and there are none")
-        name, made = bias.name, bias.make(request)
+    if isinstance(bias, str | BiasRecord):
+        name, made = bias if isinstance(bias, str) else bias.name, bias_of(bias, request)
     else:
         name, made = type(bias).__name__.lower(), bias
     if made is None:

@@ -3,13 +3,13 @@
 import dataclasses
 
 from rope_jax import scaling as rules
-from rope_jax.biases.protocol import Bias
+from rope_jax.biases.host import Bias
 from rope_jax.biases.registry import BiasRecord
-from rope_jax.checkpoints.extending import declares_scaling, extension_rule, trained_rotary
+from rope_jax.checkpoints.extending import extension_rule, length_before, trained_rotary
 from rope_jax.checkpoints.extending import trained_length as declared_trained_length
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.diagnosis.theory.bias_facts import DeployedBias, deployed_bias
-from rope_jax.diagnosis.theory.offset_samples import check_pairs
+from rope_jax.diagnosis.theory.resolution import check_pairs
 from rope_jax.errors import InputError
 from rope_jax.frequencies import Rotary
 from rope_jax.length_rules import LengthRule
@@ -60,14 +60,9 @@ class Extension:
         return any(self.reach(group) > self.seen(group) for group in self.config.groups)
 
     @property
-    def replaces(self) -> bool:
-        """Whether a scaling takes the place of a declared one."""
-        return declares_scaling(self.config) and not self.compose
-
-    @property
     def length_before(self) -> int:
         """Tokens that the factor of a scaling is taken against."""
-        return self.original_length if self.replaces else self.trained_length
+        return length_before(self.config, trained=self.trained_length, compose=self.compose)
 
     @property
     def factor(self) -> float:
@@ -96,13 +91,8 @@ class Extension:
             return rules.none()
         if isinstance(wanted, Scaling):
             wanted = wanted.make(self.factor, self.length_before)
-        return extension_rule(
-            wanted,
-            self.config,
-            trained=self.trained_length,
-            target=self.target_length,
-            compose=self.compose,
-        )
+        lengths = {"trained": self.trained_length, "target": self.target_length}
+        return extension_rule(wanted, self.config, **lengths, compose=self.compose)
 
 
 def extension(
@@ -116,22 +106,7 @@ def extension(
     compose: bool = False,
     amplitude: float = 20.0,
 ) -> Extension:
-    """Returns the extension that is asked for, filled up by what the config declares.
-
-    Args:
-      config: what the model's config says.
-      target_length: `L'`, tokens.
-      scaling: a name, "explicit_base:B", a rule or a record; None for the declared scaling with the factor that the
-        target takes, else "ntk"; "none" where no query meets more offsets than in training.
-      bias: a name or a multiple (`alibi*16`), a bias or a record; None for what the config declares, if anything.
-      trained_length: `L`, tokens, in place of what the config says.
-      trained_base: `b`, in place of what the config says, of layers without a window.
-      compose: whether `scaling` comes on top of a declared one.
-      amplitude: `A`, nats: how far the rotary logit of a matching head can rise.
-
-    Raises:
-      InputError: if an argument is out of range, names nothing, or does not apply to the model.
-    """
+    """Returns the extension that is asked for, filled up by what the config declares; arguments as of `inspect`."""
     if not 0 < amplitude <= LARGEST_AMPLITUDE:
         raise InputError(
             f"amplitude must be a finite positive number of nats, at most {LARGEST_AMPLITUDE}, got {amplitude}: "
@@ -198,10 +173,8 @@ def _asked(found: Extension, scaling: AnyScaling) -> tuple[AnyScaling, str]:
     name = scaling if isinstance(scaling, str) else scaling.name
     if found.main.rotary is None and name != "none":
         raise InputError(f"scaling {name} has nothing to scale: {found.config.origin} has no rotary embedding")
-    by_factor = (
-        isinstance(scaling, str) and name not in ("none", "no_rotation") and not name.startswith("explicit_base")
-    )
-    if by_factor and found.factor <= 1:
+    takes_factor = name not in ("none", "no_rotation") and not name.startswith("explicit_base")
+    if isinstance(scaling, str) and takes_factor and found.factor <= 1:
         scaling_rule(name, factor=1.0, original_length=found.length_before)  # refuses an unknown name
         return "none", f"nothing is extended, so {name} has nothing to do"
     return scaling, "asked for"

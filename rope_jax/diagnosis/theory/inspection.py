@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from rope_jax.biases.protocol import Bias
+from rope_jax.biases.host import Bias
 from rope_jax.biases.registry import BiasRecord
 from rope_jax.checkpoints.dialects import positions_of, read_positions
 from rope_jax.checkpoints.positions import PositionConfig
 from rope_jax.checkpoints.presets import PRESETS, preset
 from rope_jax.diagnosis.theory.details import details_text
 from rope_jax.diagnosis.theory.extension import AnyScaling, Extension, extension
-from rope_jax.diagnosis.theory.facts import group_record, threshold_record
+from rope_jax.diagnosis.theory.facts import UNRANKED, group_record, name_of, option_records, threshold_record
 from rope_jax.diagnosis.theory.faults import faults_of
 from rope_jax.diagnosis.theory.keys import STATUS
-from rope_jax.diagnosis.theory.options import UNRANKED, name_of, option_records
 from rope_jax.diagnosis.theory.summary import next_command, options_text, summary_of, summary_text
 from rope_jax.errors import InputError
 
@@ -137,7 +136,7 @@ def _record(
     config, main = asked.config, asked.main
     thresholds = threshold_record(asked)
     options, not_applicable = option_records(asked, thresholds)
-    declared = main.rule
+    declared, given = main.rule, getattr(main.rule, "hyperparameters", {})
     record = plain(
         {
             "status": STATUS,
@@ -155,7 +154,7 @@ def _record(
                 "trained_base_given": base_given,
                 "declared_length": config.declared_length,
                 "declared_scaling": declared.name,
-                "declared_factor": getattr(declared, "factor", None) or _factor_of(declared),
+                "declared_factor": getattr(declared, "factor", None) or given.get("factor"),
                 "target_length": asked.target_length,
                 "ratio": asked.target_length / asked.trained_length,
                 "extended": asked.extended,
@@ -185,11 +184,8 @@ def _record(
             "findings": config.findings,
         }
     )
-    return {**record, "next": next_command(record), "summary": summary_of({**record, "next": next_command(record)})}
-
-
-def _factor_of(rule: Any) -> float | None:
-    return getattr(rule, "hyperparameters", {}).get("factor")
+    record["next"] = next_command(record)
+    return {**record, "summary": summary_of(record)}
 
 
 def plain(value: Any) -> Any:

@@ -21,18 +21,7 @@ _CLASSES = {
     "out of distribution": ("#d55e00", "X"),
     "still": ("#999999", "v"),
 }
-_COLOURS = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#d55e00",
-    "#cc79a7",
-    "#56b4e9",
-    "#8c6d1f",
-    "#777777",
-    "#3d2b8f",
-    "#000000",
-)
+_LINES = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d1f", "#777777", "#3d2b8f", "#000000")
 _MARKERS = "os^DvPX<>*"
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -115,7 +104,7 @@ def _coherence(axis: Axes, record: Mapping[str, Any]) -> list[Any]:
     lines = []
     for k, (name, curve) in enumerate(curves.items()):
         offsets = [point["offset"] for point in curve]
-        colour, marker = _COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)]
+        colour, marker = _LINES[k % len(_LINES)], _MARKERS[k % len(_MARKERS)]
         label = f"{name} (deployed)" if k == 0 else name
         kept = [point["coherence"] for point in curve]
         lines += axis.plot(offsets, kept, color=colour, marker=marker, markersize=5, label=label)

@@ -40,8 +40,10 @@ def _command(text: str, width: int, heading: str) -> list[str]:
 
 def summary_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
     """Returns the summary of an inspection as headings and texts: `summary` of `keys.KEYS`."""
+    model = record["model"]
+    trained = f"{_times(model['ratio'])} times the {model['trained_length']:,} trained"
     lines = [
-        ("ASKED", _asked(record)),
+        ("ASKED", f"serve {model['target_length']:,} tokens, {trained}"),
         ("NATIVE", _native(record)),
         ("CHANGES", _changes(record)),
         *(("AT RISK" if n == 0 else "", text) for n, text in enumerate(_risks(record))),
@@ -59,19 +61,10 @@ def next_command(record: Mapping[str, Any]) -> str:
     path = model["path"]
     whole = path is not None and (os.path.isdir(path) or is_gguf(path))
     checkpoint = CHECKPOINT if path is None else path if whole else os.path.dirname(path) or "."
-    given = [f"--trained_length={model['trained_length']}"] if model["trained_length_given"] else []
-    composed = ["--compose"] if deployed["compose"] else []
-    configuration = f"--deployed={deployed['scaling']}+{deployed['bias']}"
-    return " ".join(
-        [
-            "rope-jax diagnose",
-            checkpoint,
-            "--text=FILE",
-            f"--target_length={model['target_length']}",
-            configuration,
-            *given,
-            *composed,
-        ]
+    given = f" --trained_length={model['trained_length']}" if model["trained_length_given"] else ""
+    return (
+        f"rope-jax diagnose {checkpoint} --text=FILE --target_length={model['target_length']} "
+        f"--deployed={deployed['scaling']}+{deployed['bias']}{given}{' --compose' if deployed['compose'] else ''}"
     )
 
 
@@ -81,12 +74,6 @@ def _main(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _times(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _asked(record: Mapping[str, Any]) -> str:
-    model = record["model"]
-    trained = f"{_times(model['ratio'])} times the {model['trained_length']:,} trained"
-    return f"serve {model['target_length']:,} tokens, {trained}"
 
 
 def _native(record: Mapping[str, Any]) -> str:
@@ -174,22 +161,19 @@ def _risks(record: Mapping[str, Any]) -> list[str]:
             f"dilution: {_times(main['reach'] / main['seen'])} times the keys; one needs {record['entropy_cost']:.2f} "
             "nats more to keep its share"
         )
-    risks += _bias_risk(record, record["bias"])
-    return risks or ["nothing: no query meets a distance that training did not show"]
-
-
-def _bias_risk(record: Mapping[str, Any], bias: Mapping[str, Any]) -> list[str]:
-    main = _main(record)
+    bias = record["bias"]
     if bias["horizons"] is not None:
-        return [
+        risks.append(
             f"bias {bias['name']}: {bias['taken_at_trained']:.3g} nats off at {main['seen'] - 1:,} tokens, "
             f"{bias['taken_at_target']:.3g} at {main['reach'] - 1:,} in its weakest head; horizon beyond "
             f"{main['reach']:,} tokens in {bias['heads_that_reach_target']} of {len(bias['horizons'])} heads "
             f"(A = {record['deployed']['amplitude']:g} nats)"
-        ]
-    if bias["num_buckets"] is not None:
-        return [f"bias {bias['name']}: all offsets from {bias['last_bucket_start']:,} on share a bucket; table unknown"]
-    return []
+        )
+    elif bias["num_buckets"] is not None:
+        risks.append(
+            f"bias {bias['name']}: all offsets from {bias['last_bucket_start']:,} on share a bucket; table unknown"
+        )
+    return risks or ["nothing: no query meets a distance that training did not show"]
 
 
 def _bases(record: Mapping[str, Any]) -> list[str]:

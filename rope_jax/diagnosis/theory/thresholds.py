@@ -7,9 +7,8 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float64
 
-from rope_jax.diagnosis.theory import offset_samples
+from rope_jax.diagnosis.theory import resolution
 from rope_jax.diagnosis.theory.resolution import BLOCK, phase_sum
 from rope_jax.frequencies import Frequencies
 
@@ -75,36 +74,30 @@ class NonNegativeBase:
     offsets: int
 
 
-def content_curve(frequencies: Frequencies, length: int) -> Float64[np.ndarray, " offsets"]:
-    r"""Returns `B(m) = \sum_i \cos m\theta_i` for `m = 0 ... length - 1`.
-
-    Below zero, a key like the query scores worse than a random one, so content cannot be found at that offset.
-
-    Source: Men et al., arXiv 2405.14591, section 4.
-    """
-    return phase_sum(frequencies, np.ones((1, len(frequencies)), np.complex128), length)[0]
-
-
 def non_negative_multiplier(
     frequencies: Frequencies, *, target_length: int, step: float = 0.005, largest: float = 1e6
 ) -> NonNegativeBase:
-    r"""Returns the smallest `lambda` with `B(m) >= 0` for all `0 <= m <= L'`.
+    r"""Returns the smallest `lambda` with `B(m) = \sum_i \cos m\theta_i >= 0` for all `0 <= m <= L'`.
+
+    Below zero, a key like the query scores worse than a random one, so content cannot be found at that offset.
 
     It is not monotone in `lambda`: a larger base can fail again, so the answer comes from a scan upwards from 1 in
     steps of a constant ratio, its edge then narrowed by halving. After the first success the scan goes on to twice
     that `lambda`, to see whether it fails again. Of a very long context not every offset is tried, see
-    `offset_samples.evenly`: a dip between those that are is missed, and the answer is a lower bound.
+    `resolution.evenly`: a dip between those that are is missed, and the answer is a lower bound.
 
     Args:
       frequencies: `theta`, trained, `[pairs]`.
       target_length: `L'`, tokens.
       step: ratio of neighbouring `lambda`, less 1.
       largest: where to stop.
+
+    Source: Men et al., arXiv 2405.14591, section 4.
     """
     known_bad = np.zeros(0, dtype=np.int64)
     coefficients = np.ones((1, len(frequencies)), np.complex128)
-    most = 8 * offset_samples.most_offsets(len(frequencies))  # a dip is a single offset: its neighbours say little
-    samples, offsets = offset_samples.evenly(target_length + 1, most=most)
+    most = 8 * resolution.most_offsets(len(frequencies))  # a dip is a single offset: its neighbours say little
+    samples, offsets = resolution.evenly(target_length + 1, most=most)
 
     def holds(multiplier: float) -> bool:
         nonlocal known_bad

@@ -55,11 +55,10 @@ def shared_suspect(verdicts: Sequence[Verdict]) -> str:
         f"{names} fail alike: each loses {falls}. What they share is suspect: {also}the target length, the model and "
         "the implementation."
     )
-    whole = all(one.cause.ahead is not None for one in verdicts)
-    if whole and all(one.cause.part == "bias" for one in verdicts):
-        said += " By the 2 x 2 the bias costs more than the scaling in each of them."
-    elif whole and all(one.cause.part == "scaling" for one in verdicts):
-        said += " By the 2 x 2 the scaling costs more than the bias in each of them."
+    parts = {one.cause.part if one.cause.ahead is not None else "not resolved" for one in verdicts}
+    if parts in ({"bias"}, {"scaling"}):
+        (part,), (other,) = parts, {"bias", "scaling"} - parts
+        said += f" By the 2 x 2 the {part} costs more than the {other} in each of them."
     if not any(task in lost for task in PRECISION):
         said += " Neither order nor binding is known to be lost."
     return said
@@ -68,11 +67,8 @@ def shared_suspect(verdicts: Sequence[Verdict]) -> str:
 def _fall_alike(verdicts: Sequence[Verdict], lost: Sequence[str]) -> bool:
     for task in lost:
         falls = [one.regression.falls[task].log_odds for one in verdicts]
-        if any(fall.low is None or fall.high is None for fall in falls):
-            return False
-        if max(fall.low for fall in falls if fall.low is not None) > min(
-            fall.high for fall in falls if fall.high is not None
-        ):
+        ends = [(fall.low, fall.high) for fall in falls if fall.low is not None and fall.high is not None]
+        if len(ends) < len(falls) or max(low for low, _ in ends) > min(high for _, high in ends):
             return False
     return True
 

@@ -7,9 +7,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from rope_jax.diagnosis.evaluation.panel import RETRIEVAL
 from rope_jax.statistics.intervals import Estimate
 
 Answer = Literal["yes", "no", "not resolved"]
+Status = Literal["exact", "repair first", "repair may help", "faulty, harmless"]
+Part = Literal["scaling", "bias", "both", "neither", "not resolved"]
+
+TOGETHER = "together"
+TEXT = "long loss of text"
+"""What decides beside the tasks: order and binding by their weights or, where neither was learned, text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +39,10 @@ class Margins:
     long_loss: float = 0.02
     learned: float = 0.9
 
+    def of(self, measure: str) -> float:
+        """Returns by how much a task, or text beyond the trained length, may change unheeded, in its own unit."""
+        return {RETRIEVAL: self.retrieval, TEXT: self.long_loss}.get(measure, self.gain)
+
 
 @dataclasses.dataclass(frozen=True)
 class Shift:
@@ -44,6 +55,10 @@ class Shift:
 
     log_odds: Estimate
     accuracy: Estimate | None
+
+    def __neg__(self) -> "Shift":
+        """The same of the opposite: a fall from a rise."""
+        return Shift(-self.log_odds, None if self.accuracy is None else -self.accuracy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +117,7 @@ class Implementation:
       sentence: the answer in words.
     """
 
-    status: Literal["exact", "repair first", "repair may help", "faulty, harmless"]
+    status: Status
     repair: Mapping[str, Shift] | None
     faults: tuple[FaultEffect, ...]
     nearest: Mapping[str, float]
@@ -208,7 +223,7 @@ class Cause:
     """
 
     by_task: Mapping[str, Mapping[str, Estimate]]
-    part: Literal["scaling", "bias", "both", "neither", "not resolved"]
+    part: Part
     ahead: Estimate | None
     sentence: str
 
@@ -267,3 +282,8 @@ class Verdict:
     next: tuple[str, ...]
     settled: bool
     open: tuple[str, ...]
+
+    @property
+    def decisive(self) -> Ranking:
+        """The ranking that decides what to try first."""
+        return self.rankings[TOGETHER if TOGETHER in self.rankings else TEXT]

@@ -12,8 +12,6 @@ from rope_jax.diagnosis.verdict.contrasts import Contrasts, above
 from rope_jax.errors import InputError
 from rope_jax.statistics.intervals import CONFIDENCE, Estimate
 
-_PARTS = ("steps", "latency", "memory")
-
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
@@ -56,15 +54,15 @@ def parse(text: str) -> Budget:
     >>> parse("steps=100,latency=1.5")
     Budget(steps=100, latency=1.5, memory=inf)
     """
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     for part in text.split(","):
-        match = re.fullmatch(rf"\s*({'|'.join(_PARTS)})\s*=\s*(\d+(?:\.\d*)?)\s*", part)
+        match = re.fullmatch(r"\s*(steps|latency|memory)\s*=\s*(\d+(?:\.\d*)?)\s*", part)
         if match is None or match[1] in values:
             raise InputError(f"--budget: {part.strip()!r} is not one of steps=N, latency=RATIO, memory=MIB, each once")
         if match[1] == "steps" and "." in match[2]:
             raise InputError(f"--budget: steps must be a whole number, got {match[2]}")
-        values[match[1]] = float(match[2])
-    return Budget(int(values.get("steps", 0)), values.get("latency", math.inf), values.get("memory", math.inf))
+        values[match[1]] = int(match[2]) if match[1] == "steps" else float(match[2])
+    return Budget(**values)
 
 
 def choose(
@@ -88,21 +86,16 @@ def choose(
       budget: what may be spent.
       margins: what may be lost at the trained length.
     """
-    contrasts = Contrasts(used, CONFIDENCE, 0)
+    contrasts = Contrasts(used, CONFIDENCE)
     of_name = {one["configuration"]: one for one in costs}
-    candidates = [(name, False, panel) for name, panel in panels.items()]
-    candidates += [(name, True, panel) for name, panel in adapted.items() if budget.steps]
-    ranked = sorted(
-        (
-            (contrasts.shift_together(panel, original).log_odds, name, trained, panel)
-            for name, trained, panel in candidates
-        ),
-        key=lambda one: -one[0].mean,
-    )
+    tried = [(name, False, panel) for name, panel in panels.items()]
+    tried += [(name, True, panel) for name, panel in adapted.items() if budget.steps]
+    gains = [contrasts.estimate(contrasts.together(panel, original)) for *_, panel in tried]
     refused: dict[str, str] = {}
-    for gain, name, trained, panel in ranked:
-        why = _harm(panel, original, contrasts, margins) if panel is not original else None
-        why = why or _too_dear(of_name.get(name), next(iter(costs), None), budget)
+    for gain, (name, trained, panel) in sorted(zip(gains, tried, strict=True), key=lambda one: -one[0].mean):
+        why = _harm(panel, original, contrasts, margins) or _too_dear(
+            of_name.get(name), next(iter(costs), None), budget
+        )
         if why is None:
             return Chosen(name, trained, gain, refused)
         refused[f"{name}{', adapted' if trained else ''}"] = why

@@ -4,21 +4,17 @@ The parts are compared with the unchanged model at the same length. What three t
 nothing of the cause, and nothing is said of it here.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping
 
 from rope_jax.diagnosis.evaluation.panel import Evidence, Panel
 from rope_jax.diagnosis.verdict import wording
-from rope_jax.diagnosis.verdict.answers import Cause, Margins
-from rope_jax.diagnosis.verdict.contrasts import TEXT, Contrasts, Paired, above
-from rope_jax.diagnosis.verdict.ranking import TOGETHER
-from rope_jax.diagnosis.verdict.regression import margin_of
+from rope_jax.diagnosis.verdict.answers import Cause, Margins, Part
+from rope_jax.diagnosis.verdict.contrasts import Contrasts, Paired, above
 from rope_jax.statistics.intervals import Estimate
 
 __all__ = ["cause", "shapley"]
 
-Part = Literal["scaling", "bias", "both", "neither", "not resolved"]
-PARTS = ("scaling", "bias")
+_PARTS: tuple[Part, Part] = ("scaling", "bias")
 
 
 def shapley(corners: Mapping[frozenset[str], Panel], by: str, contrasts: Contrasts) -> dict[str, Paired]:
@@ -34,106 +30,79 @@ def shapley(corners: Mapping[frozenset[str], Panel], by: str, contrasts: Contras
       by: a task, "together", or the loss of text.
       contrasts: makes the contrasts.
     """
-
-    def lost(without: Sequence[str], with_: Sequence[str]) -> Paired:
-        better, worse = corners[frozenset(without)], corners[frozenset(with_)]
-        return contrasts.task(better, worse, by) if by in contrasts.used else contrasts.together(better, worse)
-
-    s_alone, b_alone = lost((), ("scaling",)), lost((), ("bias",))
-    s_last, b_last = lost(("bias",), PARTS), lost(("scaling",), PARTS)
-    unseen = max(one.unseen for one in (s_alone, b_alone, s_last, b_last))
-    rows = min(one.units for one in (s_alone, b_alone, s_last, b_last))
-    s1, b1, s2, b2 = (one.values[:, :rows] for one in (s_alone, b_alone, s_last, b_last))
+    none, scaling, bias, both = (corners[frozenset(parts)] for parts in ((), ("scaling",), ("bias",), _PARTS))
+    lost = [
+        contrasts.gain(better, worse, by)
+        for better, worse in ((none, scaling), (none, bias), (bias, both), (scaling, both))
+    ]
+    unseen = max(one.unseen for one in lost)
+    rows = min(one.units for one in lost)
+    s_alone, b_alone, s_last, b_last = (one.values[:, :rows] for one in lost)
     return {
-        "scaling": Paired((s1 + s2) / 2, unseen),
-        "bias": Paired((b1 + b2) / 2, unseen),
-        "interaction": Paired(s2 - s1, unseen),
+        "scaling": Paired((s_alone + s_last) / 2, unseen),
+        "bias": Paired((b_alone + b_last) / 2, unseen),
+        "interaction": Paired(s_last - s_alone, unseen),
     }
 
 
-def cause(evidence: Evidence, base: Panel, contrasts: Contrasts, margins: Margins) -> Cause:
+def cause(evidence: Evidence, contrasts: Contrasts, margins: Margins) -> Cause:
     """Returns which part costs more, if that is resolved.
 
     Args:
       evidence: of one deployed configuration.
-      base: the deployed configuration, run exactly.
       contrasts: makes the contrasts.
       margins: what is too little to matter.
     """
-    decisive = TOGETHER if contrasts.weights else TEXT
-    margin = margin_of(decisive, margins)
-    names = [*contrasts.used, decisive] if contrasts.used else [decisive]
+    decisive = contrasts.decisive
+    margin, unit = margins.of(decisive), wording.unit(decisive)
     if not evidence.corners:
-        return _one_part(evidence, base, contrasts, decisive, margin)
-    paired = {name: shapley(evidence.corners, name, contrasts) for name in names}
-    by_task = {name: {part: contrasts.estimate(values) for part, values in of.items()} for name, of in paired.items()}
-    costs = by_task[decisive]
-    larger, smaller = sorted(PARTS, key=lambda part: -costs[part].mean)
-    values = paired[decisive]
+        return _only_part(evidence, contrasts, margin)
+    paired = {by: shapley(evidence.corners, by, contrasts) for by in (*contrasts.used, decisive)}
+    by_task = {by: {part: contrasts.estimate(values) for part, values in of.items()} for by, of in paired.items()}
+    costs, values = by_task[decisive], paired[decisive]
+    larger, smaller = sorted(_PARTS, key=lambda part: -costs[part].mean)
     ahead = contrasts.estimate(Paired(values[larger].values - values[smaller].values, values[larger].unseen))
     part = _part(costs, larger, smaller, ahead, margin)
-    return Cause(by_task, part, ahead, _sentence(part, costs, larger, smaller, ahead, margin, decisive))
-
-
-def _part(costs: Mapping[str, Estimate], larger: str, smaller: str, ahead: Estimate, margin: float) -> Part:
-    answers = {part: above(costs[part], margin) for part in PARTS}
-    if answers[larger] == "no" and answers[smaller] == "no":
-        return "neither"
-    if answers[larger] == "yes" and above(ahead, 0.0) == "yes":
-        return "scaling" if larger == "scaling" else "bias"
-    return "both" if answers[larger] == "yes" and answers[smaller] == "yes" else "not resolved"
-
-
-def _sentence(
-    part: Part,
-    costs: Mapping[str, Estimate],
-    larger: str,
-    smaller: str,
-    ahead: Estimate,
-    margin: float,
-    decisive: str,
-) -> str:
     measured = (
         f"against the unchanged model at the same length, {_said(larger, costs[larger])} and "
-        f"{_said(smaller, costs[smaller])} {_unit(decisive)}"
+        f"{_said(smaller, costs[smaller])} {unit}"
     )
     apart = f"the difference is {wording.interval(ahead)}"
-    return {
-        "scaling": f"The scaling costs more: {measured}; {apart}.",
-        "bias": f"The bias costs more: {measured}; {apart}.",
+    sentence = {
         "both": f"Both cost more than the margin of {margin:g}: {measured}; which more is not resolved: {apart}.",
         "neither": f"Neither costs more than the margin of {margin:g}: {measured}.",
         "not resolved": f"Which part costs more is not resolved: {measured}; {apart}.",
-    }[part]
+    }.get(part, f"The {part} costs more: {measured}; {apart}.")
+    return Cause(by_task, part, ahead, sentence)
 
 
-def _one_part(evidence: Evidence, base: Panel, contrasts: Contrasts, decisive: str, margin: float) -> Cause:
+def _part(costs: Mapping[str, Estimate], larger: Part, smaller: Part, ahead: Estimate, margin: float) -> Part:
+    answers = (above(costs[larger], margin), above(costs[smaller], margin))
+    if answers == ("no", "no"):
+        return "neither"
+    if answers[0] == "yes" and above(ahead, 0.0) == "yes":
+        return larger
+    return "both" if answers == ("yes", "yes") else "not resolved"
+
+
+def _only_part(evidence: Evidence, contrasts: Contrasts, margin: float) -> Cause:
     """Returns the cost of the only part in place, which the options tell; nothing where both or neither are."""
-    numbers = {option.number for option in evidence.options}
-    in_place = [part for part, of in (("bias", {"1"}), ("scaling", {"2"})) if numbers & of]
-    if len(in_place) != 1:
+    changed = {option.number for option in evidence.options} & {"1", "2"}
+    if len(changed) != 1:
         return Cause({}, "not resolved", None, "The 2 x 2 of scaling and bias was not measured.")
-    only = in_place[0]
-    lost = contrasts.estimate(contrasts.together(evidence.original, base))
-    answer = above(lost, margin)
-    part: Part = "neither" if answer == "no" else "not resolved"
-    if answer == "yes":
-        part = "scaling" if only == "scaling" else "bias"
+    only: Part = "bias" if changed == {"1"} else "scaling"
+    lost = contrasts.estimate(contrasts.together(evidence.original, evidence.base))
+    answers: Mapping[str, Part] = {"yes": only, "no": "neither", "not resolved": "not resolved"}
     return Cause(
-        {decisive: {only: lost}},
-        part,
+        {contrasts.decisive: {only: lost}},
+        answers[above(lost, margin)],
         None,
         f"Only one part is in place: against the unchanged model at the same length, {_said(only, lost)} "
-        f"{_unit(decisive)}.",
+        f"{wording.unit(contrasts.decisive)}.",
     )
 
 
 def _said(part: str, cost: Estimate) -> str:
-    """Returns what a part costs, or wins where it is known to."""
     if cost.high is not None and cost.high < 0:
         return f"the {part} wins {wording.interval(-cost)}"
     return f"the {part} costs {wording.interval(cost)}"
-
-
-def _unit(decisive: str) -> str:
-    return "nats a token of the long loss of text" if decisive == TEXT else "nats of order and binding"

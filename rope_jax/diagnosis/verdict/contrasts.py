@@ -5,25 +5,26 @@ five on; fewer are taken as they are and averaged, so that a contrast speaks of 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
 
 from rope_jax.diagnosis.evaluation.panel import LIMIT, PRECISION, Panel, Reach, Values
-from rope_jax.diagnosis.verdict.answers import Answer, Price, Shift
+from rope_jax.diagnosis.verdict.answers import TEXT, TOGETHER, Answer, Price, Shift
 from rope_jax.statistics import intervals
 from rope_jax.statistics.intervals import Estimate
 
-__all__ = ["MODELS", "TEXT", "Contrasts", "Paired", "above", "few_averaged", "weights_of"]
+__all__ = ["MODELS", "MOST", "Contrasts", "Paired", "above", "few_averaged"]
 
 MODELS = 5
 """From so many models on they are units of a verdict; fewer do not tell how models vary."""
-TEXT = "long loss of text"
+MOST = 100_000
+"""Contexts or rows that could be asked; what needs more lies at its margin."""
 _Kind = Literal["log_odds", "accuracy"]
 _CEILING: Mapping[_Kind, float] = {"log_odds": LIMIT, "accuracy": 1.0}
-_UNMEASURED = Estimate(float("nan"), None, None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,11 +43,8 @@ class Paired:
     def units(self) -> int:
         return self.values.shape[1]
 
-    def estimate(self, confidence: float, seed: int = 0) -> Estimate:
-        """Returns the mean and its interval; not a number where nothing was measured."""
-        if not self.units:
-            return _UNMEASURED
-        return intervals.clustered(self.values, confidence=confidence, seed=seed, unseen=self.unseen)
+
+_UNMEASURED = Paired(np.zeros((1, 0)))
 
 
 def above(value: Estimate, margin: float) -> Answer:
@@ -54,18 +52,6 @@ def above(value: Estimate, margin: float) -> Answer:
     if value.low is None or value.high is None:
         return "not resolved"
     return "yes" if value.low > margin else "no" if value.high <= margin else "not resolved"
-
-
-def weights_of(used: tuple[str, ...]) -> dict[str, float]:
-    """Returns what order and binding count together: half each, or the one that was learned all.
-
-    >>> weights_of(("retrieval", "binding", "order"))
-    {'order': 0.5, 'binding': 0.5}
-    >>> weights_of(("retrieval",))
-    {}
-    """
-    learned = [task for task in PRECISION if task in used]
-    return {task: 1 / len(learned) for task in learned}
 
 
 def few_averaged(values: Values) -> Float64[np.ndarray, "clusters _"]:
@@ -89,62 +75,82 @@ class Contrasts:
 
     @property
     def weights(self) -> dict[str, float]:
-        return weights_of(self.used)
+        """What order and binding count together: half each, or the one that was learned all."""
+        learned = [task for task in PRECISION if task in self.used]
+        return {task: 1 / len(learned) for task in learned}
+
+    @property
+    def decisive(self) -> str:
+        """What changes are ranked by: order and binding together or, where neither was learned, text."""
+        return TOGETHER if self.weights else TEXT
 
     def estimate(self, paired: Paired) -> Estimate:
-        """Returns a contrast with its interval."""
-        return paired.estimate(self.confidence, self.seed)
+        """Returns the mean and its interval; not a number where nothing was measured."""
+        if not paired.units:
+            return Estimate(math.nan, None, None)
+        return intervals.clustered(paired.values, confidence=self.confidence, seed=self.seed, unseen=paired.unseen)
 
-    def task(self, after: Panel, before: Panel, task: str, *, kind: _Kind = "log_odds", was: Reach = "long") -> Paired:
-        """Returns `after - before` of one task at the target length, nats or accuracy.
+    def needed(self, paired: Paired, margin: float) -> int | None:
+        """Returns how many units would take the margin out of the interval, were the mean to stay where it is.
+
+        Half widths fall with the root of the number of units; those of a kind that was not seen by the rule of three.
+
+        Returns:
+          More than `MOST` where the mean lies at the margin; None for one unit, and where models vary beside the units.
+        """
+        value = self.estimate(paired)
+        if value.low is None or value.high is None or paired.values.shape[0] > 1:
+            return None
+        gap = abs(value.mean - margin)
+        half = value.high - value.mean if value.mean <= margin else value.mean - value.low
+        if paired.units * (half / MOST**0.5) ** 2 >= gap**2:
+            return MOST + 1
+        if paired.unseen * intervals.rule_of_three(paired.units, self.confidence) < half * (1 - 1e-9):
+            return math.ceil(paired.units * (half / gap) ** 2)
+        return math.ceil(math.log(1 - self.confidence) / math.log1p(-min(gap / paired.unseen, 1 - 1e-9)))
+
+    def gain(self, after: Panel, before: Panel, by: str, *, kind: _Kind = "log_odds", was: Reach = "long") -> Paired:
+        """Returns by how much `after` is ahead of `before` at the target length, nats or accuracy.
 
         Args:
           after: one configuration.
           before: the other.
-          task: which.
+          by: a task; `TOGETHER`, order and binding by their weights; or `TEXT`, the fall of the loss.
           kind: of outcome.
           was: at which length `before` is taken; at another than the target its contexts are other draws.
         """
-        return _difference(after, before, lambda panel, reach: _of_task(panel, kind, reach, task), kind, was=was)
+        if by == TEXT:
+            return self.loss(before, after, "long")
+        return _difference(after, before, self.weights if by == TOGETHER else {by: 1.0}, kind, was=was)
 
-    def together(self, after: Panel, before: Panel, *, kind: _Kind = "log_odds") -> Paired:
-        """Returns `after - before` of order and binding at the target length by their weights.
+    def together(self, after: Panel, before: Panel) -> Paired:
+        """Returns the gain by what is decisive."""
+        return self.gain(after, before, self.decisive)
 
-        Where neither was learned, the fall of the long loss of text; nothing there where accuracy is asked for.
-        """
-        weights = self.weights
-        if not weights:
-            return Paired(np.zeros((1, 0))) if kind == "accuracy" else self.loss(before, after, "long")
-        return _difference(after, before, lambda panel, reach: _weighted(panel, kind, reach, weights), kind)
-
-    def shift(self, after: Panel, before: Panel, task: str, *, was: Reach = "long") -> Shift:
-        """Returns `after - before` of one task, in log-odds and in accuracy; see `task`."""
+    def shift(self, after: Panel, before: Panel, by: str, *, was: Reach = "long") -> Shift:
+        """Returns the gain in log-odds and in accuracy; see `gain`."""
+        accuracy = None if by == TEXT else self.gain(after, before, by, kind="accuracy", was=was)
         return Shift(
-            self.estimate(self.task(after, before, task, was=was)),
-            self.estimate(self.task(after, before, task, kind="accuracy", was=was)),
+            self.estimate(self.gain(after, before, by, was=was)),
+            None if accuracy is None else self.estimate(accuracy),
         )
-
-    def shift_together(self, after: Panel, before: Panel) -> Shift:
-        """Returns `after - before` of order and binding together; see `together`."""
-        accuracy = self.together(after, before, kind="accuracy")
-        return Shift(self.estimate(self.together(after, before)), self.estimate(accuracy) if self.weights else None)
 
     def fall(self, original: Panel, after: Panel, task: str) -> Paired:
         """Returns the fall of one task from the original at `L` to another configuration at `L'`, nats."""
-        rise = self.task(after, original, task, was="short")
+        rise = self.gain(after, original, task, was="short")
         return Paired(-rise.values, rise.unseen)
 
     def short_accuracy(self, after: Panel, before: Panel) -> Paired:
         """Returns the fall of the accuracy of all tasks used at the trained length; a context that fails, fails one."""
         equal = {task: 1 / len(self.used) for task in self.used}
-        fall = _difference(before, after, lambda panel, reach: _weighted(panel, "accuracy", "short", equal), "accuracy")
+        fall = _difference(before, after, equal, "accuracy", at="short", was="short")
         return Paired(fall.values, fall.unseen / max(1, len(self.used)))
 
     def loss(self, after: Panel, before: Panel, reach: Reach, *, was: Reach | None = None) -> Paired:
         """Returns `after - before` of the loss of text, nats a token, row by row."""
         one, other = after.loss.get(reach), before.loss.get(was or reach)
         if one is None or other is None:
-            return Paired(np.zeros((1, 0)))
+            return _UNMEASURED
         rows = min(one.shape[1], other.shape[1])
         return Paired(few_averaged(one[:, :rows] - other[:, :rows]))
 
@@ -158,15 +164,28 @@ class Contrasts:
 
 
 def _difference(
-    after: Panel, before: Panel, of: Callable[[Panel, Reach], Values | None], kind: _Kind, *, was: Reach = "long"
+    after: Panel,
+    before: Panel,
+    weights: Mapping[str, float],
+    kind: _Kind,
+    *,
+    at: Reach = "long",
+    was: Reach = "long",
 ) -> Paired:
-    one, other = of(after, "long"), of(before, was)
+    one, other = _weighted(after, kind, at, weights), _weighted(before, kind, was, weights)
     if one is None or other is None:
-        return Paired(np.zeros((1, 0)))
+        return _UNMEASURED
     contexts = min(one.shape[1], other.shape[1])
     one, other = one[:, :contexts], other[:, :contexts]
-    unseen = 0.0 if was == "long" and _same(after, before, contexts) else _unseen(one, other, _CEILING[kind])
+    unseen = 0.0 if at == was and _same(after, before, contexts) else _unseen(one, other, _CEILING[kind])
     return Paired(few_averaged(one - other), unseen)
+
+
+def _weighted(panel: Panel, kind: _Kind, reach: Reach, weights: Mapping[str, float]) -> Values | None:
+    values = getattr(panel, kind).get(reach, {})
+    if not weights or not weights.keys() <= values.keys():
+        return None
+    return sum((weight * values[task] for task, weight in weights.items()), start=np.zeros((1, 1)))
 
 
 def _unseen(one: Values, other: Values, ceiling: float) -> float:
@@ -189,14 +208,3 @@ def _same(one: Panel, other: Panel, contexts: int) -> bool:
         if task in other.log_odds.get(reach, {})
     ]
     return all(np.array_equal(a, b) for a, b in pairs) and any(np.ptp(a) > 0 for a, _ in pairs)
-
-
-def _of_task(panel: Panel, kind: _Kind, reach: Reach, task: str) -> Values | None:
-    return getattr(panel, kind).get(reach, {}).get(task)
-
-
-def _weighted(panel: Panel, kind: _Kind, reach: Reach, weights: Mapping[str, float]) -> Values | None:
-    parts = [(weight, _of_task(panel, kind, reach, task)) for task, weight in weights.items()]
-    if not parts or any(values is None for _, values in parts):
-        return None
-    return sum((weight * values for weight, values in parts if values is not None), start=np.zeros((1, 1)))

@@ -1,21 +1,21 @@
 """The verdict on a deployed configuration: six answers, each always there, each with its interval."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 from rope_jax.diagnosis.evaluation.panel import RETRIEVAL, Evidence, Option, Panel
-from rope_jax.diagnosis.verdict.answers import Answer, Change, Margins, Regression, Shipping, Verdict
+from rope_jax.diagnosis.verdict import wording
+from rope_jax.diagnosis.verdict.answers import Answer, Change, Margins, Place, Shipping, Verdict
 from rope_jax.diagnosis.verdict.cause import cause
 from rope_jax.diagnosis.verdict.contrasts import Contrasts, above
-from rope_jax.diagnosis.verdict.implementation import implementation, repair_is_likely
-from rope_jax.diagnosis.verdict.needed import in_words, needed
-from rope_jax.diagnosis.verdict.next_steps import Known, next_steps
+from rope_jax.diagnosis.verdict.implementation import implementation, repair_comes_first
+from rope_jax.diagnosis.verdict.next_steps import next_steps
 from rope_jax.diagnosis.verdict.ranking import Contest, contest
-from rope_jax.diagnosis.verdict.regression import margin_of, regression
-from rope_jax.diagnosis.verdict.shipping import criteria, shipping, ships
+from rope_jax.diagnosis.verdict.regression import regression
+from rope_jax.diagnosis.verdict.shipping import criteria, shipping
 from rope_jax.statistics.intervals import CONFIDENCE
-from rope_jax.statistics.multiplicity import simultaneous_confidence
 
-__all__ = ["NOTHING", "REPAIR", "decide", "decide_each"]
+__all__ = ["NOTHING", "REPAIR", "decide"]
 
 REPAIR = "repair"
 NOTHING = "nothing: no change was tried"
@@ -39,122 +39,98 @@ def decide(
     """
     margins = margins or Margins()
     contrasts = Contrasts(evidence.used, confidence, seed)
-    base = evidence.as_deployed if evidence.exact is None else evidence.exact
-    if not contrasts.together(base, evidence.original).units:
+    if not contrasts.together(evidence.base, evidence.original).units:
         raise ValueError("a verdict needs answers to questions that were learned, or text")
-    found = implementation(evidence, contrasts, margins)
-    changes = tuple(_change(option, evidence, base, contrasts, margins) for option in evidence.options)
+
+    def may_ship(words: str, after: Panel) -> Shipping:
+        return shipping(words, criteria(after, evidence.base, evidence.original, contrasts, margins))
+
+    changes = tuple(_change(option, evidence, contrasts, margins, may_ship) for option in evidence.options)
     lost = {change.configuration: change.retrieval_lost for change in changes}
-    result = contest(evidence, base, lost, contrasts, retrieval_margin=margins.retrieval)
-    decisive = result.rankings[result.decisive]
-    best = _best(changes, result)
-    repair_first = found.status == "repair first" or (
-        found.status == "repair may help" and repair_is_likely(found, margins)
-    )
-    open_ = _open(changes, best, result, confidence)
-    symptom = regression(evidence.as_deployed, evidence.original, contrasts, margins)
-    may_ship = _shipping(evidence, base, best, repair_first, contrasts, margins)
-    return Verdict(
+    result = contest(evidence, lost, contrasts, retrieval_margin=margins.retrieval)
+    places = result.rankings[contrasts.decisive].places
+    named = [(place.option, place.change) for place in places[:1]]
+    best = next((one for one in changes if (one.option, one.words) in named), None)
+    found = implementation(evidence, contrasts, margins)
+    repair_first = repair_comes_first(found, margins)
+    open_ = () if best is None else _open(changes, best, places, result, confidence)
+    if repair_first or best is None:
+        ship = may_ship("repair the implementation" if repair_first else "change nothing", evidence.base)
+    else:
+        ship = may_ship(best.words, evidence.changed[best.configuration])
+    verdict = Verdict(
         deployed=evidence.deployed,
-        contexts=_contexts(base, evidence.used),
+        contexts=_contexts(evidence.base, evidence.used),
         confidence=confidence,
-        regression=symptom,
+        regression=regression(evidence.as_deployed, evidence.original, contrasts, margins),
         price=contrasts.price(evidence.as_deployed, evidence.original),
         implementation=found,
         first=REPAIR if repair_first else NOTHING if best is None else best.words,
-        probability_first=1.0 if repair_first or best is None else decisive.places[0].probability_first,
+        probability_first=1.0 if repair_first or best is None else places[0].probability_first,
         rankings=result.rankings,
         changes=changes,
-        cause=cause(evidence, base, contrasts, margins),
-        shipping=may_ship,
-        next=next_steps(
-            Known(
-                evidence.deployed,
-                symptom,
-                _regression_needs(symptom, evidence, contrasts, margins),
-                found,
-                repair_first,
-                result,
-                best,
-                may_ship,
-                open_,
-                sum(option.number == "3" for option in evidence.options),
-            )
-        ),
+        cause=cause(evidence, contrasts, margins),
+        shipping=ship,
+        next=(),
         settled=not open_ and found.status != "repair may help",
         open=open_,
     )
-
-
-def decide_each(
-    evidences: Sequence[Evidence], *, margins: Margins | None = None, confidence: float = CONFIDENCE, seed: int = 0
-) -> tuple[Verdict, ...]:
-    """Returns the verdicts on several deployed configurations, whose intervals hold together.
-
-    Args:
-      evidences: one a deployed configuration.
-      margins: see `decide`.
-      confidence: with which what all verdicts say of one measure holds at once (Bonferroni).
-      seed: see `decide`.
-    """
-    shared = simultaneous_confidence(len(evidences), confidence) if evidences else confidence
-    return tuple(decide(one, margins=margins, confidence=shared, seed=seed) for one in evidences)
+    needs = _regression_needs(verdict.regression.open, evidence, contrasts, margins)
+    return dataclasses.replace(verdict, next=tuple(next_steps(verdict, best, repair_first, needs)))
 
 
 def _contexts(panel: Panel, used: Sequence[str]) -> int:
     """Returns how many contexts a panel was asked, or rows of text where it was asked none."""
-    for task in used:
-        if task in panel.log_odds.get("long", {}):
-            return panel.log_odds["long"][task].shape[1]
-    return panel.loss["long"].shape[1]
+    asked = panel.log_odds.get("long", {})
+    values = [asked[task] for task in used if task in asked] or [panel.loss["long"]]
+    return values[0].shape[1]
 
 
-def _change(option: Option, evidence: Evidence, base: Panel, contrasts: Contrasts, margins: Margins) -> Change:
-    after = evidence.changed[option.configuration]
+def _change(
+    option: Option,
+    evidence: Evidence,
+    contrasts: Contrasts,
+    margins: Margins,
+    may_ship: Callable[[str, Panel], Shipping],
+) -> Change:
+    after, base = evidence.changed[option.configuration], evidence.base
+    ship = may_ship(option.words, after)
     retrieval: Answer = "not resolved"
     if RETRIEVAL in evidence.used:
-        retrieval = above(contrasts.shift(base, after, RETRIEVAL).log_odds, margins.retrieval)
-    answer, decides = ships(criteria(after, base, evidence.original, contrasts, margins))
+        retrieval = above(contrasts.estimate(contrasts.gain(base, after, RETRIEVAL)), margins.retrieval)
     return Change(
         option=option.number,
         words=option.words,
         configuration=option.configuration,
         contexts=contrasts.together(after, base).units,
         gain={task: contrasts.shift(after, base, task) for task in evidence.used},
-        together=contrasts.shift_together(after, base),
+        together=contrasts.shift(after, base, contrasts.decisive),
         retrieval_lost=retrieval,
         against_deployed=contrasts.price(after, base),
         against_original=contrasts.price(after, evidence.original),
-        ships=answer,
-        decides=decides,
+        ships=ship.answer,
+        decides=ship.decides,
     )
 
 
-def _regression_needs(symptom: Regression, evidence: Evidence, contrasts: Contrasts, margins: Margins) -> str:
+def _regression_needs(tasks: Sequence[str], evidence: Evidence, contrasts: Contrasts, margins: Margins) -> str:
     """Returns how many contexts would tell of every task whether it is kept, in words."""
-    numbers = []
-    for task in symptom.open:
-        if task in evidence.used:
-            fall = contrasts.fall(evidence.original, evidence.as_deployed, task)
-            numbers.append(needed(symptom.falls[task].log_odds, margin_of(task, margins), fall, contrasts.confidence))
-    known = [number for number in numbers if number is not None]
-    return in_words(max(known), "contexts") if known else ""
+    falls = {
+        task: contrasts.fall(evidence.original, evidence.as_deployed, task) for task in tasks if task in evidence.used
+    }
+    needed = [contrasts.needed(fall, margins.of(task)) for task, fall in falls.items()]
+    known = [number for number in needed if number is not None]
+    return wording.number(max(known), "contexts") if known else ""
 
 
-def _best(changes: Sequence[Change], result: Contest) -> Change | None:
-    places = result.rankings[result.decisive].places
-    if not places:
-        return None
-    return next(one for one in changes if (one.option, one.words) == (places[0].option, places[0].change))
-
-
-def _open(changes: Sequence[Change], best: Change | None, result: Contest, confidence: float) -> tuple[str, ...]:
+def _open(
+    changes: Sequence[Change], best: Change, places: Sequence[Place], result: Contest, confidence: float
+) -> tuple[str, ...]:
     """Returns the changes that more contexts could put first, the one that is first now among them."""
-    places = result.rankings[result.decisive].places
-    if best is None or len(places) < 2:
+    if len(places) < 2:
         return ()
-    lose = result.may_lose_retrieval.get(best.configuration, 0.0)
-    demotable = best.retrieval_lost == "not resolved" and lose > 1 - confidence
+    may_lose = result.may_lose_retrieval.get(best.configuration, 0.0) > 1 - confidence
+    demotable = may_lose and best.retrieval_lost == "not resolved"
     if places[0].probability_first >= confidence and not (demotable and not places[1].demoted):
         return ()
     contenders = [one for one in changes if one.configuration in result.may_lead]
@@ -166,13 +142,3 @@ def _open(changes: Sequence[Change], best: Change | None, result: Contest, confi
         or result.may_lead[one.configuration] > chance
         or (demotable and one.option == places[1].option)
     )
-
-
-def _shipping(
-    evidence: Evidence, base: Panel, best: Change | None, repair_first: bool, contrasts: Contrasts, margins: Margins
-) -> Shipping:
-    if repair_first or best is None:
-        what = "repair the implementation" if repair_first else "change nothing"
-        return shipping(what, criteria(base, base, evidence.original, contrasts, margins))
-    after = evidence.changed[best.configuration]
-    return shipping(best.words, criteria(after, base, evidence.original, contrasts, margins))

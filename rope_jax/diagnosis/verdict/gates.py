@@ -13,12 +13,8 @@ from rope_jax.statistics.intervals import Estimate
 
 Outcome = Literal["pass", "fail", "undecided"]
 
-PASSED = 0
-FAILED = 3
 UNDECIDED = 4
-"""Exit statuses; 1 is a bug and 2 bad input."""
-
-_STATUS: Mapping[Outcome, int] = {"pass": PASSED, "fail": FAILED, "undecided": UNDECIDED}
+_STATUS: Mapping[Outcome, int] = {"pass": 0, "fail": 3, "undecided": UNDECIDED}  # 1 is a bug and 2 bad input
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _CONDITION = re.compile(rf"\s*([^\W\d]\w*)\s*(>=|<=|>|<)\s*({_NUMBER})\s*")
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
@@ -48,37 +44,21 @@ class Condition:
 
 
 @dataclasses.dataclass(frozen=True)
-class Check:
-    """One condition, checked.
-
-    Attributes:
-      condition: what must not be.
-      estimate: of the measure.
-      outcome: "pass" where the whole interval is on the good side, "fail" where it is on the bad one.
-      line: the same in one line for the terminal.
-    """
-
-    condition: Condition
-    estimate: Estimate
-    outcome: Outcome
-    line: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Gate:
     """All conditions, checked.
 
     Attributes:
-      checks: one a condition, in the order given.
       outcome: "fail" if any fails, else "undecided" if any is, else "pass".
-      status: the exit status that says so.
       lines: one a condition for the terminal, and with several the outcome of all.
     """
 
-    checks: tuple[Check, ...]
     outcome: Outcome
-    status: int
     lines: tuple[str, ...]
+
+    @property
+    def status(self) -> int:
+        """The exit status that says the outcome."""
+        return _STATUS[self.outcome]
 
 
 def parse(text: str) -> tuple[Condition, ...]:
@@ -127,14 +107,13 @@ def check(text: str, measures: Mapping[str, Estimate]) -> Gate:
     missing = [condition.name for condition in conditions if condition.name not in measures]
     if missing:
         said = tuple(f"undecided: {name} was not measured: the model has not learned that task" for name in missing)
-        return Gate((), "undecided", UNDECIDED, said)
-    checks = tuple(_check(condition, measures[condition.name]) for condition in conditions)
-    outcomes = {one.outcome for one in checks}
-    outcome: Outcome = "fail" if "fail" in outcomes else "undecided" if "undecided" in outcomes else "pass"
-    lines = [one.line for one in checks]
+        return Gate("undecided", said)
+    checks = [_check(condition, measures[condition.name]) for condition in conditions]
+    outcome = min((of for of, _ in checks), key=("fail", "undecided", "pass").index)
+    lines = [f"{of}: {said}" for of, said in checks]
     if len(checks) > 1:
         lines.append(f"gate of {len(checks)} conditions: {outcome}")
-    return Gate(checks, outcome, _STATUS[outcome], tuple(lines))
+    return Gate(outcome, tuple(lines))
 
 
 MEASURES = {
@@ -164,17 +143,17 @@ def measures(verdict: Verdict) -> dict[str, Estimate]:
     return found | {"short_loss_rise": verdict.price.short_loss, "long_loss_rise": verdict.price.long_loss}
 
 
-def _check(condition: Condition, estimate: Estimate) -> Check:
+def _check(condition: Condition, estimate: Estimate) -> tuple[Outcome, str]:
     low, high = estimate.low, estimate.high
     measured = f"{condition.name} is {estimate.mean:.4g}"
     if low is None or high is None:
-        return Check(condition, estimate, "undecided", f"undecided: {measured}, one row without an interval")
+        return "undecided", f"{measured}, one row without an interval"
     measured += f" [{low:.4g}, {high:.4g}]"
     if any(math.isnan(value) for value in (estimate.mean, low, high)):
-        return Check(condition, estimate, "undecided", f"undecided: {measured}, not a number")
+        return "undecided", f"{measured}, not a number"
     bad = [_OPERATORS[condition.operator](end, condition.bound) for end in (low, high)]
     if all(bad):
-        return Check(condition, estimate, "fail", f"fail: {measured}, all of it within {condition}")
-    if not any(bad):
-        return Check(condition, estimate, "pass", f"pass: {measured}, all of it outside of {condition}")
-    return Check(condition, estimate, "undecided", f"undecided: {measured}, partly within {condition}")
+        return "fail", f"{measured}, all of it within {condition}"
+    if any(bad):
+        return "undecided", f"{measured}, partly within {condition}"
+    return "pass", f"{measured}, all of it outside of {condition}"

@@ -1,18 +1,20 @@
 """Answer 2: is what runs what is meant to run? A repair comes before every change, and need not pay for anything."""
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 from rope_jax.diagnosis.evaluation.panel import Evidence, Panel
 from rope_jax.diagnosis.verdict import wording
-from rope_jax.diagnosis.verdict.answers import Answer, FaultEffect, Implementation, Margins, Shift
-from rope_jax.diagnosis.verdict.contrasts import TEXT, Contrasts, above
-from rope_jax.diagnosis.verdict.regression import margin_of
+from rope_jax.diagnosis.verdict.answers import TEXT, Answer, FaultEffect, Implementation, Margins, Shift, Status
+from rope_jax.diagnosis.verdict.contrasts import Contrasts, above
 
-__all__ = ["implementation", "repair_is_likely"]
+__all__ = ["implementation", "repair_comes_first"]
 
-Status = Literal["exact", "repair first", "repair may help", "faulty, harmless"]
+_STATUS: Mapping[Answer, Status] = {
+    "yes": "repair first",
+    "no": "faulty, harmless",
+    "not resolved": "repair may help",
+}
 
 
 def implementation(evidence: Evidence, contrasts: Contrasts, margins: Margins) -> Implementation:
@@ -23,77 +25,57 @@ def implementation(evidence: Evidence, contrasts: Contrasts, margins: Margins) -
       contrasts: makes the contrasts.
       margins: what is too little to matter.
     """
-    exact = evidence.as_deployed if evidence.exact is None else evidence.exact
-    repair = None if evidence.exact is None else _shifts(evidence.exact, evidence.as_deployed, contrasts)
+
+    def ahead_of(worse: Panel) -> dict[str, Shift]:
+        shifts = {by: contrasts.shift(evidence.base, worse, by) for by in contrasts.used or (TEXT,)}
+        return {by: shift for by, shift in shifts.items() if not math.isnan(shift.log_odds.mean)}
+
+    repair = None if evidence.exact is None else ahead_of(evidence.as_deployed)
+    costs = {name: ahead_of(panel) for name, (_, panel) in evidence.faults.items()}
     faults = tuple(
-        FaultEffect(name, description, costs, _matters(costs, margins))
-        for name, (description, panel) in evidence.faults.items()
-        for costs in [_shifts(exact, panel, contrasts)]
+        FaultEffect(name, description, costs[name], _matters(costs[name], margins))
+        for name, (description, _) in evidence.faults.items()
     )
-    status = _status(repair, margins)
+    status = "exact" if repair is None else _STATUS[_matters(repair, margins)]
     nearest = dict(sorted(evidence.nearest.items(), key=lambda item: item[1]))
-    return Implementation(status, repair, faults, nearest, _sentence(status, repair, faults, nearest))
+    return Implementation(status, repair, faults, nearest, _sentence(status, repair or {}, faults, nearest))
 
 
-def repair_is_likely(found: Implementation, margins: Margins) -> bool:
+def repair_comes_first(found: Implementation, margins: Margins) -> bool:
     """Returns whether an exact run wins back more than a margin, significantly or, where that is open, on average."""
     if found.repair is None or found.status == "faulty, harmless":
         return False
-    return any(shift.log_odds.mean > margin_of(task, margins) for task, shift in found.repair.items())
-
-
-def _shifts(better: Panel, worse: Panel, contrasts: Contrasts) -> dict[str, Shift]:
-    """Returns by how much one panel is ahead of another, by task."""
-    shifts = {task: contrasts.shift(better, worse, task) for task in contrasts.used}
-    if not contrasts.used:
-        shifts[TEXT] = Shift(contrasts.estimate(contrasts.loss(worse, better, "long")), None)
-    return {task: shift for task, shift in shifts.items() if not math.isnan(shift.log_odds.mean)}
+    return any(shift.log_odds.mean > margins.of(by) for by, shift in found.repair.items())
 
 
 def _matters(costs: Mapping[str, Shift], margins: Margins) -> Answer:
-    answers = [above(shift.log_odds, margin_of(task, margins)) for task, shift in costs.items()]
-    if "yes" in answers:
-        return "yes"
-    return "no" if answers and all(answer == "no" for answer in answers) else "not resolved"
-
-
-def _status(repair: Mapping[str, Shift] | None, margins: Margins) -> Status:
-    if repair is None:
-        return "exact"
-    of_answer: dict[Answer, Status] = {
-        "yes": "repair first",
-        "no": "faulty, harmless",
-        "not resolved": "repair may help",
-    }
-    return of_answer[_matters(repair, margins)]
+    answers = {above(shift.log_odds, margins.of(by)) for by, shift in costs.items()}
+    return "yes" if "yes" in answers else "no" if answers == {"no"} else "not resolved"
 
 
 def _sentence(
-    status: Status,
-    repair: Mapping[str, Shift] | None,
-    faults: tuple[FaultEffect, ...],
-    nearest: Mapping[str, float],
+    status: Status, repair: Mapping[str, Shift], faults: Sequence[FaultEffect], nearest: Mapping[str, float]
 ) -> str:
-    gains = wording.listed([wording.shift(task, gain) for task, gain in (repair or {}).items()])
-    said = {
-        "exact": "The deployed configuration was run exactly",
-        "repair first": f"Repair first: running the same configuration exactly changes {gains}",
-        "repair may help": f"Running the same configuration exactly changes {gains or 'what was not measured'}: "
-        "whether that is more than the margin is not resolved",
-        "faulty, harmless": f"What runs differs from an exact run, by no more than the margins: that changes {gains}",
-    }[status]
-    parts = [said]
+    gains = wording.listed([wording.shift(by, gain) for by, gain in repair.items()])
+    parts = [
+        {
+            "exact": "The deployed configuration was run exactly",
+            "repair first": f"Repair first: running the same configuration exactly changes {gains}",
+            "repair may help": "Running the same configuration exactly changes "
+            f"{gains or 'what was not measured'}: whether that is more than the margin is not resolved",
+            "faulty, harmless": "What runs differs from an exact run, by no more than the margins: that changes "
+            f"{gains}",
+        }[status]
+    ]
     if len(nearest) > 1:
         (first, by), (second, other) = list(nearest.items())[:2]
         parts.append(
             f"the observed answers lie nearest to those of {_run(first)} ({by:.2f} nats a question; {_run(second)}: "
             f"{other:.2f})"
         )
-    costly = [fault.name for fault in faults if fault.matters == "yes"]
-    if costly:
+    if costly := [fault.name for fault in faults if fault.matters == "yes"]:
         parts.append(f"of the faults tried, {wording.listed(costly)} would cost more than the margin")
-    unclear = [fault.name for fault in faults if fault.matters == "not resolved"]
-    if unclear:
+    if unclear := [fault.name for fault in faults if fault.matters == "not resolved"]:
         parts.append(f"what {wording.listed(unclear)} would cost is not resolved")
     return "; ".join(parts) + "."
 

@@ -47,52 +47,46 @@ def pattern(
       confidence: that all that is said holds.
     """
     tasks = [task for task in used if (items.probe == index_of(task)).any()]
-    if not tasks or _wrong(answers, items, tasks) < _FEW:
+    questions = np.isin(items.probe, [index_of(task) for task in tasks])
+    if not tasks or np.mean([1 - one.right[questions].mean() for one in answers]) < _FEW:
         return ""
-    each = simultaneous_confidence(_LEANS, confidence)
-    said, asked = [], []
+    each, said, asked = simultaneous_confidence(_LEANS, confidence), [], []
+
+    def estimate(value: Callable[[Answers], np.ndarray], unseen: float = 0.0) -> Estimate:
+        return _estimate(np.stack([value(one) for one in answers]), each, unseen)
+
     if "order" in tasks:
         asked.append("toward near events")
-        share = _estimate(answers, items, _near_share, each, unseen=1.0)
-        if _apart(share, 0.5):
-            nearer = "nearer" if share.mean > 0.5 else "farther"
-            of = share if share.mean > 0.5 else Estimate(1 - share.mean, *_flipped(share))
+        if lean := _lean(estimate(lambda one: _near_share(one, items), 1.0), 0.5):
+            share, nearer = lean
             said.append(
-                f"answers to order questions name the {nearer} event in {_percent(of)}, the first and the last asked "
-                "for alike (50 % without a pull)"
+                f"answers to order questions name the {'nearer' if nearer else 'farther'} event in {_percent(share)}, "
+                "the first and the last asked for alike (50 % without a pull)"
             )
         if table is not None and np.size(table) and max_distance is not None:
             asked.append("across bucket edges")
             starts = np.asarray(bucket_starts(int(np.shape(table)[-1]), max_distance))
-            step = _steps(answers, items, starts, each)
-            if _apart(step, 0.0) and step.mean > 0:
-                said.append(
-                    f"order is better between events in different buckets than in one, by {wording.interval(step)} nats"
-                )
+            lean = _lean(estimate(lambda one: _step(one, items, starts), LIMIT))
+            if lean is not None and lean[1]:
+                by = wording.interval(lean[0])
+                said.append(f"order is better between events in different buckets than in one, by {by} nats")
     if "binding" in tasks:
         asked.append("along the items after a marker")
-        drift = _estimate(answers, items, _drift, each, unseen=1.0)
-        if _apart(drift, 0.0):
-            after = drift if drift.mean > 0 else -drift
+        if lean := _lean(estimate(lambda one: _drift(one, items), 1.0)):
+            places, after = lean
             said.append(
-                f"answers to binding questions lie {wording.interval(after)} places "
-                f"{'after' if drift.mean > 0 else 'before'} the item asked for, on average"
+                f"answers to binding questions lie {wording.interval(places)} places "
+                f"{'after' if after else 'before'} the item asked for, on average"
             )
     asked.append("with distance")
-    slope = _by_distance(answers, items, tasks, each)
-    if _apart(slope, 0.0):
-        turns = "fall" if slope.mean < 0 else "rise"
-        of = -slope if slope.mean < 0 else slope
-        said.append(f"log-odds {turns} by {wording.interval(of)} nats with each doubling of the distance")
+    if lean := _lean(estimate(lambda one: _slope(one, items, tasks))):
+        slope, rises = lean
+        turns = "rise" if rises else "fall"
+        said.append(f"log-odds {turns} by {wording.interval(slope)} nats with each doubling of the distance")
     if not said:
         return f"Wrong answers lean no way that is significant (asked: {wording.listed(asked)})."
     text = "; ".join(said)
     return f"{text[:1].upper()}{text[1:]}."
-
-
-def _wrong(answers: Sequence[Answers], items: Contexts, tasks: Sequence[str]) -> float:
-    asked = np.isin(items.probe, [index_of(task) for task in tasks])
-    return float(np.mean([1 - one.right[asked].mean() for one in answers]))
 
 
 def _near_share(one: Answers, items: Contexts) -> Float64[np.ndarray, " rows"]:
@@ -101,11 +95,15 @@ def _near_share(one: Answers, items: Contexts) -> Float64[np.ndarray, " rows"]:
     The nearer of two events is the later one: right where the last is asked for, wrong where the first is.
     """
     order = items.probe == index_of("order")
-    ways = [
-        _row_mean(one.picked != 0, order & (items.asked == FIRST)),
-        _row_mean(one.picked == 0, order & (items.asked == LAST)),
-    ]
-    return (ways[0] + ways[1]) / 2
+    of_first = _row_mean(one.picked != 0, order & (items.asked == FIRST))
+    return (of_first + _row_mean(one.picked == 0, order & (items.asked == LAST))) / 2
+
+
+def _step(one: Answers, items: Contexts, starts: np.ndarray) -> Float64[np.ndarray, " rows"]:
+    """Returns by how much order is better between events in different buckets, nats."""
+    order = items.probe == index_of("order")
+    near, far = (np.searchsorted(starts, at, side="right") for at in (items.distance, items.distance + items.gap))
+    return _row_mean(one.log_odds, order & (near != far)) - _row_mean(one.log_odds, order & (near == far))
 
 
 def _drift(one: Answers, items: Contexts) -> Float64[np.ndarray, " rows"]:
@@ -114,52 +112,27 @@ def _drift(one: Answers, items: Contexts) -> Float64[np.ndarray, " rows"]:
     return _row_mean(chosen - items.asked, items.probe == index_of("binding"))
 
 
-def _steps(answers: Sequence[Answers], items: Contexts, starts: np.ndarray, confidence: float) -> Estimate:
-    order = items.probe == index_of("order")
-    near = np.searchsorted(starts, items.distance, side="right")
-    far = np.searchsorted(starts, items.distance + items.gap, side="right")
-
-    def value(one: Answers, _: Contexts) -> np.ndarray:
-        return _row_mean(one.log_odds, order & (near != far)) - _row_mean(one.log_odds, order & (near == far))
-
-    return _estimate(answers, items, value, confidence, unseen=LIMIT)
-
-
-def _by_distance(answers: Sequence[Answers], items: Contexts, tasks: Sequence[str], confidence: float) -> Estimate:
+def _slope(one: Answers, items: Contexts, tasks: Sequence[str]) -> Float64[np.ndarray, " rows"]:
     """Returns how log-odds change with each doubling of the distance, nats: a slope within each task."""
     doublings = np.log2(np.maximum(items.distance, 1))
-
-    def value(one: Answers, _: Contexts) -> np.ndarray:
-        moved, spread = np.zeros(len(doublings)), 0.0
-        for task in tasks:
-            asked = items.probe == index_of(task)
-            x = np.where(asked, doublings - doublings[asked].mean(), 0.0)
-            y = np.where(asked, one.log_odds - one.log_odds[asked].mean(), 0.0)
-            moved, spread = moved + (x * y).sum(axis=1), spread + float((x * x).sum())
-        return moved * len(moved) / spread if spread > 0 else moved * np.nan
-
-    return _estimate(answers, items, value, confidence)
+    moved, spread = np.zeros(len(doublings)), 0.0
+    for task in tasks:
+        asked = items.probe == index_of(task)
+        x = np.where(asked, doublings - doublings[asked].mean(), 0.0)
+        y = np.where(asked, one.log_odds - one.log_odds[asked].mean(), 0.0)
+        moved, spread = moved + (x * y).sum(axis=1), spread + float((x * x).sum())
+    return moved * len(moved) / spread if spread > 0 else moved * np.nan
 
 
-def _row_mean(
-    values: Float[np.ndarray, "rows Q"] | Bool[np.ndarray, "rows Q"] | np.ndarray, asked: Bool[np.ndarray, "rows Q"]
-) -> Float64[np.ndarray, " rows"]:
+def _row_mean(values: np.ndarray, asked: Bool[np.ndarray, "rows Q"]) -> Float64[np.ndarray, " rows"]:
     """Returns the mean of the questions asked in each row; not a number where there are none."""
     counts = asked.sum(axis=1)
     sums = np.where(asked, values, 0).sum(axis=1).astype(np.float64)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def _estimate(
-    answers: Sequence[Answers],
-    items: Contexts,
-    value: Callable[[Answers, Contexts], np.ndarray],
-    confidence: float,
-    *,
-    unseen: float = 0.0,
-) -> Estimate:
+def _estimate(rows: Float64[np.ndarray, "models rows"], confidence: float, unseen: float) -> Estimate:
     """Returns the mean over models and rows; rows in which it cannot be told are left out."""
-    rows = np.stack([value(one, items) for one in answers])
     rows = rows[:, np.isfinite(rows).all(axis=0)]
     if not rows.size:
         return Estimate(0.0, None, None)
@@ -168,18 +141,19 @@ def _estimate(
     return intervals.clustered(rows, confidence=confidence, unseen=unseen if alike else 0.0)
 
 
-def _apart(value: Estimate, none: float) -> bool:
-    """Returns whether a value is known to be another than `none`; rows that all agree tell no spread."""
+def _lean(value: Estimate, none: float = 0.0) -> tuple[Estimate, bool] | None:
+    """Returns a value, mirrored where it lies below `none`, and whether it lies above; None where neither is known.
+
+    Rows that all agree tell no spread.
+    """
     if value.low is None or value.high is None or value.low == value.high:
-        return False
-    return value.low > none or value.high < none
-
-
-def _flipped(share: Estimate) -> tuple[float | None, float | None]:
-    return (None if share.high is None else 1 - share.high, None if share.low is None else 1 - share.low)
+        return None
+    if value.low > none:
+        return value, True
+    mirrored = Estimate(2 * none - value.mean, 2 * none - value.high, 2 * none - value.low)
+    return (mirrored, False) if value.high < none else None
 
 
 def _percent(share: Estimate) -> str:
-    if share.low is None or share.high is None:
-        return f"{100 * share.mean:.0f} %"
-    return f"{100 * share.mean:.0f} % [{100 * max(share.low, 0):.0f}, {100 * min(share.high, 1):.0f}]"
+    low, high = (min(max(end, 0.0), 1.0) for end in (share.low or 0.0, share.high or 0.0))
+    return f"{100 * share.mean:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"

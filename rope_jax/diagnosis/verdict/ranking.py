@@ -6,21 +6,19 @@ of a resample, it is valued on the other. Only retrieval that is significantly l
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rope_jax.diagnosis.evaluation.panel import RETRIEVAL, Evidence, Option, Panel
-from rope_jax.diagnosis.verdict.answers import Answer, Place, Ranking
-from rope_jax.diagnosis.verdict.contrasts import MODELS, TEXT, Contrasts, Paired
+from rope_jax.diagnosis.evaluation.panel import RETRIEVAL, Evidence, Option
+from rope_jax.diagnosis.verdict.answers import TEXT, Answer, Place, Ranking
+from rope_jax.diagnosis.verdict.contrasts import MODELS, Contrasts, Paired
 from rope_jax.statistics.intervals import Estimate
 from rope_jax.statistics.joint_resamples import JointResamples, joint_resamples
 
-__all__ = ["NUMBERS", "TOGETHER", "Contest", "contest"]
+__all__ = ["Contest", "contest"]
 
-NUMBERS = ("1", "2", "3")
-TOGETHER = "together"
+_NUMBERS = ("1", "2", "3")
 _SELDOM = 0.01  # a change that is chosen less often does not count in its family's spread
 _LOST = "retrieval is significantly lost"
 
@@ -31,72 +29,68 @@ class Contest:
 
     Attributes:
       rankings: as a verdict has them.
-      decisive: the name of the ranking that decides.
       may_lead: probability that a change is the best of all that were tried among the three, by configuration.
       may_lose_retrieval: probability that it costs more long retrieval than the margin, by configuration.
     """
 
     rankings: Mapping[str, Ranking]
-    decisive: str
     may_lead: Mapping[str, float]
     may_lose_retrieval: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Family:
+    """An option and the changes that may stand for it, by configuration: those that keep retrieval, where any do."""
+
     option: str
-    members: tuple[Option, ...]
+    words: Mapping[str, str]
     demoted: bool
 
 
 def contest(
-    evidence: Evidence, base: Panel, lost: Mapping[str, Answer], contrasts: Contrasts, *, retrieval_margin: float
+    evidence: Evidence, lost: Mapping[str, Answer], contrasts: Contrasts, *, retrieval_margin: float
 ) -> Contest:
     """Returns the rankings of the three options, and of changes outside them, by order, binding and both together.
 
     Args:
       evidence: of one deployed configuration.
-      base: what gains are over.
       lost: whether long retrieval is significantly lost, by configuration.
       contrasts: makes the contrasts.
       retrieval_margin: long retrieval that a change may cost, nats.
     """
-    weights = contrasts.weights
-    tasks = {task: {task: 1.0} for task in weights}
-    decisive = TOGETHER if weights else TEXT
-    gains: dict[str, dict[str, Paired]] = {name: {} for name in (*tasks, decisive)}
-    for option in evidence.options:
-        panel = evidence.changed[option.configuration]
-        for task in tasks:
-            gains[task][option.configuration] = contrasts.task(panel, base, task)
-        gains[decisive][option.configuration] = contrasts.together(panel, base)
+    panels = {option.configuration: evidence.changed[option.configuration] for option in evidence.options}
+    weights, decisive, seed = contrasts.weights, contrasts.decisive, contrasts.seed
+    gains = {
+        by: {name: contrasts.gain(panel, evidence.base, by) for name, panel in panels.items()}
+        for by in (*weights, decisive)
+    }
     families = _families(evidence.options, lost)
     rankings = {
-        name: _ranking(name, tasks.get(name, weights or {TEXT: 1.0}), families, of, contrasts)
-        for name, of in gains.items()
+        by: _ranking(by, {by: 1.0} if by in weights else weights or {TEXT: 1.0}, families, of, contrasts)
+        for by, of in gains.items()
     }
-    falls = {
-        option.configuration: contrasts.task(base, evidence.changed[option.configuration], RETRIEVAL)
-        for option in evidence.options
-        if RETRIEVAL in contrasts.used
-    }
-    return Contest(
-        rankings,
-        decisive,
-        _leads([family for family in families if family.option in NUMBERS], gains[decisive], contrasts.seed),
-        {name: _share_above(fall, retrieval_margin, contrasts.seed) for name, fall in falls.items()},
-    )
+    leaders = [name for family in families if family.option in _NUMBERS and not family.demoted for name in family.words]
+    may_lead: dict[str, float] = {}
+    if leaders:
+        resampled = _valued([[name] for name in leaders], gains[decisive], seed).resampled
+        may_lead = dict(zip(leaders, _shares_first(resampled, range(len(leaders))), strict=True))
+    may_lose = {}
+    for name, panel in panels.items() if RETRIEVAL in contrasts.used else ():
+        fall = contrasts.gain(evidence.base, panel, RETRIEVAL)
+        resampled = _valued([[name]], {name: fall}, seed).resampled if fall.units else None
+        may_lose[name] = 1.0 if resampled is None else float((resampled > retrieval_margin).mean())
+    return Contest(rankings, may_lead, may_lose)
 
 
 def _families(options: Sequence[Option], lost: Mapping[str, Answer]) -> list[_Family]:
-    """Returns the options, each with the changes that may stand for it: those that keep retrieval, where any do."""
-    grouped: dict[str, list[Option]] = {}
+    grouped: dict[str, dict[str, str]] = {}
     for option in options:
-        grouped.setdefault(option.number if option.number in NUMBERS else option.words, []).append(option)
+        family = option.number if option.number in _NUMBERS else option.words
+        grouped.setdefault(family, {}).setdefault(option.configuration, option.words)
     result = []
     for name, members in grouped.items():
-        keeping = [one for one in members if lost.get(one.configuration) != "yes"]
-        result.append(_Family(name, tuple(keeping or members), not keeping))
+        keeping = {one: words for one, words in members.items() if lost.get(one) != "yes"}
+        result.append(_Family(name, keeping or members, not keeping))
     return result
 
 
@@ -107,45 +101,42 @@ def _ranking(
     gains: Mapping[str, Paired],
     contrasts: Contrasts,
 ) -> Ranking:
-    valued = _valued(families, gains, contrasts.seed)
-    inside = [index for index, family in enumerate(families) if family.option in NUMBERS]
+    valued = _valued([list(family.words) for family in families], gains, contrasts.seed)
+    inside = [index for index, family in enumerate(families) if family.option in _NUMBERS]
     outside = [index for index in range(len(families)) if index not in inside]
     running = [index for index in inside if not families[index].demoted] or inside
     first = dict(zip(running, _shares_first(valued.resampled, running), strict=True))
     first |= {index: _beats(valued.resampled, index, running) for index in outside if not families[index].demoted}
 
-    def place_of(index: int) -> Place:
-        family = families[index]
-        best = max(family.members, key=lambda one: gains[one.configuration].values.mean())
-        gain = _gain(family, gains, valued.expected[index], valued.chosen[index], contrasts)
-        return Place(family.option, best.words, first.get(index, 0.0), gain, _LOST if family.demoted else "")
-
     def ordered(indices: Sequence[int]) -> tuple[Place, ...]:
-        places = [place_of(index) for index in indices]
+        places = []
+        for index in indices:
+            family = families[index]
+            members = [gains[name] for name in family.words]
+            best = int(np.argmax([one.values.mean() for one in members]))
+            gain = _gain(members, best, valued.expected[index], valued.chosen[index], contrasts)
+            demoted = _LOST if family.demoted else ""
+            places.append(Place(family.option, list(family.words.values())[best], first.get(index, 0.0), gain, demoted))
         return tuple(sorted(places, key=lambda one: (bool(one.demoted), -one.probability_first, -one.gain.mean)))
 
     return Ranking(by, weights, ordered(inside), ordered(outside))
 
 
-def _gain(
-    family: _Family, gains: Mapping[str, Paired], expected: float, chosen: np.ndarray, contrasts: Contrasts
-) -> Estimate:
+def _gain(members: Sequence[Paired], best: int, expected: float, chosen: np.ndarray, contrasts: Contrasts) -> Estimate:
     """Returns the gain of a family with its interval.
 
     The interval is two thirds as wide as that of its best change and one third as that of its changes mixed as often
     as each is chosen: where several are hardly distinguished, the first alone is too wide and the second too narrow.
     With 8 to 60 contexts 93-96 % of such intervals held the gain of the change that is named, where 95 % is meant.
     """
-    members = [gains[one.configuration] for one in family.members]
-    best = max(members, key=lambda one: one.values.mean())
-    alone = contrasts.estimate(best)
+    alone = contrasts.estimate(members[best])
     if len(members) == 1 or alone.low is None or alone.high is None:
         return Estimate(expected, alone.low, alone.high)
     counted = [(share, one) for share, one in zip(chosen, members, strict=True) if share >= _SELDOM]
     units = min(one.units for _, one in counted)
     total = sum(share for share, _ in counted)
     mixed = sum((share / total * one.values[:, :units] for share, one in counted), start=np.zeros((1, 1)))
-    around = contrasts.estimate(Paired(mixed, best.unseen))
+    around = contrasts.estimate(Paired(mixed, members[best].unseen))
     assert around.low is not None
     assert around.high is not None
     low, high = (
@@ -169,17 +160,15 @@ class _Valued:
     chosen: list[np.ndarray]
 
 
-def _valued(families: Sequence[_Family], gains: Mapping[str, Paired], seed: int) -> _Valued:
-    names = [one.configuration for family in families for one in family.members]
-    averages = np.array([gains[name].values.mean() for name in names])
-    starts = np.cumsum([0, *(len(family.members) for family in families)])
-    columns = [np.arange(low, high) for low, high in itertools.pairwise(starts)]
-    resamples = _resamples([gains[name] for name in names], seed)
+def _valued(families: Sequence[Sequence[str]], gains: Mapping[str, Paired], seed: int) -> _Valued:
+    each = [gains[name] for family in families for name in family]
+    averages = np.array([gain.values.mean() for gain in each])
+    ends = np.cumsum([len(family) for family in families])
+    columns = [np.arange(end - len(family), end) for family, end in zip(families, ends, strict=True)]
+    resamples = _resamples(each, seed)
     if resamples is None:
-        best = [int(averages[part].argmax()) for part in columns]
-        chosen = [np.eye(len(part))[index] for part, index in zip(columns, best, strict=True)]
+        chosen = [np.eye(len(part))[averages[part].argmax()] for part in columns]
         return _Valued([float(averages[part].max()) for part in columns], None, chosen)
-    each = [gains[name] for name in names]
     chooser, valuer = (
         [_columns(resamples, each, weights) for weights in of] for of in (resamples.plain, resamples.halves)
     )
@@ -197,11 +186,10 @@ def _valued(families: Sequence[_Family], gains: Mapping[str, Paired], seed: int)
 
 
 def _resamples(gains: Sequence[Paired], seed: int) -> JointResamples | None:
-    most = max((gain.units for gain in gains), default=0)
     if min((gain.units for gain in gains), default=0) < 2:
         return None
     models = gains[0].values.shape[0]
-    return joint_resamples(most, models if models >= MODELS else 1, seed=seed)
+    return joint_resamples(max(gain.units for gain in gains), models if models >= MODELS else 1, seed=seed)
 
 
 def _columns(resamples: JointResamples, gains: Sequence[Paired], weights: np.ndarray) -> np.ndarray:
@@ -209,8 +197,7 @@ def _columns(resamples: JointResamples, gains: Sequence[Paired], weights: np.nda
     result = np.empty((len(weights), len(gains)))
     for units in {gain.units for gain in gains}:
         places = [place for place, gain in enumerate(gains) if gain.units == units]
-        values = np.stack([gains[place].values for place in places], axis=-1)
-        result[:, places] = resamples.mean(weights, values)
+        result[:, places] = resamples.mean(weights, np.stack([gains[place].values for place in places], axis=-1))
     return result
 
 
@@ -222,7 +209,7 @@ def _shares_first(resampled: np.ndarray | None, running: Sequence[int]) -> list[
     if resampled is None or not running:
         return [1 / len(running) for _ in running]
     best = resampled[:, running] == resampled[:, running].max(axis=1, keepdims=True)
-    return [float(share) for share in (best / best.sum(axis=1, keepdims=True)).mean(axis=0)]
+    return (best / best.sum(axis=1, keepdims=True)).mean(axis=0).tolist()
 
 
 def _beats(resampled: np.ndarray | None, index: int, running: Sequence[int]) -> float:
@@ -230,23 +217,3 @@ def _beats(resampled: np.ndarray | None, index: int, running: Sequence[int]) -> 
     if resampled is None or not running:
         return 1 / (1 + len(running))
     return float((resampled[:, index] > resampled[:, running].max(axis=1)).mean())
-
-
-def _leads(families: Sequence[_Family], gains: Mapping[str, Paired], seed: int) -> dict[str, float]:
-    """Returns the probability that each change is the best one, by configuration."""
-    names = [one.configuration for family in families if not family.demoted for one in family.members]
-    if not names:
-        return {}
-    valued = _valued([_alone(name) for name in names], gains, seed)
-    return dict(zip(names, _shares_first(valued.resampled, range(len(names))), strict=True))
-
-
-def _share_above(fall: Paired, margin: float, seed: int) -> float:
-    if not fall.units:
-        return 1.0
-    resampled = _valued([_alone("fall")], {"fall": fall}, seed).resampled
-    return 1.0 if resampled is None else float((resampled > margin).mean())
-
-
-def _alone(name: str) -> _Family:
-    return _Family(name, (Option("", "", name),), False)

@@ -11,21 +11,19 @@ the analyses are added up as if they never fell together.
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
 from rope_jax.diagnosis.evaluation.panel import Evidence, Panel
 from rope_jax.diagnosis.verdict.answers import Margins, Verdict
 from rope_jax.diagnosis.verdict.decide import decide
-from rope_jax.statistics import multiplicity
 from rope_jax.statistics.intervals import CONFIDENCE
 
-__all__ = ["More", "ask_on", "joined", "number_of_looks", "share_of_level", "shared_confidence"]
+__all__ = ["More", "ask_on", "joined", "number_of_looks", "share_of_level"]
 
 More = Callable[[int, Collection[str]], Evidence]
 """From the number of a part of the contexts, 1 or more, and the configurations still open, to what that part says."""
-Key = TypeVar("Key")
 
 
 def number_of_looks(first: int, most: int) -> int:
@@ -50,15 +48,6 @@ def share_of_level(parts: int, looks: int) -> float:
     [0.125, 0.125, 0.25, 0.5]
     """
     return max(1, parts // 2) / 2 ** (looks - 1)
-
-
-def shared_confidence(deployed: int, confidence: float = CONFIDENCE) -> float:
-    """Returns the confidence of each verdict, so that those on several deployed configurations hold together.
-
-    >>> shared_confidence(1), shared_confidence(2)
-    (0.95, 0.975)
-    """
-    return multiplicity.simultaneous_confidence(max(1, deployed), confidence)
 
 
 def ask_on(
@@ -86,23 +75,18 @@ def ask_on(
     """
     seen, parts, growing = first, 1, True
 
-    def analysis() -> Verdict:
-        level = multiplicity.shared_confidence(share_of_level(parts, looks), confidence)
-        return decide(seen, margins=margins, confidence=level, seed=seed)
-
-    verdict = analysis()
-    while 2 * parts <= 2 ** (looks - 1):
-        asked = sorted(one.configuration for one in verdict.changes if one.contexts == verdict.contexts)
-        open_ = [name for name in asked if name in verdict.open]
-        if not open_ and not (growing and _deployed_open(verdict)):
-            break
-        before = seen
+    while True:
+        level = 1 - share_of_level(parts, looks) * (1 - confidence)
+        verdict = decide(seen, margins=margins, confidence=level, seed=seed)
+        asked = {one.configuration for one in verdict.changes if one.contexts == verdict.contexts}
+        open_ = sorted(asked.intersection(verdict.open))
+        if 2 * parts > 2 ** (looks - 1) or not (open_ or (growing and _deployed_open(verdict))):
+            return verdict
+        before = _size(seen.as_deployed)
         for part in range(parts, 2 * parts):
             seen = joined(seen, more(part, open_))
-        growing = _size(seen.as_deployed) > _size(before.as_deployed)
+        growing = _size(seen.as_deployed) > before
         parts *= 2
-        verdict = analysis()
-    return verdict
 
 
 def _deployed_open(verdict: Verdict) -> bool:
@@ -122,45 +106,30 @@ def joined(first: Evidence, more: Evidence) -> Evidence:
       more: of further ones, with the changes that were asked on; whatever it lacks stays as it is.
     """
     observed = first.exact is not None and more.exact is None
-    exact = first.exact
-    if first.exact is not None:
-        exact = _both(first.exact, more.as_deployed if more.exact is None else more.exact)
     return dataclasses.replace(
         first,
-        as_deployed=first.as_deployed if observed else _both(first.as_deployed, more.as_deployed),
-        exact=exact,
-        original=_both(first.original, more.original),
-        changed=_each(first.changed, more.changed),
-        corners=_each(first.corners, more.corners),
+        as_deployed=first.as_deployed if observed else _joined(first.as_deployed, more.as_deployed),
+        exact=None if first.exact is None else _joined(first.exact, more.as_deployed if observed else more.exact),
+        original=_joined(first.original, more.original),
+        changed=_joined(first.changed, more.changed),
+        corners=_joined(first.corners, more.corners),
         faults={
-            name: (words, _both(panel, more.faults[name][1]) if name in more.faults else panel)
+            name: (words, _joined(panel, more.faults[name][1]) if name in more.faults else panel)
             for name, (words, panel) in first.faults.items()
         },
     )
 
 
-def _each(first: Mapping[Key, Panel], more: Mapping[Key, Panel]) -> dict[Key, Panel]:
-    return {key: _both(panel, more[key]) if key in more else panel for key, panel in first.items()}
-
-
-def _both(first: Panel, more: Panel) -> Panel:
-    def tasks(kind: str) -> dict:
-        return {
-            reach: {
-                task: np.concatenate([values, getattr(more, kind)[reach][task]], axis=1)
-                for task, values in of_task.items()
-            }
-            for reach, of_task in getattr(first, kind).items()
-        }
-
-    losses = {
-        reach: np.concatenate([rows, more.loss[reach]], axis=1) if reach in more.loss else rows
-        for reach, rows in first.loss.items()
-    }
-    return Panel(tasks("log_odds"), tasks("accuracy"), losses)
+def _joined(first: Any, more: Any) -> Any:
+    """Returns panels, or mappings of them, on the contexts of both; what further ones lack stays as it is."""
+    if isinstance(first, Panel):
+        return Panel(*(_joined(getattr(first, kind), getattr(more, kind)) for kind in ("log_odds", "accuracy", "loss")))
+    if isinstance(first, Mapping):
+        return {key: _joined(value, more[key]) if key in more else value for key, value in first.items()}
+    return np.concatenate([first, more], axis=1)
 
 
 def _size(panel: Panel) -> int:
     """Returns how many contexts and rows of text a panel holds."""
-    asked = [values.shape[1] for of_task in panel.log_odds.values() for values in of_task.values()]
-    return sum(asked) + sum(rows.shape[1] for rows in panel.loss.values())
+    asked = [values for of_task in panel.log_odds.values() for values in of_task.values()]
+    return sum(values.shape[1] for values in (*asked, *panel.loss.values()))

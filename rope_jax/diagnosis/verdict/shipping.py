@@ -7,20 +7,18 @@ that of the deployed configuration nor of the original. Each within its margin, 
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 
 from rope_jax.diagnosis.evaluation.panel import Panel
 from rope_jax.diagnosis.verdict import wording
-from rope_jax.diagnosis.verdict.answers import Answer, Margins, Shipping
-from rope_jax.diagnosis.verdict.contrasts import TEXT, Contrasts, Paired, above
-from rope_jax.diagnosis.verdict.needed import in_words, needed
-from rope_jax.diagnosis.verdict.regression import margin_of
+from rope_jax.diagnosis.verdict.answers import TEXT, Answer, Margins, Shipping
+from rope_jax.diagnosis.verdict.contrasts import Contrasts, above
 from rope_jax.statistics.intervals import Estimate
 
-__all__ = ["Criterion", "criteria", "resolve", "shipping", "ships"]
+__all__ = ["Criterion", "criteria", "shipping"]
 
-SHORT_ACCURACY = "short accuracy"
-SHORT_LOSS = "short loss of text"
+_A_TOKEN = "nats a token"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +30,8 @@ class Criterion:
       against: what it is compared with, in words.
       loss: how much is lost, positive is worse.
       margin: how much may be.
-      unit: of the loss.
-      counted: what its units are, "contexts" or "rows of text".
-      units: how many there are.
+      unit: of the loss: "nats", "nats a token" of text, or "" for a share.
+      units: how many contexts, or rows of text, there are.
       needed: how many would resolve it, as far as its interval tells; None where it is resolved or cannot tell.
       answer: whether it is lost.
     """
@@ -44,7 +41,6 @@ class Criterion:
     loss: Estimate
     margin: float
     unit: str
-    counted: str
     units: int
     needed: int | None
     answer: Answer
@@ -60,121 +56,83 @@ def criteria(after: Panel, deployed: Panel, original: Panel, contrasts: Contrast
       contrasts: makes the contrasts.
       margins: what may be lost.
     """
-    found = [
-        _criterion(
-            task,
-            "the original at the trained length",
-            contrasts.fall(original, after, task),
-            margin_of(task, margins),
-            "nats",
-            contrasts,
-        )
+    judged = [
+        (task, "the original at the trained length", contrasts.fall(original, after, task), margins.of(task), "nats")
         for task in contrasts.used
     ]
     if contrasts.used:
-        found.append(
-            _criterion(
-                SHORT_ACCURACY,
-                "the original",
-                contrasts.short_accuracy(after, original),
-                margins.short_accuracy,
-                "",
-                contrasts,
-            )
-        )
-    for name, reach, other, against, margin in (
-        (SHORT_LOSS, "short", original, "the original", margins.short_loss),
-        (TEXT, "long", deployed, "the deployed configuration", margins.long_loss),
-        (TEXT, "long", original, "the original at the same length", margins.long_loss),
-    ):
-        rise = contrasts.loss(after, other, "short" if reach == "short" else "long")
-        found.append(_criterion(name, against, rise, margin, "nats a token", contrasts, counted="rows of text"))
+        fall = contrasts.short_accuracy(after, original)
+        judged.append(("short accuracy", "the original", fall, margins.short_accuracy, ""))
+    short, over_deployed, over_original = (
+        contrasts.loss(after, original, "short"),
+        contrasts.loss(after, deployed, "long"),
+        contrasts.loss(after, original, "long"),
+    )
+    judged += [
+        ("short loss of text", "the original", short, margins.short_loss, _A_TOKEN),
+        (TEXT, "the deployed configuration", over_deployed, margins.long_loss, _A_TOKEN),
+        (TEXT, "the original at the same length", over_original, margins.long_loss, _A_TOKEN),
+    ]
+    found = []
+    for name, against, loss, margin, unit in judged:
+        estimate = contrasts.estimate(loss)
+        answer = above(estimate, margin)
+        needed = contrasts.needed(loss, margin) if answer == "not resolved" else None
+        found.append(Criterion(name, against, estimate, margin, unit, loss.units, needed, answer))
     return found
 
 
-def ships(found: Sequence[Criterion]) -> tuple[Answer, str]:
-    """Returns whether a configuration may ship, and the measure that decides, "" where nothing is lost."""
-    worst = _worst(found)
-    answers = {one.answer for one in found}
-    answer: Answer = "no" if "yes" in answers else "not resolved" if "not resolved" in answers else "yes"
-    return answer, "" if worst is None else worst.name
-
-
-def resolve(found: Sequence[Criterion]) -> str:
-    """Returns what would resolve everything open, such as "80 contexts and 260 rows of text", or ""."""
-    parts = []
-    for counted in ("contexts", "rows of text"):
-        most = [one.needed for one in found if one.counted == counted and one.needed is not None]
-        if most:
-            parts.append(in_words(max(most), counted))
-    return " and ".join(parts)
-
-
 def shipping(what: str, found: Sequence[Criterion]) -> Shipping:
-    """Returns the answer in words.
+    """Returns whether a configuration may ship, and what decides.
+
+    That is the loss that exceeds its margin most; where none does, the open one that needs most to be resolved.
 
     Args:
       what: the configuration, in words that begin a sentence: "drop the bias".
       found: its criteria.
     """
-    answer, decides = ships(found)
-    worst = _worst(found)
-    if worst is None:
-        largest = max(found, key=lambda one: one.loss.mean / one.margin)
-        return Shipping(
-            "yes",
-            "",
-            "",
-            f"Yes: after '{what}' every loss is within its margin; the nearest to it is {_said(largest)}.",
-        )
-    if answer == "no":
-        others = [one.name for one in found if one.answer == "yes" and one.name != decides]
-        also = f"; lost beyond the margin too: {wording.listed(list(dict.fromkeys(others)))}" if others else ""
-        return Shipping("no", decides, "", f"No: after '{what}' too much is lost: {_said(worst)}{also}.")
-    wanted = resolve(found)
-    would = f"; about {wanted} would resolve it" if wanted else ""
-    if "more than" in wanted:
-        would = f"; it lies so near its margin that {wanted} would be needed"
-    others = [one.name for one in found if one.answer == "not resolved" and one.name != decides]
-    also = f"; open too: {wording.listed(list(dict.fromkeys(others)))}" if others else ""
+    lost, open_ = ([one for one in found if one.answer == answer] for answer in ("yes", "not resolved"))
+    if lost:
+        worst = max(lost, key=_share_of_margin)
+        also = _also(lost, worst, "lost beyond the margin")
+        return Shipping("no", worst.name, "", f"No: after '{what}' too much is lost: {_said(worst)}{also}.")
+    if not open_:
+        nearest = _said(max(found, key=_share_of_margin))
+        within = f"Yes: after '{what}' every loss is within its margin; the nearest to it is {nearest}."
+        return Shipping("yes", "", "", within)
+    worst = max(open_, key=lambda one: (one.needed or math.inf) / max(1, one.units))
+    resolve = _resolve(open_)
+    would = f"; about {resolve} would resolve it" if resolve else ""
+    if "more than" in resolve:
+        would = f"; it lies so near its margin that {resolve} would be needed"
     return Shipping(
         "not resolved",
-        decides,
-        wanted,
-        f"Not resolved: after '{what}' nothing is known to be lost beyond its margin, "
-        f"and open is {_said(worst)}{also}{would}.",
+        worst.name,
+        resolve,
+        f"Not resolved: after '{what}' nothing is known to be lost beyond its margin, and open is "
+        f"{_said(worst)}{_also(open_, worst, 'open')}{would}.",
     )
 
 
-def _worst(found: Sequence[Criterion]) -> Criterion | None:
-    """Returns the loss that exceeds its margin most; where none does, the open one that needs most to be resolved."""
-    lost = [one for one in found if one.answer == "yes"]
-    if lost:
-        return max(lost, key=lambda one: one.loss.mean / one.margin)
-    unresolved = [one for one in found if one.answer == "not resolved"]
-    return max(unresolved, key=lambda one: (one.needed or math.inf) / max(1, one.units), default=None)
+def _share_of_margin(one: Criterion) -> float:
+    return one.loss.mean / (one.margin or sys.float_info.min)  # what must not be lost at all weighs most
 
 
-def _criterion(
-    name: str,
-    against: str,
-    loss: Paired,
-    margin: float,
-    unit: str,
-    contrasts: Contrasts,
-    *,
-    counted: str = "contexts",
-) -> Criterion:
-    estimate = contrasts.estimate(loss)
-    answer = above(estimate, margin)
-    enough = needed(estimate, margin, loss, contrasts.confidence) if answer == "not resolved" else None
-    return Criterion(name, against, estimate, margin, unit, counted, loss.units, enough, answer)
+def _also(found: Sequence[Criterion], worst: Criterion, what: str) -> str:
+    others = list(dict.fromkeys(one.name for one in found if one.name != worst.name))
+    return f"; {what} too: {wording.listed(others)}" if others else ""
+
+
+def _resolve(found: Sequence[Criterion]) -> str:
+    """Returns what would resolve everything open, such as "80 contexts and 260 rows of text", or ""."""
+    parts = []
+    for counted, of_text in (("contexts", False), ("rows of text", True)):
+        needed = [one.needed for one in found if (one.unit == _A_TOKEN) == of_text and one.needed is not None]
+        parts += [wording.number(max(needed), counted)] if needed else []
+    return " and ".join(parts)
 
 
 def _said(one: Criterion) -> str:
-    digits = 2 if one.unit == "nats" else 3
-    sign = one.unit != "nats"
-    amount = wording.interval(one.loss, sign=sign, digits=digits)
-    unit = f" {one.unit}" if one.unit else ""
-    way = {"nats": "falls by", "nats a token": "changes by"}.get(one.unit, "falls by")
-    return f"{one.name}, which {way} {amount}{unit} from {one.against}, with {one.margin:g} allowed"
+    in_nats, way = one.unit == "nats", "changes by" if one.unit == _A_TOKEN else "falls by"
+    amount = f"{wording.interval(one.loss, sign=not in_nats, digits=2 if in_nats else 3)} {one.unit}".rstrip()
+    return f"{one.name}, which {way} {amount} from {one.against}, with {one.margin:g} allowed"

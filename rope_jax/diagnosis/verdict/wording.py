@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from rope_jax.diagnosis.evaluation.panel import Panel, Reach
-from rope_jax.diagnosis.verdict.answers import Shift
-from rope_jax.diagnosis.verdict.contrasts import TEXT
+from rope_jax.diagnosis.verdict.answers import TEXT, Shift
+from rope_jax.diagnosis.verdict.contrasts import MOST
 from rope_jax.statistics.intervals import Estimate
 
-__all__ = ["accuracy_change", "interval", "listed", "percent", "points", "shift"]
+__all__ = ["accuracy_change", "interval", "listed", "number", "shift", "unit"]
 
 
 def interval(value: Estimate, *, sign: bool = False, digits: int = 2) -> str:
@@ -27,18 +27,6 @@ def interval(value: Estimate, *, sign: bool = False, digits: int = 2) -> str:
     return f"{value.mean:{form}} [{value.low:{form}}, {value.high:{form}}]"
 
 
-def points(value: Estimate | None) -> str:
-    """Returns a change of accuracy in points of a hundred, "" without one.
-
-    >>> points(Estimate(0.051, 0.0, 0.1)), points(Estimate(-0.01, None, None)), points(None)
-    ('+5 points', '-1 point', '')
-    """
-    if value is None or math.isnan(value.mean):
-        return ""
-    whole = round(100 * value.mean)
-    return f"{whole:+d} point{'' if abs(whole) == 1 else 's'}"
-
-
 def shift(name: str, value: Shift) -> str:
     """Returns the gain of a task in both units.
 
@@ -47,19 +35,38 @@ def shift(name: str, value: Shift) -> str:
     """
     if name == TEXT:
         return f"{name} {interval(-value.log_odds, sign=True)} nats a token"
-    beside = points(value.accuracy)
-    return f"{name} {interval(value.log_odds, sign=True)} nats" + (f" ({beside})" if beside else "")
+    beside = ""
+    if value.accuracy is not None and not math.isnan(value.accuracy.mean):
+        points = round(100 * value.accuracy.mean)
+        beside = f" ({points:+d} point{'' if abs(points) == 1 else 's'})"
+    return f"{name} {interval(value.log_odds, sign=True)} nats{beside}"
 
 
-def percent(panel: Panel, reach: Reach, task: str) -> str:
-    """Returns the accuracy of a task as a percentage, or "?" where it was not measured."""
-    values = panel.accuracy.get(reach, {}).get(task)
-    return "?" if values is None or not values.size else f"{100 * float(np.mean(values)):.0f} %"
+def accuracy_change(original: Panel, deployed: Panel, task: str) -> str:
+    """Returns the accuracy of a task in the original at `L` and in what is deployed at `L'`: "96 % → 67 %"."""
+
+    def percent(panel: Panel, reach: Reach) -> str:
+        values = panel.accuracy.get(reach, {}).get(task)
+        return "?" if values is None or not values.size else f"{100 * float(np.mean(values)):.0f} %"
+
+    return f"{percent(original, 'short')} → {percent(deployed, 'long')}"
 
 
-def accuracy_change(before: Panel, was: Reach, after: Panel, task: str) -> str:
-    """Returns the accuracy of a task in one configuration and, at the target length, in another: "96 % → 67 %"."""
-    return f"{percent(before, was, task)} → {percent(after, 'long', task)}"
+def unit(by: str) -> str:
+    """Returns what costs and gains are counted in, together or by text."""
+    return "nats a token of the long loss of text" if by == TEXT else "nats of order and binding"
+
+
+def number(count: int, counted: str) -> str:
+    """Returns a number to two digits, upward, and what is counted.
+
+    >>> number(7, "contexts"), number(183, "contexts"), number(4021, "rows of text"), number(MOST + 1, "rows")
+    ('7 contexts', '190 contexts', '4,100 rows of text', 'more than 100,000 rows')
+    """
+    if count > MOST:
+        return f"more than {MOST:,} {counted}"
+    step = 10 ** max(0, len(str(count)) - 2)
+    return f"{math.ceil(count / step) * step:,} {counted}"
 
 
 def listed(parts: Sequence[str]) -> str:

@@ -85,8 +85,7 @@ def test_exempting_every_key_is_no_bias(cases):
 
 def test_observed_answers_are_judged_and_the_nearest_run_is_found(cases, plan):
     faulty = cases(faults=("wrong_layout", "bf16_frequencies"))
-    fault, run = faulty._faults["wrong_layout"][0]
-    observed = run.logits(fault.scheme(plan.schemes(DEPLOYED)[0]), note="wrong_layout")
+    observed = faulty.runs[0].with_fault(faulty._faults["wrong_layout"][0]).logits(plan.schemes(DEPLOYED)[0])
     observed = observed | {"short": observed["short"] - 3}  # log probabilities are as good
     found = evidence(cases(faults=("wrong_layout", "bf16_frequencies"), observed=observed))
     assert next(iter(found.nearest)) == "wrong_layout"

@@ -1,10 +1,8 @@
 """Kept files: what was written comes back bit for bit, and nothing else is ever taken for it."""
 
-import contextlib
 import json
 import os
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +18,23 @@ ARRAYS = {"losses": np.linspace(0, 1, 30, dtype=np.float32).reshape(5, 6), "coun
 STATE = {"generation": 2, "population": [[1.0, 1.5], [1.0, 0.1 + 0.2]], "history": [{"best": -1e-300}]}
 
 
+class AnewError(Exception):
+    """Nothing of use was kept."""
+
+
+def taken(file, key=KEY, **limits):
+    def make():
+        raise AnewError
+
+    try:
+        return kept_files.taken_or_made(file.parent, file.name, key, make, **limits)
+    except AnewError:
+        return None
+
+
 def arrays(file):
-    kept_files.write_arrays(file, KEY, ARRAYS)
-    return lambda key=KEY: kept_files.read_arrays(file, key)
+    kept_files.taken_or_made(file.parent, file.name, KEY, lambda: ARRAYS)
+    return lambda key=KEY: taken(file, key)
 
 
 def plain(file):
@@ -46,8 +58,8 @@ KINDS = pytest.mark.parametrize("write", [arrays, plain])
 )
 def test_arrays_come_back_bit_for_bit(tmp_path_factory, kept):
     file = tmp_path_factory.mktemp("kept") / "deep" / "file.npz"
-    kept_files.write_arrays(file, KEY, kept)
-    found = kept_files.read_arrays(file, KEY)
+    assert kept_files.taken_or_made(file.parent, file.name, KEY, lambda: kept) is kept
+    found = taken(file)
     assert found is not None
     assert found.keys() == kept.keys()
     for name, array in kept.items():
@@ -145,17 +157,10 @@ def test_a_file_that_was_blown_up_is_not_read_whole(write, size, tmp_path, capsy
 
 def test_arrays_beyond_what_was_asked_for_are_not_read(tmp_path, capsys):
     file = tmp_path / "file.npz"
-    kept_files.write_arrays(file, KEY, {"losses": np.zeros(2**15)})
-    assert kept_files.read_arrays(file, KEY, largest=2**18) is not None
-    assert kept_files.read_arrays(file, KEY, largest=2**12) is None
+    kept_files.taken_or_made(tmp_path, "file.npz", KEY, lambda: {"losses": np.zeros(2**15)})
+    assert taken(file, largest=2**18) is not None
+    assert taken(file, largest=2**12) is None
     assert f"{file.stat().st_size} bytes, of which it can have" in capsys.readouterr().err
-
-
-def test_a_sealed_file_that_was_blown_up_is_not_read(tmp_path, capsys):
-    directory = sealed(tmp_path / "adapted")
-    os.truncate(directory / "model.safetensors", 300 * 2**30)
-    assert not kept_files.is_sealed(directory, KEY)
-    assert "does not match" in capsys.readouterr().err
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
@@ -171,39 +176,21 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def sealed(directory: Path) -> Path:
-    directory.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (directory / name).write_bytes(name.encode() * 20)
-    kept_files.seal_directory(directory, KEY, ("config.json", "model.safetensors"))
-    return directory
+def test_arrays_are_made_once_and_kept(tmp_path):
+    made = []
 
+    def make():
+        made.append(1)
+        return ARRAYS
 
-def test_a_directory_is_what_was_sealed_or_nothing(tmp_path, capsys):
-    assert not kept_files.is_sealed(tmp_path / "none", KEY)
-    assert capsys.readouterr().err == ""
-    directory = sealed(tmp_path / "adapted")
-    assert kept_files.is_sealed(directory, KEY)
-    assert not kept_files.is_sealed(directory, OTHER)
-    for number, (name, why) in enumerate(
-        [
-            ("model.safetensors", "does not match"),
-            ("config.json", "does not match"),
-            ("kept.json", "no checksum of this version"),
-        ]
-    ):
-        damaged = sealed(tmp_path / f"damaged-{number}")
-        content = bytearray((damaged / name).read_bytes())
-        content[7] ^= 4
-        (damaged / name).write_bytes(content)
-        capsys.readouterr()
-        assert not kept_files.is_sealed(damaged, KEY)
-        err = capsys.readouterr().err
-        assert err.startswith(f"rope-jax: {damaged / name}: ")
-        assert why in err
-        with contextlib.suppress(FileNotFoundError):
-            (damaged / name).unlink()
-        assert not kept_files.is_sealed(damaged, KEY)
+    for store, times in ((tmp_path / "deep", 1), (None, 3)):
+        for _ in range(2):
+            found = kept_files.taken_or_made(store, "file.npz", KEY, make)
+            assert found.keys() == ARRAYS.keys()
+            assert all((found[name] == ARRAYS[name]).all() for name in ARRAYS)
+        assert len(made) == times
+    kept_files.taken_or_made(tmp_path / "deep", "file.npz", OTHER, make)
+    assert len(made) == 4
 
 
 def test_it_says_how_much_is_kept(tmp_path):

@@ -10,7 +10,8 @@ from rope_jax.checkpoints.layout import LayoutLoss
 from rope_jax.checkpoints.loading import load_checkpoint
 from rope_jax.diagnosis.evaluation import own_model as rooms
 from rope_jax.diagnosis.evaluation.own_model import OwnSettings, own_model
-from rope_jax.diagnosis.models import Request, asked_of
+from rope_jax.diagnosis.models import asked_of
+from rope_jax.diagnosis.options import Options
 from rope_jax.diagnosis.tasks.contexts import VOCAB_SIZE
 from rope_jax.diagnosis.tasks.text import Text, without_overlap
 from rope_jax.errors import CheckpointError, InputError
@@ -44,13 +45,8 @@ def text(rows=4, leftover=0, seed=0):
     return Text(tokens[: rows * TARGET].reshape(rows, TARGET), tokens[rows * TARGET :], "text.npy")
 
 
-def request(**changes):
-    own = OwnSettings(contexts=0, **changes.pop("own", {}))
-    given = {
-        "target_length": TARGET, "contexts": 3, "text": text().rows, "fit_text": None, "text_rows": None,
-        "separator": "|", "own": own, "seed": 0,
-    }  # fmt: skip
-    return Request(**given | changes)
+def asked(**changes):
+    return Options(**{"target_length": TARGET, "contexts": 0, "text": text().rows, "separator": "|"} | changes)
 
 
 def test_without_other_text_each_half_is_fitted_for_the_other(checkpoint, layout):
@@ -95,10 +91,10 @@ def test_fit_text_is_cut_to_the_length_that_is_measured_with(tmp_path, layout):
     tokens = np.random.default_rng(5).integers(0, VOCAB_SIZE, (4, 300)).astype(np.int32)
     np.save(file, tokens)
     for fit_text in (file, tokens):
-        (subject,) = asked_of(directory, request(fit_text=fit_text)).subjects
+        (subject,) = asked_of(directory, asked(fit_text=fit_text)).subjects
         assert subject.trained_length == 128
         assert subject.fit_text.shape == (8, 128)
-    (subject,) = asked_of(directory, request(fit_text=file, own={"trained_length": 100})).subjects
+    (subject,) = asked_of(directory, asked(fit_text=file, trained_length=100)).subjects
     assert subject.fit_text.shape == (12, 100)
 
 
@@ -140,8 +136,8 @@ def test_questions_that_cannot_be_asked_are_said(checkpoint, layout):
     [
         ({"text": None}, "is asked on text: give text"),
         ({"target_length": None}, "say how far the context is to be extended"),
-        ({"own": {"trained_length": 16}}, "a trained length of 16 is too short"),
-        ({"own": {"trained_length": TARGET - 1}}, "leaves no token to predict beyond the trained length"),
+        ({"trained_length": 16}, "a trained length of 16 is too short"),
+        ({"trained_length": TARGET - 1}, "leaves no token to predict beyond the trained length"),
         ({"text": text().rows[:, :100]}, "text must be rows of at least 160 tokens"),
         ({"text": text().rows.astype(float)}, "text must be rows of at least 160 tokens, got float64"),
         ({"text": text().rows + VOCAB_SIZE}, "the vocabulary has 152"),
@@ -151,9 +147,9 @@ def test_questions_that_cannot_be_asked_are_said(checkpoint, layout):
 )
 def test_what_contradicts_itself_is_refused(checkpoint, layout, without_type_checks, changes, message):
     with pytest.raises(InputError, match=message):
-        asked_of(checkpoint, request(**changes))
+        asked_of(checkpoint, asked(**changes))
 
 
 def test_several_models_must_be_of_one_kind(checkpoint):
     with pytest.raises(InputError, match="several models are asked together only where"):
-        asked_of([checkpoint, checkpoint], request())
+        asked_of([checkpoint, checkpoint], asked())

@@ -7,9 +7,9 @@ import pytest
 from cases import HEADS, TARGET, save_bundled_model, save_checkpoint, tiny_subject
 
 from rope_jax import scaling
-from rope_jax.biases import Alibi, alibi_paper, paper_slopes
+from rope_jax.biases import Alibi, alibi_paper, paper_slopes, t5_bias
 from rope_jax.checkpoints.loading import load_checkpoint
-from rope_jax.diagnosis.evaluation import fitting
+from rope_jax.diagnosis.evaluation import fitter
 from rope_jax.diagnosis.evaluation.configurations import ORIGINAL, wanted
 from rope_jax.diagnosis.evaluation.fitter import FitSettings
 from rope_jax.diagnosis.evaluation.plan import PlanSettings, plan_of
@@ -45,12 +45,12 @@ def told(monkeypatch):
     """Fits nothing; gives the schemes that a table would have been fitted under."""
     seen = []
 
-    def fit(program, decoder, schemes_with, chunks, *, num_heads, num_buckets, max_distance, **_):
-        bias = fitting.t5_bias(np.zeros((num_heads, num_buckets), np.float32), max_distance=max_distance)
-        seen.append(schemes_with(bias))
-        return fitting.FittedTable(np.full((num_heads, num_buckets), len(seen), np.float32), num_buckets, 2.0, 1.0)
+    def fit(decoder, schemes_with, rows, counted, *, num_buckets, max_distance, **_):
+        seen.append(schemes_with(t5_bias(np.zeros((HEADS, num_buckets), np.float32), max_distance=max_distance)))
+        table = np.full((HEADS, num_buckets), len(seen), np.float32)
+        return {"table": table, "reached": num_buckets, "before": 2.0, "after": 1.0}
 
-    monkeypatch.setattr(fitting, "fit_t5_table", fit)
+    monkeypatch.setattr(fitter, "fit_t5_table", fit)
     return seen
 
 

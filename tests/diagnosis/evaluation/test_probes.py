@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import BASE, DIM, HEADS, TRAINED, tiny_decoder
-from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -176,12 +175,3 @@ def test_one_program_answers_under_every_scheme(program, asked):
     ]
     assert program.compilations == 1
     assert len({one.tobytes() for one in given}) == len(given)  # and answers differently under each
-
-
-def test_other_weights_run_in_the_same_program(program, asked):
-    before = program(scheme(), asked)
-    got = program(scheme(), asked, nnx.state(tiny_decoder(seed=1)))
-    assert program.compilations == 1
-    assert (got != before).any()
-    np.testing.assert_array_equal(program(scheme(), asked, nnx.state(tiny_decoder())), before)
-    np.testing.assert_array_equal(program(scheme(), asked), before)

@@ -3,12 +3,16 @@
 import dataclasses
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import HEADS, TARGET, TRAINED, save_bundled_model, tiny_decoder, tiny_subject
 
+from rope_jax.attention.api import attend
 from rope_jax.biases import alibi_paper
 from rope_jax.diagnosis.evaluation import probes, runs
+from rope_jax.diagnosis.evaluation.faults import Fault
 from rope_jax.diagnosis.evaluation.losses import LossProgram
 from rope_jax.diagnosis.evaluation.panel import ORDER_WAYS
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
@@ -49,10 +53,15 @@ def make(subject, programs, tmp_path):
 
     def made(subject=subject, store=tmp_path / "deep" / "store", **kwargs):
         found = Runs(subject, store=store, **kwargs)
-        found._answers, found._losses = programs
+        found._programs[attend] = programs
         return found
 
     return made
+
+
+def taken(made):
+    """How many results were found in the store."""
+    return len(made._kept) - made.ran
 
 
 def same(one, two):
@@ -67,13 +76,13 @@ def same(one, two):
 def test_what_is_finished_is_taken_bit_for_bit(make, schemes):
     first = make()
     found = {name: first([schemes[name]]) for name in ("original", "biased")}
-    assert (first.ran, first.taken) == (6, 0)  # short, long and text of each
+    assert (first.ran, taken(first)) == (6, 0)  # short, long and text of each
     same(first([schemes["biased"]]), found["biased"])
-    assert (first.ran, first.taken) == (6, 0)  # in memory
+    assert (first.ran, taken(first)) == (6, 0)  # in memory
     again = make()
     for name, scores in found.items():
         same(again([schemes[name]]), scores)
-    assert (again.ran, again.taken) == (0, 6)
+    assert (again.ran, taken(again)) == (0, 6)
     assert (found["original"].losses != found["biased"].losses).any()
 
 
@@ -91,11 +100,21 @@ def test_a_run_that_was_cut_off_goes_on(make, schemes, monkeypatch):
             cut([schemes[names[1]]])
     resumed = make()
     kept = [resumed([schemes[name]]) for name in names]
-    assert (resumed.ran, resumed.taken) == (6, 3)
+    assert (resumed.ran, taken(resumed)) == (6, 3)
     whole = make(store=None)
     for name, scores in zip(names, kept, strict=True):
         same(whole([schemes[name]]), scores)
-    assert (whole.ran, whole.taken) == (9, 0)
+    assert (whole.ran, taken(whole)) == (9, 0)
+
+
+class Known(ProbeProgram):
+    """Answers what is known: whether it was asked is what counts."""
+
+    def __init__(self, answer):
+        self._answer = answer
+
+    def __call__(self, scheme, items):
+        return self._answer
 
 
 def only_long(subject):
@@ -114,9 +133,9 @@ def test_a_damaged_file_is_computed_anew_and_repaired(make, subject, schemes, tm
     for damaged in (b"", whole[:100], whole[: len(whole) // 2], whole[:-1], b"nonsense" * 50, *flipped):
         file.write_bytes(damaged)
         repaired = make(asked)
-        repaired._answers = lambda scheme, items: good  # it is known what is computed; here only whether it is
+        repaired._programs[attend] = Known(good), repaired.programs[1]
         np.testing.assert_array_equal(repaired.logits(scheme)["long"], good)
-        assert (repaired.ran, repaired.taken) == (1, 0)
+        assert (repaired.ran, taken(repaired)) == (1, 0)
         assert file.read_bytes() == whole
 
 
@@ -124,9 +143,7 @@ def test_no_file_is_believed_by_its_name(make, subject, schemes, tmp_path, capsy
     asked = only_long(subject)
     found = {name: make(asked).logits(schemes[name])["long"] for name in ("original", "biased")}
     store = tmp_path / "deep" / "store"
-    files = {
-        name: store / f"{make(asked)._key('logits', schemes[name], asked.items.long, '')[:32]}.npz" for name in found
-    }
+    files = {name: store / f"{make(asked)._key('logits', schemes[name], asked.items.long)[:32]}.npz" for name in found}
     whole = {name: file.read_bytes() for name, file in files.items()}
     assert set(store.iterdir()) == set(files.values())
     with np.load(files["biased"]) as archive:
@@ -143,7 +160,7 @@ def test_no_file_is_believed_by_its_name(make, subject, schemes, tmp_path, capsy
         again = make(asked)
         for name, logits in found.items():
             np.testing.assert_array_equal(again.logits(schemes[name])["long"], logits)
-        assert (again.ran, again.taken) == (1, 1)
+        assert (again.ran, taken(again)) == (1, 1)
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert f"{files['biased']}: " in err
@@ -162,31 +179,37 @@ def test_no_other_weights_items_or_scheme_hit_the_same_result(make, subject, sch
         "choices": items.long._replace(choices=choices),
         "short": items.short,
     }
-    keys = {name: own._key("logits", biased, changed, "") for name, changed in asked.items()}
+    keys = {name: own._key("logits", biased, changed) for name, changed in asked.items()}
     others = {
         "weights": dataclasses.replace(checkpoint, sha256="0" * 64),
         "config": dataclasses.replace(checkpoint, config=config),
     }
     for name, other in others.items():
-        keys[name] = make(dataclasses.replace(subject, checkpoint=other))._key("logits", biased, items.long, "")
-    keys |= {f"scheme {name}": own._key("logits", scheme, items.long, "") for name, scheme in schemes.items()}
-    keys["losses"] = own._key("losses", biased, items.long, "")
-    keys["fault"] = own._key("logits", biased, items.long, "bf16_bias")
-    keys["interleaved"] = own._key("logits", dataclasses.replace(biased, layout="interleaved"), items.long, "")
-    keys["phase"] = own._key("logits", dataclasses.replace(biased, phase="float32"), items.long, "")
+        keys[name] = make(dataclasses.replace(subject, checkpoint=other))._key("logits", biased, items.long)
+    keys |= {f"scheme {name}": own._key("logits", scheme, items.long) for name, scheme in schemes.items()}
+    keys["losses"] = own._key("losses", biased, items.long)
+    keys["fault"] = own.with_fault(Fault("bf16_bias", ""))._key("logits", biased, items.long)
+    keys["interleaved"] = own._key("logits", dataclasses.replace(biased, layout="interleaved"), items.long)
+    keys["phase"] = own._key("logits", dataclasses.replace(biased, phase="float32"), items.long)
     assert len(set(keys.values())) == len(keys)
-    assert keys["scheme biased"] == make()._key("logits", biased, items.long, "")
+    assert keys["scheme biased"] == make()._key("logits", biased, items.long)
 
 
 def test_a_fault_is_kept_apart_from_the_exact_run(make, subject, schemes):
-    asked = only_long(subject)
-    exact, faulty = make(asked), make(asked, note="bf16_positions")
-    for one, note in ((exact, ""), (faulty, ""), (exact, "other")):
-        one.logits(schemes["biased"], note=note)
-    assert (exact.ran, faulty.ran) == (2, 1)
-    again = make(asked)
-    again.logits(schemes["biased"], note="bf16_positions")
-    assert (again.ran, again.taken) == (0, 1)  # wherever the note is given
+    exact = make(only_long(subject))
+    shifted = Fault("shifted", "", lambda scheme: dataclasses.replace(scheme, logit_scale=2 * scheme.logit_scale))
+    by_name = Fault("by_name", "")  # that changes nothing known
+    for fault, differs in ((shifted, True), (by_name, False)):
+        found = exact.with_fault(fault).logits(schemes["biased"])["long"]
+        assert (found != exact.logits(schemes["biased"])["long"]).any() == differs
+        again = make(only_long(subject)).with_fault(fault)
+        np.testing.assert_array_equal(again.logits(schemes["biased"])["long"], found)
+        assert (again.ran, taken(again)) == (0, 1)
+    assert exact.ran == 1
+    deaf = Fault("deaf", "", attention=lambda *call: jax.tree.map(jnp.zeros_like, attend(*call)))
+    found = exact.with_fault(deaf).logits(schemes["biased"])["long"]
+    assert (found != exact.logits(schemes["biased"])["long"]).any()
+    assert exact.with_fault(deaf).on(subject).programs is exact.with_fault(deaf).programs  # compiled once
 
 
 def test_rows_of_one_fold_are_read_under_its_own_scheme(make, subject, schemes):

@@ -12,10 +12,9 @@ from rope_jax.diagnosis.evaluation.plan import PlanSettings, plan_of
 from rope_jax.diagnosis.evaluation.runs import Runs
 from rope_jax.diagnosis.prediction import agreement, own_heads
 from rope_jax.diagnosis.prediction.agreement import prediction_of
-from rope_jax.diagnosis.prediction.stretched import PARTS, stretched
 from rope_jax.diagnosis.tasks.contexts import PROBES, SYMBOLS
 from rope_jax.statistics.intervals import Estimate
-from rope_jax.statistics.ranks import RankAgreement, within_group_spearman
+from rope_jax.statistics.ranks import within_group_spearman
 
 DEPLOYED = "ntk + alibi"
 USED = ("retrieval", "binding", "order")
@@ -68,12 +67,7 @@ def test_twice_the_slope_halves_the_horizon(subject, schemes):
     once = schemes[DEPLOYED][0]
     twice = dataclasses.replace(once, slopes=2 * once.slopes)
     one, two = (own_heads.head_figures(own, scheme, target_length=TARGET) for scheme in (once, twice))
-    np.testing.assert_allclose(two.horizon, one.horizon / 2, rtol=1e-5)
-
-
-def test_each_part_of_a_stretched_context_is_added_to_the_one_before(subject):
-    seen = [stretched(subject.unseen_items, TARGET, upto=part) for part in PARTS]
-    assert seen[0].positions.max() < seen[-1].positions.max()
+    np.testing.assert_allclose(two["horizon"], one["horizon"] / 2, rtol=1e-5)
 
 
 def test_models_without_contexts_are_not_predicted(subject, schemes, answers):
@@ -87,13 +81,13 @@ def test_models_without_contexts_are_not_predicted(subject, schemes, answers):
 
 def test_it_is_read_by_its_interval():
     def said(low, mean, high, ceiling=None):
-        return agreement._text(RankAgreement(Estimate(mean, low, high), 8, 0), ceiling)
+        return agreement._text(Estimate(mean, low, high), ceiling)
 
     assert said(0.85, 0.9, 0.95).endswith("the prediction may be read")
     assert said(0.1, 0.2, 0.3).endswith("cannot be trusted for this model")
     assert said(0.7, 0.85, 0.9).endswith("is open")
     assert "about 0.93 is the most" in said(0.85, 0.9, 0.95, ceiling=0.93)
-    assert "nothing is known" in agreement._text(RankAgreement(None, 0, 8), None)
+    assert "nothing is known" in agreement._text(None, None)
 
 
 def test_the_ceiling_is_that_of_the_noise():

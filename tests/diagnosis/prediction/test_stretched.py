@@ -13,7 +13,7 @@ from rope_jax import biases, frequencies
 from rope_jax.attention.api import attend
 from rope_jax.attention.call import Settings, Tokens
 from rope_jax.diagnosis.evaluation.probes import ProbeProgram
-from rope_jax.diagnosis.prediction.stretched import PARTS, StretchedProgram, counting, stretched
+from rope_jax.diagnosis.prediction.stretched import StretchedProgram, counting, stretched
 from rope_jax.diagnosis.tasks import contexts
 from rope_jax.errors import InputError
 from rope_jax.scheme import build
@@ -34,7 +34,7 @@ def test_at_the_trained_length_nothing_is_stretched():
     np.testing.assert_array_equal(seen.counts, 1)
     np.testing.assert_array_equal(seen.positions, np.broadcast_to(np.arange(TRAINED), seen.positions.shape))
     np.testing.assert_allclose(
-        StretchedProgram(decoder)(alibi, ITEMS, seen), ProbeProgram(decoder)(alibi, ITEMS), atol=2e-5
+        StretchedProgram(decoder)(alibi, ITEMS, *seen), ProbeProgram(decoder)(alibi, ITEMS), atol=2e-5
     )
 
 
@@ -56,15 +56,6 @@ def test_tokens_stand_where_those_of_a_long_context_do(factor):
             second = ITEMS.position[row, question] - ITEMS.distance[row, question]
             apart = seen.positions[row, second] - seen.positions[row, second - ITEMS.gap[row, question]]
             assert apart == ITEMS.gap[row, question]
-
-
-def test_parts_are_added_one_after_the_other():
-    one, two, three = (stretched(ITEMS, 2 * TRAINED, upto=part) for part in PARTS)
-    assert (one.positions[:, -1] == TRAINED - 1).all()
-    np.testing.assert_array_equal(two.positions, three.positions)
-    for seen in (one, two):
-        np.testing.assert_array_equal(seen.counts, 1)
-    assert three.counts.max() > 2
 
 
 @pytest.mark.parametrize(("seed", "temperature", "start"), [(0, 1.0, 0), (1, 0.5, 0), (2, 2.0, 1_000_000)])

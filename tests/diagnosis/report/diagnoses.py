@@ -100,7 +100,7 @@ def verdict(
 ) -> Verdict:
     words = {option: one[0] for option, one in options.items()}
     gains = {option: one[2] for option, one in options.items()}
-    if used:
+    if "order" in used:
         rankings = {
             "order": ranking("order", by_order or gains, words),
             "binding": ranking("binding", gains, words),
@@ -142,7 +142,7 @@ def verdict(
         price=price(0.003 if used else None, 0.03, -2.7),
         first="repair" if status == "repair first" else words.get(best, ""),
         probability_first=0.996,
-        rankings=rankings if gains else {},
+        rankings=rankings,
         changes=tuple(
             Change(
                 option=option,
@@ -160,7 +160,9 @@ def verdict(
             for option, one in options.items()
         ),
         cause=Cause(by_task, part, about(0.85), f"{part} costs order most"),  # type: ignore[arg-type]
-        shipping=Shipping(ships, decides, "", f"{ships.capitalize()}: event order stays 24 points below the original"),  # type: ignore[arg-type]
+        shipping=Shipping(
+            ships, decides, "", f"{ships.capitalize()}: after it text loses 0.770 nats a token, with 0.02 allowed."
+        ),  # type: ignore[arg-type]
         next=("adapt under llama3: 100 steps won back 0.5 nats here", "a target of 1,024 tokens"),
         settled=True,
         open=(),

@@ -6,6 +6,7 @@ import diagnoses
 import numpy as np
 import pytest
 
+from rope_jax.diagnosis.report import labels
 from rope_jax.diagnosis.report.why import links
 from rope_jax.diagnosis.verdict.answers import Cause
 
@@ -15,7 +16,7 @@ ORIGINAL = diagnoses.condition("none + none", ASKED)
 
 def of(name: str = "ntk + alibi", one=None, **changes):
     deployed = dataclasses.replace(diagnoses.condition(name, ASKED), **changes)
-    found = links(deployed, ORIGINAL, one or diagnoses.verdict(), 256, 2048, max_distance=2048)
+    found = links(deployed, {"none + none": ORIGINAL}, one or diagnoses.verdict(), 256, 2048)
     return dict(zip(("scaling", "bias", "angle", "choice"), found.values(), strict=True))
 
 
@@ -95,7 +96,9 @@ def test_unscaled_and_unrotated_models_are_spoken_of_as_they_are():
     assert "nothing is scaled here" in unscaled["scaling"].lower()
     assert "nothing slows them" in unscaled["angle"]
     still = dataclasses.replace(ORIGINAL, inverse_frequencies=[])
-    found = links(dataclasses.replace(still, name="none + alibi"), still, diagnoses.verdict(), 256, 2048)
+    found = links(
+        dataclasses.replace(still, name="none + alibi"), {"none + none": still}, diagnoses.verdict(), 256, 2048
+    )
     assert "nothing rotates" in found["(i) the scaling alone"].lower()
     assert "No angle can be transformed" in found["(iii) another angle"]
 
@@ -139,3 +142,15 @@ def test_the_choice_is_the_best_of_the_ranking_with_its_gain():
     assert "Repair first" in of(one=diagnoses.verdict(status="repair first"))["choice"]
     assert "none of the three" in of(one=diagnoses.verdict(options={}))["choice"].lower()
     assert "nats a token" in of(one=diagnoses.verdict(used=()))["choice"]
+
+
+def test_the_map_spoken_of_is_the_one_whose_gain_is_stated():
+    one, llama3 = diagnoses.verdict(), diagnoses.condition("llama3 + alibi", ASKED)
+    linear = dataclasses.replace(llama3, name="linear + alibi", scaling="linear")
+    other = dataclasses.replace(one.changes[2], words="keep both, scale by linear", configuration=linear.name)
+    by_order = diagnoses.ranking("order", {"3": 0.4}, {"3": other.words})
+    one = dataclasses.replace(one, changes=(other, *one.changes), rankings=one.rankings | {"order": by_order})
+    conditions = {run.name: run for run in (ORIGINAL, llama3, linear)}
+    text = links(diagnoses.condition("ntk + alibi", ASKED), conditions, one, 256, 2048)["(iii) another angle"]
+    assert '"keep both, scale by llama3" gains' in text
+    assert f"Option 3 by {labels.label('llama3')} " in text

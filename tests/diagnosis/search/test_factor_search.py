@@ -134,14 +134,14 @@ def test_named_factors(runs):
 def test_it_searches_on_what_the_model_was_trained_to_answer(subject):
     known = contexts.Counts(first_pairs=3, last_pairs=1)
     searched, fresh = factor_search.items_of(dataclasses.replace(subject, counts=known), rows=2, seed=0)
-    for items in (*searched, *fresh):
+    for items in (*searched.values(), *fresh.values()):
         assert {contexts.PROBES[probe] for probe in np.unique(items.probe)} == {"retrieval", "binding", "order"}
 
 
 def test_factors_answer_as_their_rule_and_compile_once_a_length(subject, runs):
     searched, fresh = factor_search.items_of(subject, rows=2, seed=0)
-    assert [len(fresh.short.tokens), len(fresh.long.tokens)] == [8, 8]
-    assert not set(map(bytes, searched.long.tokens)) & set(map(bytes, fresh.long.tokens))
+    assert [len(fresh["short"].tokens), len(fresh["long"].tokens)] == [8, 8]
+    assert not set(map(bytes, searched["long"].tokens)) & set(map(bytes, fresh["long"].tokens))
     unchanged = runs.unchanged(searched)
     same = runs(runs.named["none"], searched, bias=None)
     ntk = runs.maker(dataclasses.replace(runs.maker.original(), rule=runs.maker.rule("ntk")))

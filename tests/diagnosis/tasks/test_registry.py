@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from rope_jax.diagnosis.evaluation import probes
-from rope_jax.diagnosis.tasks import registry
 from rope_jax.diagnosis.tasks.contexts import FIRST, LAST, PROBES, Contexts, chance, contexts
 from rope_jax.diagnosis.tasks.registry import TASKS, Task, index_of, names, register
 from rope_jax.errors import InputError
@@ -23,7 +22,6 @@ def test_the_tasks_of_the_package():
     assert names("precision") == ("binding", "order")
     assert [index_of(name) for name in PROBES] == [0, 1, 2]
     assert set(TASKS["order"].ways) == {FIRST, LAST}
-    assert [line.partition(": ")[0] for line in registry.help_text().splitlines()] == list(PROBES)
     assert all(name == task.name and task.label and task.explanation for name, task in TASKS.items())
     assert TASKS["order"].chance(2) == 0.5
 
@@ -49,7 +47,6 @@ def test_a_task_from_outside_is_asked_beside_the_others(colour):
     np.testing.assert_array_equal(probes.by_row(right, asked, "colour"), 1)
     np.testing.assert_array_equal(probes.by_row(right, asked, "retrieval"), 0)
     assert chance(asked, "colour") == pytest.approx(0.3)
-    assert registry.help_text().endswith("\ncolour: the colour that stood with a name")
 
 
 def test_what_is_no_task_is_refused(colour):

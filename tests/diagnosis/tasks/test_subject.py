@@ -9,16 +9,8 @@ from cases import TARGET, TRAINED, save_bundled_model, tiny_subject
 
 from rope_jax.diagnosis.tasks import contexts
 from rope_jax.diagnosis.tasks.contexts import Counts
-from rope_jax.diagnosis.tasks.subject import (
-    answer_weights,
-    bundled_models,
-    read_bundled_model,
-    short_and_long,
-    synthetic_items,
-)
+from rope_jax.diagnosis.tasks.subject import answer_weights, bundled_models, read_bundled_model, short_and_long
 from rope_jax.errors import InputError
-
-SIZES = {"trained_length": TRAINED, "target_length": TARGET, "rows": 3, "text_rows": 2}
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +39,9 @@ def test_a_row_of_the_trained_length_is_short_throughout(directory):
     assert answer_weights(subject.items.long)[:, columns["long"]].sum() == subject.items.long.position.size
 
 
-def test_items_depend_on_seed_and_part_alone():
+def test_items_depend_on_seed_and_part_alone(directory):
     def rows(**changes):
-        items = synthetic_items(Counts(), **SIZES, **changes)
+        items = read_bundled_model(directory).asked(rows=3, target_length=TARGET, text_rows=2, **changes).items
         return np.concatenate([items.long.tokens, items.text])
 
     np.testing.assert_array_equal(rows(), rows())
@@ -57,8 +49,8 @@ def test_items_depend_on_seed_and_part_alone():
         assert (rows(**changes) != rows()).any()
 
 
-def test_the_longest_gap_is_the_same_short_and_long():
-    items = synthetic_items(Counts(), **SIZES | {"rows": 60})
+def test_the_longest_gap_is_the_same_short_and_long(directory):
+    items = tiny_subject(directory, rows=60).items
     gaps = [asked.gap[asked.gap > 0] for asked in items.asked.values()]
     most = min(TRAINED // 2, contexts.widest_gap(TRAINED, Counts()))
     assert all(most * 0.8 < one.max() <= most for one in gaps)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rope_jax.checkpoints.dialects import positions_of
-from rope_jax.diagnosis.theory import offset_samples, options, resolution, thresholds
+from rope_jax.diagnosis.theory import facts, resolution, thresholds
 from rope_jax.diagnosis.theory.inspection import inspect, positions
 from rope_jax.errors import InputError
 from rope_jax.frequencies import rotary
@@ -19,11 +19,11 @@ CONFIG |= {"num_key_value_heads": 2, "intermediate_size": 128, "max_position_emb
 
 
 @settings(max_examples=60, deadline=None)
-@given(reach=st.integers(1, 2**24), pairs=st.integers(1, offset_samples.MOST_PAIRS))
+@given(reach=st.integers(1, 2**24), pairs=st.integers(1, resolution.MOST_PAIRS))
 def test_both_ends_are_tried_and_the_work_is_bounded(reach, pairs):
-    most = offset_samples.most_offsets(pairs)
+    most = resolution.most_offsets(pairs)
     assert pairs * most <= 2**24
-    blocks, offsets = offset_samples.evenly(reach, most=most)
+    blocks, offsets = resolution.evenly(reach, most=most)
     assert (np.diff(blocks) > 0).all()
     assert (np.diff(offsets) > 0).all()
     assert (offsets[0], offsets[-1]) == (0, reach - 1)
@@ -53,7 +53,7 @@ def test_a_sum_over_chosen_blocks_is_that_part_of_the_whole(length, data):
 def test_estimates_from_samples_are_close_to_the_whole(monkeypatch):
     whole = inspect("llama-2-7b", target_length=2**17).record
     # As beyond the limit, at a quarter of the size.
-    monkeypatch.setattr(offset_samples, "MOST_OFFSETS", 2**15)
+    monkeypatch.setattr(resolution, "MOST_OFFSETS", 2**15)
     sampled = inspect("llama-2-7b", target_length=2**17).record
     assert sampled["thresholds"] == whole["thresholds"]  # its scan has a limit of its own
     for one, two in zip(whole["options"], sampled["options"], strict=True):
@@ -73,7 +73,7 @@ def test_a_dip_between_samples_makes_a_lower_bound(monkeypatch):
     theta = positions("llama-2-7b").main_group.rotary.inverse_frequencies
     whole = thresholds.non_negative_multiplier(theta, target_length=2**17)
     assert whole.offsets == 2**17 + 1
-    monkeypatch.setattr(offset_samples, "MOST_OFFSETS", 2**13)
+    monkeypatch.setattr(resolution, "MOST_OFFSETS", 2**13)
     sampled = thresholds.non_negative_multiplier(theta, target_length=2**17)
     assert sampled.offsets <= 2**16
     assert 1 < sampled.multiplier <= whole.multiplier
@@ -92,7 +92,7 @@ def test_memory_does_not_grow_with_the_target():
 @pytest.mark.parametrize("head_dim", [2050, 16_000])  # beyond 16,384 the config itself is refused
 def test_too_many_pairs_are_refused_with_their_size(head_dim, monkeypatch):
     model = positions_of({**CONFIG, "head_dim": head_dim}, origin="wide.json")
-    monkeypatch.setattr(options, "stars", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(facts, "stars", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(InputError, match=rf"^wide\.json: a rotary dimension of {head_dim:,} makes .* [\d.]+ GB"):
         inspect(model, target_length=8192)
 

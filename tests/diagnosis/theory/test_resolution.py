@@ -7,7 +7,7 @@ import pytest
 
 from rope_jax import scaling
 from rope_jax.diagnosis.theory import resolution, thresholds
-from rope_jax.diagnosis.theory.precision import bias_steps, float32_phase_error, largest_exact_position
+from rope_jax.diagnosis.theory.faults import bias_steps, float32_phase_error
 from rope_jax.errors import InputError
 from rope_jax.frequencies import base_multiplier, inverse_frequencies, rotary
 
@@ -162,7 +162,9 @@ def test_the_three_thresholds_of_the_case():
     assert content.multiplier == pytest.approx(63.0, abs=0.01)
     # Not monotone: it fails again soon after, and at 64.
     assert content.fails_again_at == pytest.approx(63.4, abs=0.1)
-    at = [thresholds.content_curve(thresholds.scaled_by_base(THETA, x), TARGET + 1).min() for x in (62.9, 63.0, 64.0)]
+    ones = np.ones((1, 64), np.complex128)
+    bases = (thresholds.scaled_by_base(THETA, multiplier) for multiplier in (62.9, 63.0, 64.0))
+    at = [resolution.phase_sum(theta, ones, TARGET + 1).min() for theta in bases]
     assert at[0] < 0 <= at[1]
     assert at[2] < 0
 
@@ -195,7 +197,6 @@ def test_thresholds_at_the_edges():
 
 
 def test_precision():
-    assert largest_exact_position("bfloat16") == 256
     offset, tokens = bias_steps("bfloat16", target_length=TARGET)
     assert (offset, tokens) == (16384, 128)
     assert bias_steps("float32", target_length=TARGET) is None
@@ -205,5 +206,3 @@ def test_precision():
     mantissa, exponent = np.frexp(last)
     assert len(np.unique(np.round(mantissa * 256) * 2.0**exponent)) == pytest.approx((TARGET - offset) / tokens, abs=1)
     assert float32_phase_error(THETA, length=TARGET) == pytest.approx(1.9e-3, abs=2e-4)
-    with pytest.raises(InputError, match="int8"):
-        largest_exact_position("int8")

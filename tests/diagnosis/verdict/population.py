@@ -6,7 +6,7 @@ mean of the clipped values is the one asked for, so that gaps between options ar
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -22,6 +22,15 @@ OPTIONS = (
 )
 GAINS = {"ntk + none": 0.05, "none + alibi": -1.6, "llama3 + alibi": 0.42}
 """Of order and binding, nats, as measured once."""
+
+
+def each(panel: Panel, change: Callable[[np.ndarray], np.ndarray]) -> Panel:
+    """Returns a panel with every array changed."""
+
+    def of(values):
+        return {key: of(value) if isinstance(value, dict) else change(value) for key, value in values.items()}
+
+    return Panel(of(panel.log_odds), of(panel.accuracy), of(panel.loss))
 
 
 def clipped(rng: np.random.Generator, shared: np.ndarray, mean: float, own: float = 0.8) -> np.ndarray:

@@ -8,10 +8,9 @@ import pytest
 from rope_jax.diagnosis.evaluation.panel import LIMIT, Evidence, Option, Panel
 from rope_jax.diagnosis.verdict.answers import Margins
 from rope_jax.diagnosis.verdict.cause import cause, shapley
-from rope_jax.diagnosis.verdict.contrasts import Contrasts, above
-from rope_jax.diagnosis.verdict.needed import needed
+from rope_jax.diagnosis.verdict.contrasts import Contrasts, Paired, above
 from rope_jax.diagnosis.verdict.regression import regression
-from rope_jax.diagnosis.verdict.shipping import criteria, resolve, shipping, ships
+from rope_jax.diagnosis.verdict.shipping import criteria, shipping
 from rope_jax.statistics.intervals import Estimate, estimate
 
 USED = ("retrieval", "binding", "order")
@@ -58,8 +57,7 @@ def evidence(of_corners, options=()) -> Evidence:
 
 
 def found_cause(of_corners):
-    made = evidence(of_corners)
-    return cause(made, made.as_deployed, CONTRASTS, MARGINS)
+    return cause(evidence(of_corners), CONTRASTS, MARGINS)
 
 
 @pytest.mark.parametrize(
@@ -129,15 +127,16 @@ def test_the_interaction_is_what_both_cost_beyond_each():
 
 def test_one_part_alone_is_judged_against_the_unchanged_model():
     made = evidence({}, (Option("2", "undo the scaling", "none + none"),))
-    found = cause(dataclasses.replace(made, as_deployed=panel(long=1.0)), panel(long=1.0), CONTRASTS, MARGINS)
+    found = cause(dataclasses.replace(made, as_deployed=panel(long=1.0)), CONTRASTS, MARGINS)
     assert (found.part, found.ahead) == ("scaling", None)
-    assert cause(made, ORIGINAL, CONTRASTS, MARGINS).part == "neither"
-    neither = cause(evidence({}), ORIGINAL, CONTRASTS, MARGINS)
+    assert cause(made, CONTRASTS, MARGINS).part == "neither"
+    neither = cause(evidence({}), CONTRASTS, MARGINS)
     assert (neither.part, neither.by_task) == ("not resolved", {})
 
 
-def judged(after, deployed=None):
-    return criteria(after, deployed or panel(seed=5, long=1.0, loss=(2.0, 2.5)), ORIGINAL, CONTRASTS, MARGINS)
+def ships(after, deployed=None, original=ORIGINAL, margins=MARGINS):
+    deployed = deployed or panel(seed=5, long=1.0, loss=(2.0, 2.5))
+    return shipping("drop the bias", criteria(after, deployed, original, CONTRASTS, margins))
 
 
 @pytest.mark.parametrize(
@@ -151,17 +150,22 @@ def judged(after, deployed=None):
     ],
 )
 def test_one_loss_beyond_its_margin_forbids_shipping_and_is_named(changes, decides):
-    found = judged(panel(seed=3, **({"short": 3.0} | changes)))
-    assert ships(found) == ("no", decides)
-    said = shipping("drop the bias", found)
+    said = ships(panel(seed=3, **changes))
     assert (said.answer, said.decides, said.resolve) == ("no", decides, "")
     assert decides in said.sentence
 
 
+def test_a_margin_of_zero_allows_nothing_and_weighs_most():
+    said = ships(panel(seed=3, order=0.0, loss=(2.1, 2.0)), margins=Margins(short_loss=0.0))
+    assert (said.answer, said.decides) == ("no", "short loss of text")
+    same = ships(ORIGINAL, ORIGINAL, margins=Margins(short_accuracy=0.0, short_loss=0.0, long_loss=0.0))
+    assert (same.answer, same.decides) == ("yes", "")
+
+
 def test_what_loses_nothing_ships():
-    found = judged(panel(seed=3, noise=0.05))
-    assert ships(found) == ("yes", "")
-    assert shipping("drop the bias", found).sentence.startswith("Yes: after 'drop the bias' every loss is within")
+    said = ships(panel(seed=3, noise=0.05))
+    assert (said.answer, said.decides) == ("yes", "")
+    assert said.sentence.startswith("Yes: after 'drop the bias' every loss is within")
 
 
 def test_a_rise_of_the_long_loss_over_what_is_deployed_is_never_green():
@@ -169,20 +173,17 @@ def test_a_rise_of_the_long_loss_over_what_is_deployed_is_never_green():
     worse_original = dataclasses.replace(
         ORIGINAL, loss={"short": ORIGINAL.loss["short"], "long": ORIGINAL.loss["long"] + 3}
     )
-    found = criteria(panel(seed=3, loss=(2.0, 2.77)), panel(seed=5), worse_original, CONTRASTS, MARGINS)
-    assert ships(found) == ("no", "long loss of text")
+    said = ships(panel(seed=3, loss=(2.0, 2.77)), panel(seed=5), worse_original)
+    assert (said.answer, said.decides) == ("no", "long loss of text")
 
 
 def test_twenty_contexts_that_all_agree_do_not_promise_what_one_in_twelve_may_break():
-    perfect = panel(20, noise=0.0, short=LIMIT, long=LIMIT)
-    # Another configuration that answers all of them as well.
-    found = criteria(perfect, perfect, panel(20, noise=0.0, short=LIMIT, long=LIMIT), CONTRASTS, MARGINS)
-    answer, decides = ships(found)
-    assert answer == "not resolved"
-    assert decides in ("retrieval", "binding", "order", "short accuracy")
-    assert resolve(found) == "49 contexts"
-    many = panel(60, noise=0.0, short=LIMIT, long=LIMIT)
-    assert ships(criteria(many, many, panel(60, noise=0.0, short=LIMIT, long=LIMIT), CONTRASTS, MARGINS))[0] == "yes"
+    few, many = (panel(count, noise=0.0, short=LIMIT, long=LIMIT) for count in (20, 60))
+    said = ships(few, few, dataclasses.replace(few))  # another configuration that answers all of them as well
+    assert said.answer == "not resolved"
+    assert said.decides in ("retrieval", "binding", "order", "short accuracy")
+    assert said.resolve == "49 contexts"
+    assert ships(many, many, dataclasses.replace(many)).answer == "yes"
 
 
 @pytest.mark.parametrize("spread", [0.5, 1.0, 2.0])
@@ -193,12 +194,8 @@ def test_what_would_resolve_it_does(spread):
         values = np.tile([spread, -spread], count // 2 + 1)[: count - count % 2]
         return values[None] + 0.1
 
-    of = Contrasts(USED, 0.95)
-    values = rows(20)
-    paired = type(of.loss(ORIGINAL, ORIGINAL, "short"))(values)
-    value = estimate(values[0])
-    assert above(value, 0.3) == "not resolved"
-    wanted = needed(value, 0.3, paired, 0.95)
+    assert above(estimate(rows(20)[0]), 0.3) == "not resolved"
+    wanted = CONTRASTS.needed(Paired(rows(20)), 0.3)
     assert above(estimate(rows(int(1.2 * wanted) + 2)[0]), 0.3) == "no"
     assert above(estimate(rows(int(0.8 * wanted))[0]), 0.3) == "not resolved"
 
@@ -211,7 +208,7 @@ def test_one_configuration_by_two_names_differs_by_nothing():
 
 def test_contexts_are_paired_by_their_number():
     few, many = panel(20, seed=3), panel(60, seed=3, noise=0.0)
-    paired = CONTRASTS.task(many, few, "order")
+    paired = CONTRASTS.gain(many, few, "order")
     assert paired.units == 20
     np.testing.assert_allclose(paired.values, many.log_odds["long"]["order"][:, :20] - few.log_odds["long"]["order"])
 

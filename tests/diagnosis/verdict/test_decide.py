@@ -7,11 +7,12 @@ import math
 import numpy as np
 import population
 import pytest
-from population import OPTIONS
+from population import OPTIONS, each
 
 from rope_jax.diagnosis.evaluation.panel import Evidence, Option, Panel
 from rope_jax.diagnosis.verdict.answers import Margins
-from rope_jax.diagnosis.verdict.decide import NOTHING, REPAIR, decide, decide_each
+from rope_jax.diagnosis.verdict.decide import NOTHING, REPAIR, decide
+from rope_jax.statistics.multiplicity import simultaneous_confidence
 
 
 def drawn(contexts=20, rows=64, *, seed=0, **made) -> Evidence:
@@ -41,13 +42,7 @@ def of_models(evidence: Evidence, models: int, spread: float = 0.0) -> Evidence:
     def several(values):
         return np.concatenate([values + spread * rng.standard_normal(values.shape) for _ in range(models)])
 
-    def panel(one):
-        def of(values):
-            return {reach: {task: several(value) for task, value in tasks.items()} for reach, tasks in values.items()}
-
-        return Panel(of(one.log_odds), of(one.accuracy), {reach: several(rows) for reach, rows in one.loss.items()})
-
-    return mapped(evidence, panel)
+    return mapped(evidence, lambda panel: each(panel, several))
 
 
 def long_only(panel: Panel) -> Panel:
@@ -225,25 +220,16 @@ def test_from_five_models_on_they_are_units_and_fewer_are_averaged():
 
     changed = {name: moved(panel) for name, panel in apart.changed.items()}
     six = decide(dataclasses.replace(apart, changed=changed)).changes[0].together.log_odds
-    four = {
-        name: Panel(
-            {reach: {task: v[:4] for task, v in tasks.items()} for reach, tasks in panel.log_odds.items()},
-            {reach: {task: v[:4] for task, v in tasks.items()} for reach, tasks in panel.accuracy.items()},
-            {reach: v[:4] for reach, v in panel.loss.items()},
-        )
-        for name, panel in changed.items()
-    }
+    four = {name: each(panel, lambda values: values[:4]) for name, panel in changed.items()}
     few = decide(dataclasses.replace(of_models(BASE, 4), changed=four)).changes[0].together.log_odds
     assert six.high - six.low > 1.5 * (few.high - few.low)  # conditional on these four, models do not vary
 
 
 def test_several_deployed_configurations_share_the_level():
-    one, (two, other) = found("usual"), decide_each([BASE, BASE])
+    one, two = found("usual"), decide(BASE, confidence=simultaneous_confidence(2))
     assert (one.confidence, two.confidence) == (0.95, 0.975)
-    assert two == other
     narrow, wide = (verdict.changes[0].together.log_odds for verdict in (one, two))
     assert wide.low < narrow.low < narrow.high < wide.high
-    assert decide_each([]) == ()
 
 
 def test_margins_are_those_asked_for():

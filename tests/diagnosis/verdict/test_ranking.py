@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import population
 import pytest
-from population import GAINS, OPTIONS, USED
+from population import GAINS, OPTIONS, USED, each
 
-from rope_jax.diagnosis.evaluation.panel import Option, Panel
+from rope_jax.diagnosis.evaluation.panel import Option
 from rope_jax.diagnosis.verdict.contrasts import Contrasts
 from rope_jax.diagnosis.verdict.ranking import contest
 
@@ -17,7 +17,7 @@ TRANSFORMS = tuple(Option("3", f"scale by rule {k}", f"rule{k} + alibi") for k i
 
 
 def ranked(evidence, lost=None):
-    return contest(evidence, evidence.as_deployed, lost or {}, CONTRASTS, retrieval_margin=0.3).rankings
+    return contest(evidence, lost or {}, CONTRASTS, retrieval_margin=0.3).rankings
 
 
 def shares(draws, contexts, seed=1):
@@ -165,11 +165,7 @@ def test_changes_outside_the_three_are_placed_beside_them():
 def test_a_change_that_was_not_asked_on_is_ranked_by_the_contexts_it_shares():
     evidence = population.population().sample(np.random.default_rng(0), 40)
     short = evidence.changed["none + alibi"]
-
-    def part(of):
-        return {reach: {task: values[:, :12] for task, values in tasks.items()} for reach, tasks in of.items()}
-
-    fewer = Panel(part(short.log_odds), part(short.accuracy), short.loss)
+    fewer = each(short, lambda values: values[:, :12])
     found = ranked(dataclasses.replace(evidence, changed={**evidence.changed, "none + alibi": fewer}))["together"]
     assert [place.option for place in found.places] == ["3", "1", "2"]
     alone = CONTRASTS.together(fewer, evidence.as_deployed)
@@ -185,6 +181,6 @@ def test_one_context_tells_no_spread_and_every_option_is_as_likely():
 
 def test_text_ranks_where_nothing_was_learned():
     evidence = population.population().sample(np.random.default_rng(0), 20)
-    rankings = contest(evidence, evidence.as_deployed, {}, Contrasts((), 0.95), retrieval_margin=0.3).rankings
+    rankings = contest(evidence, {}, Contrasts((), 0.95), retrieval_margin=0.3).rankings
     assert set(rankings) == {"long loss of text"}
     assert rankings["long loss of text"].places[-1].option == "2"

@@ -7,7 +7,7 @@ import population
 import pytest
 
 from rope_jax.diagnosis.verdict.decide import decide
-from rope_jax.diagnosis.verdict.sampling import ask_on, joined, number_of_looks, share_of_level, shared_confidence
+from rope_jax.diagnosis.verdict.sampling import ask_on, joined, number_of_looks, share_of_level
 
 
 class World:
@@ -90,14 +90,6 @@ def test_an_observed_deployment_is_asked_on_where_nothing_more_was_observed():
     assert {change.configuration: change.contexts for change in verdict.changes}["llama3 + alibi"] > 20
     assert verdict.rankings["together"].places[0].option == "3"
     assert verdict.implementation.repair["order"].log_odds.mean > 1
-
-
-def test_several_deployed_configurations_share_the_level():
-    assert shared_confidence(1) == 0.95
-    assert shared_confidence(2) == 0.975
-    world = World()
-    verdict = ask_on(world.part(0), world, looks=1, confidence=shared_confidence(2))
-    assert verdict.confidence == 0.975
 
 
 @pytest.mark.slow

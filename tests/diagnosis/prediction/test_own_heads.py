@@ -6,7 +6,7 @@ import pytest
 from cases import BASE, DIM, HEADS, TRAINED, tiny_decoder
 
 from rope_jax import frequencies, scaling
-from rope_jax.diagnosis.prediction.relations import heads_of, products
+from rope_jax.diagnosis.prediction.own_heads import heads_of, products
 from rope_jax.scheme import build
 
 ROTARY = frequencies.rotary(DIM, base=BASE, original_length=TRAINED)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from rope_jax.biases import alibi_paper, bucket_starts, t5_bias
 from rope_jax.decoder import Decoder, DecoderConfig
-from rope_jax.diagnosis.evaluation.fitting import fit_t5_table, largest_multiplier
+from rope_jax.diagnosis.evaluation.fitter import fit_t5_table, largest_multiplier
 from rope_jax.diagnosis.evaluation.losses import LossProgram, next_token_losses
 from rope_jax.frequencies import rotary
 from rope_jax.scheme import build
@@ -57,54 +57,41 @@ def test_many_schemes_run_one_program(decoder, tokens):
     assert program.compilations == 1
 
 
-def slopes_with(multiplier):
-    return schemes_with(alibi_paper(2, multiplier=multiplier))
-
-
 def test_the_largest_harmless_multiplier_is_where_the_cost_meets_the_margin():
-    """In place of the losses: cost grows as the square of the slope, so the answer is known."""
-    unit = float(slopes_with(1.0).slopes[0])
-
-    def program(scheme, part):
-        return np.full(part.shape, 2.0 + 0.5 * (float(scheme.slopes[0]) / unit) ** 2)
-
-    found = largest_multiplier(program, slopes_with, np.zeros((16, 8), np.int32), margin=0.02, bisections=12)
-    assert found.value == pytest.approx(0.2, rel=1e-3)
-    assert found.value <= 0.2 * (1 + 1e-6)
-    assert 0 <= found.cost <= 0.02
+    """The cost grows as the square of the multiplier, so the answer is known."""
+    value, cost = largest_multiplier(lambda multiplier: 2.0 + 0.5 * multiplier**2, margin=0.02)
+    assert value == pytest.approx(0.2, rel=3e-3)
+    assert value <= 0.2 * (1 + 1e-6)
+    assert cost == pytest.approx(0.5 * value**2)
 
 
-def test_no_harmless_multiplier_gives_zero():
-    def program(scheme, part):
-        return np.full(part.shape, 1.0 + float(scheme.slopes[0] > 0))
+def test_no_harmless_multiplier_gives_zero_and_none_too_large_sixteen():
+    assert largest_multiplier(lambda multiplier: 1.0 + (multiplier > 0), margin=0.5) == (0, 0)
+    assert largest_multiplier(lambda multiplier: 1.0, margin=0.5) == (16, 0)
 
-    assert largest_multiplier(program, slopes_with, np.zeros((8, 8), np.int32), margin=0.5).value == 0
+
+def fit(decoder, tokens, **changes):
+    settings = {"num_buckets": 8, "max_distance": 16, "steps": 3} | changes
+    return fit_t5_table(decoder, schemes_with, tokens, np.ones((len(tokens), tokens.shape[1] - 1)), **settings)
 
 
 def test_the_fit_lowers_the_loss_and_ties_buckets_never_reached(decoder, tokens):
-    fitted = fit_t5_table(
-        LossProgram(decoder), decoder, schemes_with, tokens[:, :9], num_heads=2, num_buckets=8, max_distance=16,
-        steps=30, learning_rate=0.2,
-    )  # fmt: skip
-    assert fitted.after < fitted.before
+    fitted = fit(decoder, tokens[:, :9], steps=30, learning_rate=0.2)
+    assert fitted["after"] < fitted["before"]
     # Offsets up to 8 reach the buckets that start at 0, 1, 2, 3, 4, 6 and 8; the last one starts at 12.
     assert bucket_starts(8, 16) == (0, 1, 2, 3, 4, 6, 8, 12)
-    assert fitted.reached == 7
-    np.testing.assert_array_equal(fitted.table[:, 7], fitted.table[:, 6])
-    assert np.unique(fitted.table[0, :7]).size == 7
+    assert fitted["reached"] == 7
+    table = fitted["table"]
+    np.testing.assert_array_equal(table[:, 7], table[:, 6])
+    assert np.unique(table[0, :7]).size == 7
 
 
-def test_the_fit_is_reproducible_from_any_step_on(decoder, tokens):
-    arguments = {"num_heads": 2, "num_buckets": 8, "max_distance": 16, "steps": 3}
-    first = fit_t5_table(LossProgram(decoder), decoder, schemes_with, tokens, **arguments)
-    states = []
-    program = LossProgram(decoder)
-    second = fit_t5_table(program, decoder, schemes_with, tokens, **arguments, on_step=states.append)
-    np.testing.assert_array_equal(first.table, second.table)
-    assert [state.steps for state in states] == [1, 2, 3]
-    resumed = fit_t5_table(program, decoder, schemes_with, tokens, **arguments, resume=states[0])
-    np.testing.assert_array_equal(first.table, resumed.table)
-    assert resumed.after == first.after
+def test_the_fit_is_reproducible_and_every_step_is_told(decoder, tokens):
+    steps = []
+    first, second = fit(decoder, tokens), fit(decoder, tokens, on_step=steps.append)
+    np.testing.assert_array_equal(first["table"], second["table"])
+    assert first["after"] == second["after"]
+    assert steps == [1, 2, 3]
 
 
 def test_the_gradient_of_the_table_is_that_of_finite_differences(decoder, tokens):
