@@ -23,8 +23,9 @@ class Checkpoint:
       config: shapes and switches of the decoder.
       model: the decoder, each weight in the dtype it was stored in.
       positions: what the config says about positions, value by value.
-      layout: how the query and key weights pair their dimensions: "half" for Hugging Face, "interleaved" for llama2.c.
-      tokenizer_file: the `tokenizer.json` beside the weights, or None.
+      layout: how the query and key weights pair their dimensions: "half" for Hugging Face and GGUF (where a Llama's are
+        put back), "interleaved" for llama2.c.
+      tokenizer_file: the `tokenizer.json` beside the weights, the GGUF file that holds a tokenizer, or None.
       sha256: hash of the weight files' bytes, one after another by name.
       origin: the directory or file it was read from.
     """

@@ -65,7 +65,7 @@ def load(file: str | Path, *, max_bytes: int | None = None, dtype: str = "float3
     model_type = decoder_keys.check_keys(raw, path)
     _check_understood(translation)
     decoder_keys.check_config_fits(raw, model_type, path, max_bytes)
-    _check_layers(found, positions.groups[-1].layers[-1] + 1)
+    _check_layers(found, raw["num_hidden_layers"])
     config = decoder_keys.decoder_config(raw, model_type, positions, path)
     graph, state = weights.abstract_decoder(config)
     shapes = weights.published_shapes(state)
