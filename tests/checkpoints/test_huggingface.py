@@ -121,8 +121,8 @@ def test_a_tokenizer_beside_the_weights_is_named(llama):
 
 
 def test_another_model_type_is_refused(llama):
-    edit_config(llama, model_type="gemma2")
-    refuses(llama, UnsupportedError, "gemma2")
+    edit_config(llama, model_type="phi3")
+    refuses(llama, UnsupportedError, "phi3")
 
 
 @pytest.mark.parametrize(
