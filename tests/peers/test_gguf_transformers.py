@@ -75,12 +75,13 @@ def test_token_ids(file, real):
         assert ours.encode(contracts(real)[:80_000]).ids[: len(recorded)] == recorded.tolist()
 
 
-def test_a_flipped_bit_in_every_4_kb_of_the_header(file, tmp_path):
+def test_flipped_bits_of_the_header(file, tmp_path):
     """What is damaged in the data is a number like any other; what is damaged before it must not be believed."""
     content, rng = bytearray(file.read_bytes()), np.random.default_rng(0)
     start = min(info.start for info in read_gguf(file).tensors.values())
     path = tmp_path / "flipped.gguf"
-    for place in [*range(0, 4096, 256), *range(4096, start, 4096)]:
+    # A vocabulary of 262,144 takes seconds to read, so its many kB are hit less often.
+    for place in [*range(0, 4096, 256), *range(4096, start, 4096 if file.name == SMOLLM else 2**17)]:
         bit = 1 << int(rng.integers(8))
         content[place] ^= bit
         path.write_bytes(content[: start + 2**20])
