@@ -50,25 +50,23 @@ NOT_POSITIONS = frozenset(
         "base_model_revision",
         "dim_model_base",
         "base_model_id",
-        "moe_layer_freq",
-        "expert_layer_freq",
         "chunk_size_feed_forward",
-        "mamba_chunk_size",
         "chunk_size",
-        "mlp_layer_types",
         "num_global_key_value_heads",
-        "moe_layer_pattern",
-        "linear_key_head_dim",
-        "linear_value_head_dim",
-        "mamba_head_dim",
+        "hybrid_cache",
         "v_head_dim",
+        "activation_sparsity_pattern",
+        "ngram_vocab_size_base",
     )
+)
+# Keys that begin so are about experts, states, towers, storage or drafting, unless they name a rotation.
+_OTHER_SUBJECT = re.compile(
+    r"(moe|mlp|expert|experts|router|ffn|mamba|ssm|linear|conv|index|indexer|mtp|vision|visual|image|video|audio|speech"
+    r"|quant|quantization|lora|tie|vq)_(?!.*(rope|rotary|alibi|position|theta))"
 )
 
 # What other parts of a model, or other programs, keep in the same file.
 OTHER_PARTS = {
-    "vision_config": "positions of the vision tower, not of the text",
-    "audio_config": "positions of the audio tower, not of the text",
     "task_specific_params": "settings of the generation loop",
     "generation_config": "settings of the generation loop",
     "quantization_config": "storage of the weights",
@@ -78,6 +76,11 @@ OTHER_PARTS = {
     "id2label": "labels of a classifier",
     "label2id": "labels of a classifier",
 }
+_TOWER = re.compile(
+    r"(vision|visual|image|video|vit|audio|speech|acoustic|semantic|talker|token2wav|code2wav|codec|vq|vqgan|vae|tts"
+    r"|depth_decoder|projector|mm_projector|aligner|resampler|perceiver|qformer|patcher|mtp|draft)"
+    r"(_\w+)?_(config|cfg|model|tower|encoder|args)|vision|visual|audio|speech|vision_tower|audio_tower"
+)
 
 Check = Callable[[Any], Any]
 
@@ -152,7 +155,32 @@ def looks_positional(key: str) -> bool:
     (True, True, False)
     """
     name = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower())
-    return name not in NOT_POSITIONS and POSITION_KEY.search(name) is not None
+    if name in NOT_POSITIONS or _OTHER_SUBJECT.match(name):
+        return False
+    return POSITION_KEY.search(name) is not None
+
+
+def other_part(key: str) -> str | None:
+    """Returns what the section `key` is about, if it is no part of the model that reads text.
+
+    >>> other_part("audio_encoder_config"), other_part("text_config")
+    ('positions of the audio tower, not of the text', None)
+    """
+    if key in OTHER_PARTS:
+        return OTHER_PARTS[key]
+    named = _TOWER.fullmatch(key)
+    if named is None:
+        return None
+    return f"positions of the {key.split('_')[0]} tower, not of the text"
+
+
+def is_off(value: Any) -> bool:
+    """Returns whether a value switches off what its key is about: null, false, 0 or nothing.
+
+    >>> is_off(0), is_off(False), is_off([]), is_off("0")
+    (True, True, True, False)
+    """
+    return value is None or value is False or (isinstance(value, (int, float, list, tuple, dict, str)) and not value)
 
 
 class Ledger:
@@ -231,9 +259,10 @@ class Ledger:
                         raise self.error(prefix + show(key), "keys must be strings")
                     path = prefix + key
                     yield path, key, value
-                    if key in OTHER_PARTS and isinstance(value, (Mapping, list)):
+                    part = other_part(key)
+                    if part is not None and isinstance(value, (Mapping, list)):
                         if path not in self._accounted and any(looks_positional(k) for k in _keys(value)):
-                            self.account(path, OTHER_PARTS[key])
+                            self.account(path, part)
                     elif isinstance(value, (Mapping, list, tuple)):
                         waiting.append((f"{path}.", value, depth + 1))
             else:
@@ -272,6 +301,8 @@ class Section:
 
     def ignore(self, key: str, reason: str) -> None:
         """Records that `key`, if it is there, changes nothing, nor does anything inside it."""
+        if f"_{key}" in self.content:
+            self.ignore(f"_{key}", reason)
         if key not in self.content:
             return
         self.ledger.account(self.prefix + key, reason)
@@ -292,17 +323,20 @@ class Section:
         self.ignore(key, why if self.holds(key) else "null: not set")
 
     def section(self, key: str) -> "Section | None":
-        """Returns the object at `key`, or None where the key is absent or null."""
-        if not self.holds(key):
+        """Returns the object at `key`, or None where the key is absent, null, false, 0 or empty."""
+        if is_off(self.content.get(key)) and not isinstance(self.content.get(key), Mapping):
+            if self.holds(key):
+                self.ledger.account(self.prefix + key, f"{show(self.content[key])}: off")
             return None
         if not isinstance(self.content[key], Mapping):
             raise self.error(key, "must be an object or null")
         self.ledger.account(self.prefix + key)
         return Section(self.ledger, self.content[key], f"{self.prefix}{key}.", self.published)
 
-    def read(self, *keys: str, check: Check, name: str | None = None, default: bool = True) -> Any:
+    def read(self, *keys: str, check: Check, name: str | None = None, default: bool = True, off: bool = False) -> Any:
         """Returns the value of the first of `keys` that is there, None for null or no value; see `read_places`."""
-        return read_places([(self, key) for key in keys], check=check, name=name or keys[0], default=default)
+        places = [(self, key) for key in keys]
+        return read_places(places, check=check, name=name or keys[0], default=default, off=off)
 
     def need(self, *keys: str, check: Check, name: str | None = None) -> Any:
         """Returns what `read` does, and raises where that is None."""
@@ -312,14 +346,18 @@ class Section:
         return value
 
 
-def read_places(places: Sequence[tuple[Section, str]], *, check: Check, name: str, default: bool = True) -> Any:
+def read_places(
+    places: Sequence[tuple[Section, str]], *, check: Check, name: str, default: bool = True, off: bool = False
+) -> Any:
     """Returns one value that may stand in several places, and records where it stood.
 
     Args:
-      places: sections and keys, the one to name as the source first. All that are there must agree.
+      places: sections and keys, the one to name as the source first. All that are there must agree, and those with an
+        underscore before the name, which libraries write for what they keep to themselves, with them.
       check: returns the value in its own type, or raises `Wrong`.
       name: the short name to record it by.
       default: whether the model type's default counts where no place has the key; an explicit null means "none".
+      off: whether 0, false and an empty value mean "none" too.
 
     Raises:
       ConfigError: if a value fails the check or two places disagree.
@@ -327,13 +365,14 @@ def read_places(places: Sequence[tuple[Section, str]], *, check: Check, name: st
     ledger = places[0][0].ledger
     found: tuple[str, Any] | None = None
     null = False
-    for section, key in places:
+    for section, key in [(section, name) for section, key in places for name in (key, f"_{key}")]:
         path = section.prefix + key
         if key not in section.content:
             continue
-        if section.content[key] is None:
+        if section.content[key] is None or (off and is_off(section.content[key])):
             null = True
-            ledger.account(path, "null: not set")
+            said = "null: not set" if section.content[key] is None else f"{show(section.content[key])}: off"
+            ledger.account(path, said)
             continue
         try:
             value = check(section.content[key])

@@ -7,8 +7,20 @@ from typing import Any
 import numpy as np
 
 from rope_jax import length_rules, scaling
-from rope_jax.checkpoints.ledger import Check, Section, boolean, close, integer, list_of, number, read_places, text
-from rope_jax.checkpoints.model_types import refusal
+from rope_jax.checkpoints.ledger import (
+    Check,
+    Section,
+    Wrong,
+    boolean,
+    close,
+    integer,
+    is_off,
+    list_of,
+    number,
+    read_places,
+    text,
+)
+from rope_jax.checkpoints.type_record import refusal
 from rope_jax.errors import ScalingError
 from rope_jax.frequencies import Rotary, rotary
 from rope_jax.length_rules import LengthRule
@@ -19,9 +31,15 @@ LENGTH = integer(1, MAX_LENGTH)
 THETA = number(1.0, 1e15, above=True)
 FACTOR = number(1.0, 1e6)
 ORIGINAL = "original_max_position_embeddings"
-# With text alone the three position streams of a multimodal model are equal, so it does not matter which pair follows
-# which: "mrope" turns text exactly as "default" does.
-ALIASES = {"su": "longrope", "mrope": "default"}
+ALIASES = {"su": "longrope", "deepseek_yarn": "yarn"}
+# With text alone the position streams of a multimodal model are equal, so it does not matter which pair follows which:
+# these types turn text as the other type that is named beside them, or as "default".
+MULTIMODAL = ("mrope", "xdrope")
+_SECTIONS = ("mrope_section", "xdrope_section")
+_SWITCHES = ("mrope_interleaved", "mrope_interleave", "use_mrope")
+# Keys that do not ask for a rope type beside them.
+_NEED_NO_TYPE = ("rope_theta", "partial_rotary_factor", "rope_type", "type", *_SECTIONS, *_SWITCHES)
+_BESIDE_ALPHA = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,14 +133,6 @@ class Reading:
 
 def _default(reading: Reading) -> tuple[Rule, int, int]:
     rope = reading.rope
-    section = reading.read("mrope_section", list_of(integer(0, 10**6)))
-    if section is not None:
-        if sum(section) != reading.dim // 2:
-            raise rope.error("mrope_section", f"must add up to {reading.dim // 2} rotary pairs")
-        rope.ledger.find(
-            "mrope_section: images and videos get positions in three axes; read here for text, where they agree"
-        )
-    reading.read("mrope_interleaved", boolean)
     if reading.original is not None and reading.original != reading.declared:
         rope.ledger.find(f"{ORIGINAL} is {reading.original}, but no scaling is declared: it has no effect")
     return scaling.none(), reading.declared, reading.declared
@@ -155,8 +165,6 @@ def _linear(reading: Reading) -> tuple[Rule, int, int]:
 
 
 def _dynamic(reading: Reading) -> tuple[LengthRule, int, int]:
-    if reading.rope.holds("alpha"):
-        raise refusal(reading.rope, "alpha", "dynamic alpha")
     factor = reading.need_factor()
     original, served = _documented_lengths(reading, factor)
     if original != reading.declared:
@@ -281,17 +289,36 @@ def rope_type_of(rope: Section, *, label: str) -> str:
       ConfigError: if it is unknown, or stated twice in contradiction, or left out beside keys that need it.
     """
     named = [key for key in ("rope_type", "type") if rope.holds(key)]
-    stated = read_places([(rope, "rope_type"), (rope, "type")], check=text, name=f"{label}rope_type")
+    plain = [key for key in named if rope.content[key] not in MULTIMODAL]
+    for key in named:
+        if key not in plain:
+            rope.ledger.account(rope.prefix + key, "positions of text are the same in every stream")
+    if named and not plain:
+        return "default"
+    stated = read_places(
+        [(rope, "rope_type"), (rope, "type")] if not plain else [(rope, key) for key in plain],
+        check=_canonical,
+        name=f"{label}rope_type",
+    )
     if stated is None:
         # Both of today's schemas mean "default" by silence, and would then drop a factor without a word.
-        needy = next((key for key in rope.content if key not in ("rope_theta", "partial_rotary_factor", "type")), None)
-        if needy is not None and needy != "rope_type":
+        needy = next(
+            (key for key, value in rope.content.items() if key not in _NEED_NO_TYPE and not is_off(value)), None
+        )
+        if needy is not None:
             raise rope.error("rope_type", f"missing, beside {needy!r:.60}")
         return "default"
-    canonical = ALIASES.get(stated, stated)
+    canonical: str = stated
+    return canonical
+
+
+def _canonical(value: Any) -> str:
+    """The check for a rope type."""
+    name = text(value)
+    canonical = ALIASES.get(name, name)
     if canonical not in ROPE_TYPES:
-        known = ", ".join(sorted([*ROPE_TYPES, *ALIASES]))
-        raise rope.error(named[0], f"unknown rope type, known are {known}")
+        known = ", ".join(sorted([*ROPE_TYPES, *ALIASES, *MULTIMODAL]))
+        raise Wrong(f"unknown rope type, known are {known}")
     return canonical
 
 
@@ -306,6 +333,7 @@ def scaled(
     declared: int,
     label: str = "",
     scale_logits: bool = False,
+    fixed_alpha: bool = False,
 ) -> Scaled:
     """Returns the rotary embedding that one rope section describes, and its rule.
 
@@ -319,6 +347,7 @@ def scaled(
       declared: `max_position_embeddings`.
       label: prefix of the short names that values are recorded by.
       scale_logits: see `scaling.yarn`.
+      fixed_alpha: whether `alpha` beside type "dynamic" is another base.
 
     Raises:
       ConfigError: if a key is missing, unknown to the rope type, out of range, or contradicts another.
@@ -326,11 +355,17 @@ def scaled(
     places = [(rope, ORIGINAL), (top, ORIGINAL), (top, "initial_context_length")]
     original = read_places(places, check=LENGTH, name=f"{label}original_length", default=rope_type != "default")
     reading = Reading(rope, dim, partial, declared, original, label, scale_logits)
+    _multimodal(reading)
+    if rope_type == "dynamic" and not is_off(rope.content.get("alpha")):
+        base, rope_type = _base_of_alpha(reading, base, fixed_alpha), "default"
     try:
         rule, length, served = ROPE_TYPES[rope_type](reading)
-        for key in rope.content:
-            if not rope.ledger.accounted(rope.prefix + key):
+        for key, value in rope.content.items():
+            if rope.ledger.accounted(rope.prefix + key):
+                continue
+            if not is_off(value) or value == "":
                 raise rope.error(key, f"not understood for rope type {rope_type}")
+            rope.ignore(key, f"{value}: off")
         record = rotary(dim, base=base, original_length=length)
         _check_range(record, rule, served)
     except ScalingError as error:
@@ -342,6 +377,47 @@ def scaled(
         if not (label and rope_type == "default"):  # an unscaled layer type has the main layers' length
             rope.ledger.use(f"{label}original_length", length, rope.ledger.values["declared_length"].source)
     return Scaled(record, rule, length, served)
+
+
+def _multimodal(reading: Reading) -> None:
+    """Accounts for keys about positions in several axes, and for a length that a section repeats."""
+    rope = reading.rope
+    for key in _SECTIONS:
+        section = rope.read(key, check=list_of(integer(0, 10**6)), name=reading.label + key, default=False, off=True)
+        if section is not None:
+            rope.ledger.find(
+                f"{key}: images and videos get positions in several axes; read here for text, where they agree"
+            )
+    for key in _SWITCHES:
+        rope.read(key, check=boolean, name=reading.label + key, default=False)
+    extrapolation = rope.read("extrapolation_factor", check=number(0, 1e6), default=False, off=True)
+    if extrapolation not in (None, 1.0):
+        raise rope.error("extrapolation_factor", "only 1 is read: another would blend the frequencies otherwise")
+    repeated = rope.read("max_position_embeddings", check=LENGTH, name="length in the section", default=False)
+    rope.ledger.values.pop("length in the section", None)
+    if repeated is not None and repeated != reading.declared:
+        rope.pass_over("max_position_embeddings", "the length at the top level counts")
+    elif repeated is not None:
+        rope.ignore("max_position_embeddings", "repeats the one at the top level")
+
+
+def _base_of_alpha(reading: Reading, base: float, fixed: bool) -> float:
+    r"""Returns the base that a fixed `alpha` amounts to (HunYuan): `b alpha^(d / (d - 2))`."""
+    rope, dim = reading.rope, reading.dim
+    if not fixed:
+        raise refusal(rope, "alpha", "dynamic alpha")
+    alpha = rope.need("alpha", check=number(1.0, 1e6), name=f"{reading.label}alpha")
+    if dim <= 2:
+        raise rope.error("alpha", f"{dim} rotary dimensions leave no base to scale")
+    for key in _BESIDE_ALPHA:
+        rope.ignore(key, "the published code reads alpha in its place")
+    scaled_base: float = base * alpha ** (dim / (dim - 2))
+    rope.ledger.use(f"{reading.label}base", scaled_base, "derived: rope_theta * alpha^(d / (d - 2))")
+    rope.ledger.find(
+        f"alpha {alpha:g} is a base of {scaled_base:.10g} from the first token on, whatever the length: rope_theta "
+        "* alpha^(d / (d - 2))"
+    )
+    return scaled_base
 
 
 def _check_range(record: Rotary, rule: Rule | LengthRule, served: int) -> None:
