@@ -207,6 +207,8 @@ def _refuse_by_key(ledger: Ledger, top: Section, spec: ModelType) -> None:
 def _expected(says: str, key: str, spec: ModelType, top: Section) -> bool:
     """Returns whether what a key switches on is read for this model type."""
     latent = spec.latent or all(top.holds(name) for name in ("qk_nope_head_dim", "qk_rope_head_dim"))
+    if key in spec.own_names.values():
+        return True
     if says == INTERLEAVED:
         return latent and key == "rope_interleave"
     if says == TEMPERATURE:
@@ -333,9 +335,9 @@ def _attention_scale(top: Section, groups: tuple[LayerGroup, ...]) -> None:
     if multiplier is not None and not all(close(multiplier, 1 / math.sqrt(group.head_dim)) for group in groups):
         top.ledger.find(f"attention is scaled by {multiplier:g}, not by 1/sqrt(head_dim)")
     cap = top.read("attn_logit_softcapping", check=positive, off=True)
-    if cap is None and top.ledger.defaults_of == "recurrent_gemma":
-        top.read("logits_soft_cap", check=positive, off=True)
-        top.ledger.void("logits_soft_cap", "acts on the output logits, not on attention")
+    keys = top.read("key_multiplier", check=positive, off=True)
+    if keys not in (None, 1.0):
+        top.ledger.find(f"keys, and with them attention's logits, are multiplied by {keys:g}")
     if cap is not None:
         top.ledger.find(f"attention logits are soft-capped at {cap:g}, after any bias of position")
 

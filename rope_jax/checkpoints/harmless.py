@@ -51,6 +51,11 @@ HARMLESS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learnable_sink_init": (_number, "a learned sink, which stands at no position"),
     "num_attention_sinks": (_number, "a learned sink, which stands at no position"),
     "per_layer_config": (lambda value: not value, "no layer has values of its own"),
+    **dict.fromkeys(
+        ("attention_out_multiplier", "attention_in_multiplier"),
+        (_number, "acts on what goes into attention or comes out, as norms and weights do"),
+    ),
+    "logits_soft_cap": (_number, "acts on the output logits, not on attention"),
     "layer_scale_init_value": (_number, "a scale of whole layers"),
     "num_logits_to_keep": (_number, "which logits are worked out"),
     "full_attn_alpha_factor": (_number, "acts on the residual stream"),

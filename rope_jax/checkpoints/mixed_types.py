@@ -29,7 +29,7 @@ _MLLAMA_CROSS = (3, 8, 13, 18, 23, 28, 33, 38)
 _ZAMBA2_HYBRID = (6, 12, 18, 24, 30, 36, 42, 47, 51)
 
 _HYBRIDS: dict[str, ModelType] = {
-    "bamba": _hybrid(partial_rotary_factor=0.5, attn_layer_indices=()),
+    "bamba": dataclasses.replace(_hybrid(partial_rotary_factor=0.5), kinds=lambda i, n: LINEAR),
     "bailing_hybrid": dataclasses.replace(
         _hybrid(6e6, **_LATENT, rope_interleave=True, layer_group_size=6), latent=True
     ),
@@ -69,6 +69,7 @@ _HYBRIDS: dict[str, ModelType] = {
             "block_types": ("recurrent", "recurrent", "attention"),
         },
         layers="alike",
+        own_names={"final_logit_softcapping": "logits_soft_cap"},
     ),
     "zamba": _without(attn_layer_period=6, attn_layer_offset=4),
     "zamba2": ModelType(

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rope_jax.checkpoints.dialects import positions_of
-from rope_jax.checkpoints.layer_groups import HEAD_DIM, MAX_HEAD
+from rope_jax.checkpoints.shapes import HEAD_DIM, MAX_HEAD
 from rope_jax.errors import ConfigError
 
 FULL, SLIDING = "full_attention", "sliding_attention"
