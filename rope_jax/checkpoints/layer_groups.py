@@ -21,7 +21,7 @@ from rope_jax.errors import UnsupportedError
 
 __all__ = ["rope_groups"]
 
-BASES = ("rope_theta", "rotary_emb_base", "rope_base", "rotary_base")
+BASES = ("rope_theta", "rotary_emb_base")
 _NOPE = "_nope"  # suffix of the group of layers that do not turn
 
 
@@ -121,7 +121,7 @@ def rope_groups(
     """
     ledger = top.ledger
     chunk = chunk_of(top) if spec.layers == "still chunked" else None
-    window = window_of(top, spec)
+    window = window_of(top, spec, known=known)
     kinds = layer_types_of(top, spec, layers=layers, window=window, chunk=chunk, known=known)
     if CHUNKED in kinds and chunk is None:
         chunk = chunk_of(top)
@@ -144,8 +144,8 @@ def rope_groups(
     }
     read = _read(reader, variants, named)
     _settle_shares(top, sections, spec, kinds)
-    lengths = next((Lengths(r[2].original_length, r[2].served_length) for r in read.values() if r[2]), None)
-    lengths = lengths or Lengths(declared, declared)
+    main = next((result for _, _, result in read.values() if result is not None), None)
+    lengths = Lengths(declared, declared) if main is None else Lengths(main.original_length, main.served_length)
     if not any(variant.turns for variant in variants):
         ledger.find("no layer turns: attention has no positions at all, beside the order that causality gives")
         for key in (*BASES, *SHARES, "rope_scaling", "rope_parameters"):
@@ -158,7 +158,8 @@ def rope_groups(
     for variant, members in variants.items():
         num_heads, head_dim, result = read[variant]
         rotary = None if result is None else result.rotary
-        rule = scaling.none() if result is None else result.rule
+        scales = main if result is None else result
+        rule = scaling.none() if scales is None else scales.rule
         if result is not None and rotary is not None and rule.name == "none":  # trained as long as those beside it
             rotary = dataclasses.replace(rotary, original_length=lengths.original)
         mine = window if variant.kind == SLIDING or alike else None

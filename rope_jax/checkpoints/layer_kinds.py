@@ -22,21 +22,8 @@ _COMPRESSED = ("compressed_sparse_attention", "heavily_compressed_attention")
 _LETTERS = {"M": "mamba", "*": FULL, "-": "mlp", "E": "moe"}
 # Layers that no position enters.
 WITHOUT_POSITIONS = frozenset(
-    (
-        LINEAR,
-        "linear",
-        "conv",
-        "short_conv",
-        "mamba",
-        "mamba2",
-        "recurrent",
-        "ssm",
-        "gated_deltanet",
-        "kda",
-        "mlp",
-        "moe",
-    )
-) | {CROSS, "cross"}
+    (LINEAR, "linear", "conv", "short_conv", "mamba", "mamba2", "recurrent", "ssm", "gated_deltanet", "kda")
+) | {"mlp", "moe", CROSS, "cross"}
 _NAMES: Mapping[str, str] = {
     **dict.fromkeys((FULL, "attention", "full", "global", "global_attention", "hybrid"), FULL),
     **dict.fromkeys(

@@ -69,7 +69,7 @@ _HYBRIDS: dict[str, ModelType] = {
             "block_types": ("recurrent", "recurrent", "attention"),
         },
         layers="alike",
-        own_names={"final_logit_softcapping": "logits_soft_cap"},
+        own_names={"final_logit_softcapping": "logits_soft_cap", "sliding_window": "attention_window_size"},
     ),
     "zamba": _without(attn_layer_period=6, attn_layer_offset=4),
     "zamba2": ModelType(

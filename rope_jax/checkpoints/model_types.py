@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from rope_jax.checkpoints.harmless import HARMLESS
+from rope_jax.checkpoints.latent_types import LATENT_TYPES, MISTRAL3
 from rope_jax.checkpoints.mixed_types import MIXED_TYPES
 from rope_jax.checkpoints.type_record import CHUNKED, CROSS, FULL, LINEAR, REFUSED, SLIDING, ModelType, refusal
 
@@ -34,11 +35,6 @@ def _rope(theta: float = 10000.0, **defaults: Any) -> ModelType:
 
 def _windowed(theta: float = 10000.0, **defaults: Any) -> ModelType:
     return ModelType({"rope_theta": theta, **defaults}, layers="alike")
-
-
-def _latent(theta: float = 10000.0, *, sparse: bool = False, **defaults: Any) -> ModelType:
-    shape = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rope_interleave": True}
-    return ModelType({"rope_theta": theta, **shape, **defaults}, latent=True, sparse=sparse)
 
 
 def _still(theta: float = 10000.0, **defaults: Any) -> ModelType:
@@ -138,16 +134,6 @@ _LLAMA4 = ModelType(
     rotation="listed",
     temperature="llama4",
 )
-_MISTRAL3 = {
-    "rope_type": "yarn",
-    "factor": 16.0,
-    "original_max_position_embeddings": 16384,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale_all_dim": 1.0,
-    "mscale": 1.0,
-    "llama_4_scaling_beta": 0.1,
-}
 _GRANITE_SWA = ModelType({"rope_theta": 10000.0, "sliding_window": 128}, kinds=lambda i, n: SLIDING if i % 4 else FULL)
 _GPT_NEOX = ModelType(
     {"rope_theta": 10000.0, "partial_rotary_factor": 0.25},
@@ -198,6 +184,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     "jetmoe": _rope(kv_channels=128),
     "minicpm": _rope(),
     "minimax_m2": _rope(5e6, head_dim=128),
+    "minimax_m3_vl_text": dataclasses.replace(_rope(5e6, head_dim=128), sparse=True, rotary_dim_unread=True),
     "nanochat": _rope(),
     "nemotron": _rope(partial_rotary_factor=0.5),
     "olmo": _rope(),
@@ -350,37 +337,16 @@ MODEL_TYPES: dict[str, ModelType] = {
     "ministral3": ModelType(
         {"head_dim": 128, "rope_theta": 1e6},
         layers="alike",
-        rope={"rope_theta": 1e6, **_MISTRAL3},
+        rope={"rope_theta": 1e6, **MISTRAL3},
         temperature="beta",
     ),
-    "mistral4": ModelType(
-        {"qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "rope_interleave": True, "rope_theta": 10000.0},
-        latent=True,
-        rope={"rope_theta": 10000.0, **_MISTRAL3, "factor": 128.0, "original_max_position_embeddings": 8192},
-        temperature="beta",
-    ),
-    # Heads of a still and a turning part.
-    "deepseek_v2": _latent(),
-    "deepseek_v3": _latent(),
-    "kimi_k2": _latent(),
-    "axk1": _latent(),
-    "glm4_moe_lite": _latent(qk_nope_head_dim=192),
-    "longcat_flash": _latent(1e7),
-    "minicpm3": _latent(qk_nope_head_dim=64, qk_rope_head_dim=32),
-    "sarvam_mla": _latent(),
-    "youtu": _latent(),
-    "axk2": _latent(sparse=True, qk_nope_head_dim=64, qk_rope_head_dim=32),
-    "deepseek_v32": _latent(sparse=True),
-    "glm_moe_dsa": _latent(sparse=True, qk_nope_head_dim=192),
-    "hy_v4": _latent(sparse=True, qk_nope_head_dim=192),
-    "dots3_note_text": dataclasses.replace(_latent(8e7, sparse=True), scales_softmax=False),
-    "minimax_m3_vl_text": dataclasses.replace(_rope(5e6, head_dim=128), sparse=True, rotary_dim_unread=True),
     # No rotation.
     "mpt": ModelType({"max_seq_len": 2048}, scheme="mpt"),
     "bloom": ModelType({"seq_length": 2048}, scheme="alibi"),
     "falcon": ModelType({"rope_theta": 10000.0, "max_position_embeddings": 2048, "alibi": False}, scheme="falcon"),
     "t5": _T5,
     "mt5": _T5,
+    **LATENT_TYPES,
     **MIXED_TYPES,
 }
 # A wrapper around a text model and towers; older files leave the inner model type out.

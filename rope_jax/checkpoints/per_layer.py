@@ -87,15 +87,12 @@ def own_of_layers(top: Section, kinds: tuple[str, ...]) -> tuple[Own, ...]:
             for layer, kind in enumerate(kinds):
                 if value is not None and kind == SLIDING:
                     put(layer, key, value, other.prefix + key)
-    return tuple(
-        Own(
-            tuple(sorted((key, value) for key, (value, _) in own.items())),
-            {key: path for key, (_, path) in own.items()},
-        )
-        if own
-        else NO_OWN
-        for own in values
-    )
+    return tuple(_own(own) if own else NO_OWN for own in values)
+
+
+def _own(found: Mapping[str, tuple[Any, str]]) -> Own:
+    values = tuple(sorted((key, value) for key, (value, _) in found.items()))
+    return Own(values, {key: path for key, (_, path) in found.items()})
 
 
 def _length(entries: Sequence[Any], top: Section, layers: int) -> int:

@@ -79,7 +79,7 @@ class LayerGroup:
       name: the layer type, as in `DecoderConfig.layer_types`; "full_attention" where all layers are alike.
       layers: indices of its layers.
       rotary: the unscaled rotary embedding, or None where nothing turns.
-      rule: how its frequencies are scaled.
+      rule: how its frequencies are scaled; where nothing turns, how those of the layers beside it are.
       bias: the bias that is added, or None.
       window: sliding window in tokens, or None.
       num_heads: query heads.

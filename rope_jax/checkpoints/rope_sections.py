@@ -58,7 +58,8 @@ def rope_sections(top: Section, spec: ModelType) -> RopeSections:
     nests = [key for key, kind in kinds.items() if kind is not None]
     if not nests and not any(isinstance(value, Mapping) for value in section.content.values()):
         return RopeSections(section, {})
-    nested, still = {}, []
+    nested: dict[str, Section] = {}
+    still: list[str] = []
     for key, kind in kinds.items():
         if kind is None:
             if is_off(section.content[key]):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from rope_jax import length_rules, scaling
+from rope_jax.checkpoints.fixed_alpha import base_of_alpha
 from rope_jax.checkpoints.ledger import (
     Check,
     Section,
@@ -20,6 +21,7 @@ from rope_jax.checkpoints.ledger import (
     read_places,
     text,
 )
+from rope_jax.checkpoints.streams import MULTIMODAL, STREAM_SECTIONS, STREAM_SWITCHES, settle_streams
 from rope_jax.checkpoints.type_record import refusal
 from rope_jax.errors import ScalingError
 from rope_jax.frequencies import Rotary, rotary
@@ -32,14 +34,8 @@ THETA = number(1.0, 1e15, above=True)
 FACTOR = number(1.0, 1e6)
 ORIGINAL = "original_max_position_embeddings"
 ALIASES = {"su": "longrope", "deepseek_yarn": "yarn"}
-# With text alone the position streams of a multimodal model are equal, so it does not matter which pair follows which:
-# these types turn text as the other type that is named beside them, or as "default".
-MULTIMODAL = ("mrope", "xdrope")
-_SECTIONS = ("mrope_section", "xdrope_section")
-_SWITCHES = ("mrope_interleaved", "mrope_interleave", "use_mrope")
 # Keys that do not ask for a rope type beside them.
-_NEED_NO_TYPE = ("rope_theta", "partial_rotary_factor", "rope_type", "type", *_SECTIONS, *_SWITCHES)
-_BESIDE_ALPHA = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+_NEED_NO_TYPE = ("rope_theta", "partial_rotary_factor", "rope_type", "type", *STREAM_SECTIONS, *STREAM_SWITCHES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,9 +351,9 @@ def scaled(
     places = [(rope, ORIGINAL), (top, ORIGINAL), (top, "initial_context_length")]
     original = read_places(places, check=LENGTH, name=f"{label}original_length", default=rope_type != "default")
     reading = Reading(rope, dim, partial, declared, original, label, scale_logits)
-    _multimodal(reading)
+    settle_streams(rope, declared=declared, label=label)
     if rope_type == "dynamic" and not is_off(rope.content.get("alpha")):
-        base, rope_type = _base_of_alpha(reading, base, fixed_alpha), "default"
+        base, rope_type = base_of_alpha(rope, base, dim=dim, fixed=fixed_alpha, label=label), "default"
     try:
         rule, length, served = ROPE_TYPES[rope_type](reading)
         for key, value in rope.content.items():
@@ -377,47 +373,6 @@ def scaled(
         if not (label and rope_type == "default"):  # an unscaled layer type has the main layers' length
             rope.ledger.use(f"{label}original_length", length, rope.ledger.values["declared_length"].source)
     return Scaled(record, rule, length, served)
-
-
-def _multimodal(reading: Reading) -> None:
-    """Accounts for keys about positions in several axes, and for a length that a section repeats."""
-    rope = reading.rope
-    for key in _SECTIONS:
-        section = rope.read(key, check=list_of(integer(0, 10**6)), name=reading.label + key, default=False, off=True)
-        if section is not None:
-            rope.ledger.find(
-                f"{key}: images and videos get positions in several axes; read here for text, where they agree"
-            )
-    for key in _SWITCHES:
-        rope.read(key, check=boolean, name=reading.label + key, default=False)
-    extrapolation = rope.read("extrapolation_factor", check=number(0, 1e6), default=False, off=True)
-    if extrapolation not in (None, 1.0):
-        raise rope.error("extrapolation_factor", "only 1 is read: another would blend the frequencies otherwise")
-    repeated = rope.read("max_position_embeddings", check=LENGTH, name="length in the section", default=False)
-    rope.ledger.values.pop("length in the section", None)
-    if repeated is not None and repeated != reading.declared:
-        rope.pass_over("max_position_embeddings", "the length at the top level counts")
-    elif repeated is not None:
-        rope.ignore("max_position_embeddings", "repeats the one at the top level")
-
-
-def _base_of_alpha(reading: Reading, base: float, fixed: bool) -> float:
-    r"""Returns the base that a fixed `alpha` amounts to (HunYuan): `b alpha^(d / (d - 2))`."""
-    rope, dim = reading.rope, reading.dim
-    if not fixed:
-        raise refusal(rope, "alpha", "dynamic alpha")
-    alpha = rope.need("alpha", check=number(1.0, 1e6), name=f"{reading.label}alpha")
-    if dim <= 2:
-        raise rope.error("alpha", f"{dim} rotary dimensions leave no base to scale")
-    for key in _BESIDE_ALPHA:
-        rope.ignore(key, "the published code reads alpha in its place")
-    scaled_base: float = base * alpha ** (dim / (dim - 2))
-    rope.ledger.use(f"{reading.label}base", scaled_base, "derived: rope_theta * alpha^(d / (d - 2))")
-    rope.ledger.find(
-        f"alpha {alpha:g} is a base of {scaled_base:.10g} from the first token on, whatever the length: rope_theta "
-        "* alpha^(d / (d - 2))"
-    )
-    return scaled_base
 
 
 def _check_range(record: Rotary, rule: Rule | LengthRule, served: int) -> None:

@@ -30,7 +30,7 @@ HEAD_DIM = (
     "dim_per_head",
     "size_per_head",
 )
-SHARES = ("partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_percent", "rotary_percentage")
+SHARES = ("partial_rotary_factor", "rotary_pct", "rope_pct")
 
 
 @dataclasses.dataclass(frozen=True)

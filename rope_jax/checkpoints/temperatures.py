@@ -42,8 +42,8 @@ def _llama4(top: Section) -> Temperature | None:
         return None
     found = Temperature(beta, length, shift=1)
     top.ledger.find(
-        f"attention temperature: layers without rotation multiply queries by 1 + {beta:g} ln(1 + floor((position + 1) / "
-        f"{length})), which is 1 up to position {length - 2}"
+        f"attention temperature: layers without rotation multiply queries by 1 + {beta:g} ln(1 + floor((position + 1) "
+        f"/ {length})), which is 1 up to position {length - 2}"
     )
     return found
 

@@ -20,21 +20,21 @@ CROSS = "cross_attention"
 REFUSED = {
     "fragment": "no model_type: a fragment to merge into a config, not a config; what it leaves out would be guessed",
     "learned positions": "positions are learned vectors added to the embeddings: there is no rotation or bias to scale",
-    "sinusoidal positions": "positions are fixed sinusoids added to the embeddings: there is no rotation or bias to scale",
+    "sinusoidal positions": "positions are fixed sinusoids added to the embeddings: no rotation or bias to scale",
     "no attention": "no layer has attention: a state is carried on, and no position enters",
     "no positions": "no layer has positions",
-    "relative embeddings": "logits get a term from learned or sinusoidal embeddings of the offset, by the query's content",
-    "segment bias": "the learned bias depends on prompt segments beside the offset, which no bias of positions here does",
+    "relative embeddings": "logits get a term of the query's content and of embedded offsets, in place of rotation",
+    "segment bias": "the learned bias depends on prompt segments beside the offset, as no bias of positions here does",
     "axial positions": "positions are two learned tables over the rows and columns of a grid, and keys are hashed",
     "compressed attention": "keys stand for several tokens each, at positions of their own, beside those of a window",
-    "learned frequencies": "frequencies are learned: each is multiplied by exp(alpha), whose alpha only the weights hold",
-    "several decoders": "bytes, their patches and bytes again pass through three stacks, each with positions of its own",
+    "learned frequencies": "frequencies are learned: each is multiplied by exp(alpha), and only the weights hold alpha",
+    "several decoders": "bytes, patches and bytes again pass through three stacks, each with positions of its own",
     "drafting head": "it drafts for another model and reads that model's keys, at the positions that model gave them",
     "layer types missing": "which layers are convolutions is not stated, and the model type has no published default",
     "chunked attention": "tokens see their own chunk of the context only, which is neither a window nor full attention",
     "dynamic alpha": (
-        "a fixed alpha in place of a factor: published programs disagree about it for this model type (vLLM takes it for "
-        "another base, transformers drops it); state the base, rope_theta * alpha^(d/(d-2)), instead"
+        "a fixed alpha in place of a factor: published programs disagree about it for this model type (vLLM takes it "
+        "for another base, transformers drops it); state the base, rope_theta * alpha^(d/(d-2)), instead"
     ),
     "length-dependent factor": "short_mscale and long_mscale differ: the cos/sin factor would depend on the length",
     "alibi_bias_max": "slopes for another alibi_bias_max than 8 are not a multiple of the published slopes",
@@ -74,13 +74,13 @@ class ModelType:
       rope: the rope section where the config has none; a layer type without a section of its own does not turn.
       local_unscaled: whether sliding layers keep their trained frequencies, whatever the rope section says.
       own_keys: by layer type, the keys that replace `head_dim`, `num_attention_heads` or `rope_theta` for it.
-      own_names: the top-level keys that the published code reads in place of `rope_theta`, `partial_rotary_factor` or
-        `head_dim`.
+      own_names: the top-level keys that the published code reads in place of `rope_theta`, `partial_rotary_factor`,
+        `head_dim`, `sliding_window` or `final_logit_softcapping`.
       whole_by_default: whether rope type "default" turns whole heads, whatever `partial_rotary_factor` says.
       rotary_dim_unread: whether the published code does not read `rotary_dim`.
       last_full: whether the last layer is a full one whatever list or pattern says (Gemma 4).
-      rotation: which layers turn: "all"; "no full" layer (Cohere 2), nor one beside windowed ones (EXAONE 4); those that
-        `no_rope_layers` names (SmolLM 3); "none" (Jamba); all "if asked" by a key (Granite's hybrids).
+      rotation: which layers turn: "all"; "no full" layer (Cohere 2), nor one beside windowed ones (EXAONE 4); those
+        that `no_rope_layers` names (SmolLM 3); "none" (Jamba); all "if asked" by a key (Granite's hybrids).
       window_excludes_self: whether the window counts the tokens before the query only.
       latent: whether heads split into a turning and a still part (DeepSeek's MLA), and YaRN scales the softmax.
       scales_softmax: whether YaRN's `mscale_all_dim` scales the softmax of latent heads; some leave it.

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from rope_jax.checkpoints.ledger import Section, boolean, integer, read_places
+from rope_jax.checkpoints.ledger import Section, boolean, integer
 from rope_jax.checkpoints.type_record import ModelType
+from rope_jax.checkpoints.unread_keys import read_published
 
 __all__ = ["CHUNK", "chunk_of", "window_of"]
 
@@ -14,14 +15,15 @@ _NAMES = ("sliding_window", "sliding_window_size", "attention_window_size", "win
 _WITHOUT_WINDOWS = ("listed",)  # no layer has one unless the config lists it
 
 
-def window_of(top: Section, spec: ModelType) -> int | None:
+def window_of(top: Section, spec: ModelType, *, known: bool) -> int | None:
     """Returns the window that the config states, in tokens including the query's own, or None.
 
-    The published names are one key: those that agree repeat each other, and 0, false and null say that there is none.
+    The published names that agree repeat each other, and 0, false and null say that there is none. One that a known
+    model type's published code does not read counts only beside one that it does.
     """
     ledger = top.ledger
     use = top.read("use_sliding_window", check=boolean)
-    window = _stated(top, spec)
+    window = _stated(top, spec, known)
     if use is None:  # null means the default, as absence does
         use = ledger.defaults.get("use_sliding_window")
     if use is True and window is None:
@@ -42,7 +44,7 @@ def window_of(top: Section, spec: ModelType) -> int | None:
     return window
 
 
-def _stated(top: Section, spec: ModelType) -> int | None:
+def _stated(top: Section, spec: ModelType, known: bool) -> int | None:
     ledger = top.ledger
     if spec.window_excludes_self:
         window: int | None = top.read("sliding_window", check=_SIZE, off=True)
@@ -54,7 +56,10 @@ def _stated(top: Section, spec: ModelType) -> int | None:
             ledger.use("sliding_window", window, "derived: sliding_window_size + 1, the query's own token")
         top.ignore(CHUNK, "the published code cuts by sliding_window_size")
         return window
-    window = read_places([(top, name) for name in _NAMES], check=_SIZE, name="sliding_window", off=True)
+    places = [(top, name) for name in _NAMES]
+    own = spec.own_names.get("sliding_window", "sliding_window")
+    unread = [place for place in places if known and place[1] != own]
+    window = read_published(places, unread, check=_SIZE, name="sliding_window", off=True)
     both_sides = top.read("local_attention", check=_SIZE, off=True)
     if both_sides is not None:
         # ModernBERT counts the tokens on both sides of the query; half of them, itself among them, come before it.
