@@ -273,6 +273,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     ),
     "laguna": ModelType(
         {"head_dim": 128, "sliding_window": 512},
+        kinds=lambda i, n: FULL,
         rope={
             FULL: {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5},
             SLIDING: {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
@@ -280,6 +281,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     ),
     "mellum": ModelType(
         {"head_dim": 128, "sliding_window": 1024},
+        kinds=lambda i, n: FULL,
         rope={
             FULL: {"rope_type": "default", "rope_theta": 5e5},
             SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
@@ -298,6 +300,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     ),
     "step3p5": ModelType(
         {"rope_theta": 10000.0, "head_dim": 128},
+        kinds=lambda i, n: FULL,
         local_unscaled=True,
         own_keys={SLIDING: {"num_attention_heads": "num_sliding_attention_heads"}},
     ),
@@ -311,7 +314,10 @@ MODEL_TYPES: dict[str, ModelType] = {
         rope={SLIDING: {"rope_type": "default", "rope_theta": 10000.0}, FULL: None},
     ),
     "cohere2": _still(sliding_window=4096, sliding_window_pattern=4),
-    "cohere2_moe": _still(head_dim=128, sliding_window=4096, sliding_window_pattern=4),
+    "cohere2_moe": dataclasses.replace(
+        _still(head_dim=128, sliding_window=4096, sliding_window_pattern=4, prefix_dense_sliding_window_pattern=1),
+        rope_scaling_unread=True,
+    ),
     "cohere_compass_text": ModelType({"sliding_window": 4096}),
     "exaone4": _EXAONE4,
     "exaone_moe": _EXAONE4,
@@ -335,7 +341,7 @@ MODEL_TYPES: dict[str, ModelType] = {
     "llama4_text": _LLAMA4,
     # A temperature by the query's position.
     "ministral3": ModelType(
-        {"head_dim": 128, "rope_theta": 1e6},
+        {"head_dim": 128, "rope_theta": 10000.0},
         layers="alike",
         rope={"rope_theta": 1e6, **MISTRAL3},
         temperature="beta",

@@ -39,7 +39,10 @@ def rope_sections(top: Section, spec: ModelType) -> RopeSections:
     Raises:
       ConfigError: if both are there and disagree, or a section is no object.
     """
-    old, new = top.section("rope_scaling"), top.section("rope_parameters")
+    if spec.rope_scaling_unread:
+        top.pass_over("rope_scaling", f"{top.ledger.defaults_of}'s published code reads rope_parameters alone")
+    old = None if spec.rope_scaling_unread else top.section("rope_scaling")
+    new = top.section("rope_parameters")
     for key in ("rope_scaling", "rope_parameters"):
         if key in top.content and top.content[key] is None:
             top.ignore(key, "null: no scaling")

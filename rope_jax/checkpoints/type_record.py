@@ -78,6 +78,7 @@ class ModelType:
         `head_dim`, `sliding_window` or `final_logit_softcapping`.
       whole_by_default: whether rope type "default" turns whole heads, whatever `partial_rotary_factor` says.
       rotary_dim_unread: whether the published code does not read `rotary_dim`.
+      rope_scaling_unread: whether the published code drops `rope_scaling` and reads `rope_parameters` alone.
       last_full: whether the last layer is a full one whatever list or pattern says (Gemma 4).
       rotation: which layers turn: "all"; "no full" layer (Cohere 2), nor one beside windowed ones (EXAONE 4); those
         that `no_rope_layers` names (SmolLM 3); "none" (Jamba); all "if asked" by a key (Granite's hybrids).
@@ -104,6 +105,7 @@ class ModelType:
     own_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     whole_by_default: bool = False
     rotary_dim_unread: bool = False
+    rope_scaling_unread: bool = False
     last_full: bool = False
     rotation: Rotation = "all"
     window_excludes_self: bool = False

@@ -31,7 +31,7 @@ with warnings.catch_warnings():
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rope_jax.checkpoints.dialects import positions_of
-from rope_jax.checkpoints.positions import LayerGroup
+from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.errors import ConfigError
 from rope_jax.length_rules import at_length
 
@@ -55,6 +55,7 @@ FIXES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "dots1": lambda c: {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "hunyuan_v1_dense": lambda c: {"head_dim": c.hidden_size // c.num_attention_heads},
     "hunyuan_v1_moe": lambda c: {"head_dim": c.hidden_size // c.num_attention_heads},
+    "minimax": lambda c: {"head_dim": c.head_dim or c.hidden_size // c.num_attention_heads},
     "ministral": lambda c: {"head_dim": c.hidden_size // c.num_attention_heads},
     "nemotron": lambda c: {"num_key_value_heads": c.num_attention_heads},
     "qwen4_exp_text": lambda c: {
@@ -77,6 +78,14 @@ class Turning:
     factor: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What is measured of one layer: what it rotates by, None for nothing, and the width of its heads, where told."""
+
+    turning: Turning | None
+    head_dim: int | None
+
+
 def default_config(name: str) -> Any:
     """Returns the default config of a model type; a wrapper's text config where that is a causal model itself."""
     with warnings.catch_warnings():
@@ -91,8 +100,8 @@ def default_config(name: str) -> Any:
     )
 
 
-def measured(config: Any) -> list[Turning | None]:
-    """Returns what each layer of the model rotates by, None for a layer that rotates nothing.
+def measured(config: Any) -> list[Layer]:
+    """Returns what each layer of a config's model does.
 
     Raises:
       RuntimeError: if a pass does not come to its end, or stops in a layer before it could have rotated.
@@ -102,14 +111,14 @@ def measured(config: Any) -> list[Turning | None]:
         setattr(config, key, value)
     for extra in ((), (None,), (None, None)):  # what their layers return beside the hidden states
         layers, error = _run(config, extra)
-        if layers is not None and "not enough values to unpack" not in error:
+        if "not enough values to unpack" not in error:
             break
-    if layers is None or error:
+    if error:
         raise RuntimeError(error)
     return layers
 
 
-def _run(config: Any, extra: tuple[None, ...]) -> tuple[list[Turning | None] | None, str]:
+def _run(config: Any, extra: tuple[None, ...]) -> tuple[list[Layer], str]:
     model_class = _class_of(config)
     module = sys.modules[model_class.__module__]
     calls: dict[int, dict[str, Any]] = {}
@@ -137,18 +146,31 @@ def _run(config: Any, extra: tuple[None, ...]) -> tuple[list[Turning | None] | N
     lost = sorted((failed & still) - attended - set(calls))
     if lost and not error:
         error = f"layers {lost} stop before their attention"
-    return [_turning(calls[i], tables) if i in calls else None for i in range(len(blocks))], error
+    return [
+        Layer(_turning(calls[i], tables) if i in calls else None, _head_dim(block)) for i, block in enumerate(blocks)
+    ], error
+
+
+def _head_dim(block: Any) -> int | None:
+    for name in ("qk_head_dim", "head_dim", "head_size"):
+        for module in block.modules():
+            if "ttention" in type(module).__name__ and isinstance(getattr(module, name, None), int):
+                return getattr(module, name)
+    return None
 
 
 def _class_of(config: Any) -> Any:
     mapping = transformers.AutoModelForCausalLM._model_mapping
     if type(config) in mapping:
         return mapping[type(config)]
-    return next(
-        mapping[type(outer)]
-        for outer in (CONFIG_MAPPING[name]() for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name in config.model_type)
-        if mapping[type(outer)].config_class is type(config)
-    )
+    for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if name in config.model_type and mapping[CONFIG_MAPPING[name]].config_class is type(config):
+            return mapping[CONFIG_MAPPING[name]]
+    if config.model_type == "step3p5":  # in no mapping by itself
+        from transformers.models.step3p7 import modeling_step3p7
+
+        return modeling_step3p7.Step3p7TextModel
+    return transformers.AutoModel._model_mapping[type(config)]
 
 
 def _blocks(model: Any) -> Any:
@@ -276,12 +298,13 @@ def _turning(call: dict[str, Any], tables: list) -> Turning:
     return Turning(angle, float(cos[0, 0]))
 
 
-def difference(groups: tuple[LayerGroup, ...], layers: list[Turning | None], config: Any) -> str:
+def difference(positions: PositionConfig, layers: list[Layer], config: Any) -> str:
     """Returns how a reading differs from what was measured, "" where it does not."""
-    of_layer = {layer: group for group in groups for layer in group.layers}
+    of_layer = {layer: group for group in positions.groups for layer in group.layers}
     types_of = getattr(config, "layer_types", None)
     apart = len(of_layer) and max(of_layer) + 1 > len(layers)
-    for layer, turning in enumerate(layers):
+    for layer, found in enumerate(layers):
+        turning = found.turning
         group = of_layer.get(2 * layer if apart else layer)  # Dory counts its other half of layers too
         rotary = None if group is None or group.rotary is None else at_length(group.rule, TOKENS)(group.rotary)
         if (rotary is None) != (turning is None):
@@ -294,10 +317,12 @@ def difference(groups: tuple[LayerGroup, ...], layers: list[Turning | None], con
                 return f"layer {layer}: frequencies to {ours[-1]:.4g}, not {turning.frequencies[-1]:.4g}"
             if abs(rotary.cos_sin_factor - turning.factor) > 1e-6:
                 return f"layer {layer}: factor {rotary.cos_sin_factor}, not {turning.factor}"
+        if group is not None and found.head_dim is not None and group.head_dim != found.head_dim:
+            return f"layer {layer}: heads of {group.head_dim}, not {found.head_dim}"
         if types_of is not None and group is not None:
             stated = getattr(config, "sliding_window", None)
             slides = types_of[layer] in ("sliding_attention", "hybrid_sliding")
-            expected = stated if slides and stated and stated < config.max_position_embeddings else None
+            expected = stated if slides and stated and stated < positions.declared_length else None
             if group.window != expected and not group.chunked:
                 return f"layer {layer}: window {group.window}, not {expected}"
     return ""
@@ -320,10 +345,23 @@ def outcome(name: str) -> dict[str, Any]:
     if positions.groups[0].bias is not None:
         return {"read": told, "by": "bias"}
     try:
-        wrong = difference(positions.groups, measured(config), config)
+        wrong = difference(positions, measured(config), config)
     except Exception as caught:
         return {"read": told, "not measured": f"{type(caught).__name__}: {caught}"[:160]}
     return {"read": told, **({"wrong": wrong} if wrong else {})}
+
+
+# What no model type here has a default for, and must be stated.
+STATED = ("hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings")
+
+
+def silent(config: Any) -> dict[str, Any]:
+    """Returns the least that has to be said of a config: no more than its model type's published code fills in."""
+    saved = config.to_dict()
+    return {
+        "model_type": config.model_type,
+        **{key: saved[key] if key in saved else getattr(config, key) for key in STATED},
+    }
 
 
 def told_of(group: LayerGroup) -> str:
