@@ -7,7 +7,6 @@ change nothing, and reported with the reason, or an error. Nothing is guessed an
 import math
 import os
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,17 +20,16 @@ from rope_jax.checkpoints.ledger import (
     boolean,
     close,
     integer,
-    is_off,
     number,
     read_places,
     text,
 )
-from rope_jax.checkpoints.mechanisms import INTERLEAVED, OWN_CODE, RECURRENT, SPARSE, TEMPERATURE, mechanism_of
-from rope_jax.checkpoints.model_types import FULL, HARMLESS, MODEL_TYPES, UNKNOWN, WRAPPERS, ModelType, refusal
+from rope_jax.checkpoints.leftovers import settle_leftovers
+from rope_jax.checkpoints.model_types import FULL, MODEL_TYPES, UNKNOWN, WRAPPERS, ModelType, refusal
 from rope_jax.checkpoints.positions import BiasSpec, LayerGroup, PositionConfig
+from rope_jax.checkpoints.refusals import refuse_by_key, refuse_relatives
 from rope_jax.checkpoints.rope_types import LENGTH
 from rope_jax.checkpoints.shapes import HEAD_DIM, HEADS, HIDDEN, WIDTH, check_head
-from rope_jax.errors import UnsupportedError
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 # Where a wrapper keeps the model that reads text, one inside the other.
@@ -96,13 +94,14 @@ def positions_of(config: Mapping[str, Any], *, origin: str) -> PositionConfig:
     spec = MODEL_TYPES.get(model_type, UNKNOWN)
     ledger.defaults_of, ledger.defaults = model_type, spec.defaults
     if spec is UNKNOWN:
+        refuse_relatives(outer, top, model_type)
         ledger.find(
             f"model_type {model_type!r:.60} is not known here: its keys are read as most model types mean them, and "
             "whether its published code leaves some layers without rotation is not known"
         )
     if spec.scheme == "refused":
         raise refusal(top if top.holds("model_type") else outer, "model_type", spec.refused)
-    _refuse_by_key(ledger, top, spec)
+    refuse_by_key(ledger, top, spec)
     layers = _layers(top, spec)
     declared = _declared(top)
     biased = {"alibi": _bloom, "mpt": _mpt, "t5": _t5, "falcon": _falcon_alibi}.get(spec.scheme)
@@ -117,7 +116,7 @@ def positions_of(config: Mapping[str, Any], *, origin: str) -> PositionConfig:
         _find_interleaved(ledger)
     _attention_scale(top, groups)
     dtype = _dtype(top, outer)
-    _settle_leftovers(ledger, config, top)
+    settle_leftovers(ledger, top)
     return PositionConfig(
         model_type=model_type,
         origin=ledger.origin,
@@ -166,54 +165,6 @@ def _declared(top: Section) -> int:
         return declared
     stated: int = top.need(*LENGTHS, check=LENGTH, name="declared_length")
     return stated
-
-
-def _refuse_by_key(ledger: Ledger, top: Section, spec: ModelType) -> None:
-    """Refuses mechanisms that a key switches on whatever the model type, and notes code that comes with the model."""
-    if top.content.get("use_bidirectional_attention") in (True, "all"):
-        raise refusal(top, "use_bidirectional_attention", "bidirectional attention")
-    if spec.encoder and top.content.get("is_decoder") is not True:
-        raise refusal(top, "is_decoder", "bidirectional attention")
-    if top.content.get("prefix_lm") is True:
-        raise refusal(top, "prefix_lm", "prefix attention")
-    if any(top.holds(key) for key in ("d_rel", "rel_extent")):
-        raise refusal(top, "d_rel" if top.holds("d_rel") else "rel_extent", "relative embeddings")
-    if top.holds("position_embedding_type") and top.content["position_embedding_type"] in ("absolute", "learned"):
-        raise refusal(top, "position_embedding_type", "learned positions")
-    for path, key, value in ledger.entries():
-        prefix = path[: len(path) - len(key)]
-        if key == OWN_CODE and value:
-            ledger.find(
-                f"{path}: the model comes with code of its own, not read here: it may treat positions otherwise"
-            )
-        mechanism = mechanism_of(key, top=prefix in ("", top.prefix))
-        if mechanism is None or _expected(mechanism.says, key, spec, top):
-            continue
-        if mechanism.says == SPARSE and spec.sparse:
-            ledger.account(path, "picks the keys that a query reads")
-            ledger.find(
-                f"{SPARSE}; positions are as said, and what an attention over all keys does is not what it does"
-            )
-            continue
-        if not mechanism.off(value):
-            raise Section(ledger, {key: value}, prefix).error(key, mechanism.says, UnsupportedError)
-        ledger.account(path, "null: not set" if value is None else "says what is done anyway")
-    if spec.sparse:
-        for path, key, _ in ledger.entries():
-            if key in ("keep_window_size", "index_head_dim", "indexer_head_dim"):
-                ledger.account(path, "picks the keys that a query reads")
-
-
-def _expected(says: str, key: str, spec: ModelType, top: Section) -> bool:
-    """Returns whether what a key switches on is read for this model type."""
-    latent = spec.latent or all(top.holds(name) for name in ("qk_nope_head_dim", "qk_rope_head_dim"))
-    if key in spec.own_names.values():
-        return True
-    if says == INTERLEAVED:
-        return latent and key == "rope_interleave"
-    if says == TEMPERATURE:
-        return bool(spec.temperature) and key in ("attn_temperature_tuning", "llama_4_scaling_beta")
-    return says == RECURRENT and key == "linear_attn_config" and spec.latent
 
 
 def _layers(top: Section, spec: ModelType) -> int:
@@ -348,46 +299,3 @@ def _dtype(top: Section, outer: Section) -> str | None:
             places = [(section, "dtype"), (section, "torch_dtype")]
             return read_places(places, check=text, name="dtype")
     return None
-
-
-def _settle_leftovers(ledger: Ledger, config: Mapping[str, Any], top: Section) -> None:
-    """Accounts for every key about positions that was not used, or raises."""
-    for path, key, value in list(ledger.leftovers()):
-        if value is None:
-            ledger.account(path, "null: not set")
-            continue
-        if key in HARMLESS and _accepts(key, value):
-            ledger.account(path, HARMLESS[key][1])
-            continue
-        if top.prefix and path == key and key in top.content and _same(top.content[key], value):
-            ledger.account(path, f"repeats {top.prefix}{key}")
-            continue
-        if _switched_off(key, value):
-            ledger.account(path, f"{value}: off")
-            continue
-        section = Section(ledger, {key: value}, path[: len(path) - len(key)])
-        if key == "attention_chunk_size":
-            raise refusal(section, key, "chunked attention")
-        if key in ("alibi", "use_alibi") and value is True:
-            raise refusal(section, key, "unknown dialect")
-        what = "is about positions and not understood" if key not in HARMLESS else "has a value that is not understood"
-        raise section.error(key, what)
-
-
-# What a false or a 0 of these would say is more than that something unusual is off.
-_MORE_THAN_OFF = re.compile(r"rope|rotary|theta|base|nope|causal|neox|position|freq|offset|index|scale|scaling|factor")
-
-
-def _switched_off(key: str, value: Any) -> bool:
-    """Returns whether a key that is not understood says no more than that what it is about is off."""
-    if not is_off(value) or isinstance(value, str):
-        return False
-    return not isinstance(value, (bool, int, float)) or not _MORE_THAN_OFF.search(key.lower())
-
-
-def _accepts(key: str, value: Any) -> bool:
-    return not (isinstance(value, bool) and key in ("full_attn_mod", "interpolate_factor")) and HARMLESS[key][0](value)
-
-
-def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and a == b

@@ -32,7 +32,7 @@ HARMLESS: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda value: value is False, "false: the mechanism is off"),
     ),
     **dict.fromkeys(
-        ("use_rope", "scale_attn_weights", "use_rotary_embedding"),
+        ("use_rope", "scale_attn_weights", "use_rotary_embedding", "use_rotary_pos_emb", "rotary", "use_rotary"),
         (lambda value: value is True, "true: what is done anyway"),
     ),
     **dict.fromkeys(("full_attn_mod", "interpolate_factor"), (lambda value: value == 1, "1: changes nothing")),

@@ -126,6 +126,8 @@ def rope_groups(
     if CHUNKED in kinds and chunk is None:
         chunk = chunk_of(top)
     turning = turning_layers(top, spec, kinds, window, known=known)
+    if window is None and not ledger.accounted(f"{top.prefix}max_window_layers"):
+        top.ignore("max_window_layers", "no layer has a window")
     own = own_of_layers(top, kinds)
     _find_without_positions(top, kinds)
     sections = rope_sections(top, spec)

@@ -47,6 +47,7 @@ _QWEN = ModelType(
     layers="upper sliding",
     window_switch=True,
 )
+_QWEN_VL = dataclasses.replace(_QWEN, defaults={**_QWEN.defaults, "rope_theta": 1e6, "max_window_layers": 80})
 _PHI3 = _windowed(original_max_position_embeddings=4096)
 _GEMMA3 = ModelType(
     # The trained length before Gemma 3's extension is in its report (arXiv 2503.19786, section 2) and in no config.
@@ -304,6 +305,12 @@ MODEL_TYPES: dict[str, ModelType] = {
         local_unscaled=True,
         own_keys={SLIDING: {"num_attention_heads": "num_sliding_attention_heads"}},
     ),
+    # Images beside text.
+    **dict.fromkeys(("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen2_5_omni_text"), _QWEN_VL),
+    "qwen3_vl_text": _rope(5e5, head_dim=128),
+    "qwen3_vl_moe_text": _rope(5e5),
+    "ernie4_5_vl_moe_text": _rope(5e5),
+    "hunyuan_vl_text": _HUNYUAN,
     # Layers without rotation among the others.
     "afmoe": _still(head_dim=128, sliding_window=1024, global_attn_every_n_layers=4),
     "beam": ModelType(
@@ -370,6 +377,10 @@ WRAPPERS = {
     "llama4": "llama4_text",
     "mllama": "mllama_text_model",
     "moss_transcribe_diarize": "qwen3",
+    "ernie4_5_vl_moe": "ernie4_5_vl_moe_text",
+    "hunyuan_vl": "hunyuan_vl_text",
+    "qwen3_vl": "qwen3_vl_text",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
     "qwen4_exp": "qwen4_exp_text",

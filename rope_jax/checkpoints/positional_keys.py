@@ -48,7 +48,7 @@ NOT_POSITIONS = frozenset(
 )
 # Keys that begin so are about experts, states, towers, storage or drafting, unless they name a rotation.
 _OTHER_SUBJECT = re.compile(
-    r"(moe|mlp|expert|experts|router|ffn|mamba|ssm|linear|conv|index|indexer|mtp|vision|visual|image|video|audio|speech"
+    r"(moe|mlp|norm|layernorm|expert|experts|router|ffn|mamba|ssm|linear|conv|index|indexer|mtp|vision|visual|image|video|audio|speech"
     r"|quant|quantization|lora|tie|vq)_(?!.*(rope|rotary|alibi|position|theta))"
 )
 
@@ -64,8 +64,8 @@ OTHER_PARTS = {
     "label2id": "labels of a classifier",
 }
 _TOWER = re.compile(
-    r"(vision|visual|image|video|vit|audio|speech|acoustic|semantic|talker|token2wav|code2wav|codec|vq|vqgan|vae|tts"
-    r"|depth_decoder|projector|mm_projector|aligner|resampler|perceiver|qformer|patcher|mtp|draft)"
+    r"(\w+_)?(vision|visual|image|video|vit|audio|speech|acoustic|semantic|talker|token2wav|code2wav|codec|vq|vqgan|vae"
+    r"|tts|depth_decoder|code_predictor|protein|projector|aligner|resampler|perceiver|qformer|patcher|mtp|draft)"
     r"(_\w+)?_(config|cfg|model|tower|encoder|args)|vision|visual|audio|speech|vision_tower|audio_tower"
 )
 
@@ -93,4 +93,4 @@ def other_part(key: str) -> str | None:
     named = _TOWER.fullmatch(key)
     if named is None:
         return None
-    return f"positions of the {key.split('_')[0]} tower, not of the text"
+    return f"positions of the {named[2] or key.split('_')[0]} tower, not of the text"

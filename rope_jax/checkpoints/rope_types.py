@@ -129,6 +129,10 @@ class Reading:
 
 def _default(reading: Reading) -> tuple[Rule, int, int]:
     rope = reading.rope
+    if close(reading.read("factor", number(0, 1e6)) or 1.0, 1.0):  # changes nothing
+        rope.ledger.void(f"{reading.label}factor", "1: changes nothing")
+    else:
+        raise rope.error("factor", "not understood for rope type default")
     if reading.original is not None and reading.original != reading.declared:
         rope.ledger.find(f"{ORIGINAL} is {reading.original}, but no scaling is declared: it has no effect")
     return scaling.none(), reading.declared, reading.declared
@@ -349,7 +353,9 @@ def scaled(
       ConfigError: if a key is missing, unknown to the rope type, out of range, or contradicts another.
     """
     places = [(rope, ORIGINAL), (top, ORIGINAL), (top, "initial_context_length")]
-    original = read_places(places, check=LENGTH, name=f"{label}original_length", default=rope_type != "default")
+    original = read_places(
+        places, check=LENGTH, name=f"{label}original_length", default=rope_type != "default", off=True
+    )
     reading = Reading(rope, dim, partial, declared, original, label, scale_logits)
     settle_streams(rope, declared=declared, label=label)
     if rope_type == "dynamic" and not is_off(rope.content.get("alpha")):

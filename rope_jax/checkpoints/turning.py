@@ -22,6 +22,8 @@ def turning_layers(
       known: whether the model type is; `no_rope_layers` of one that is not is read as those that know it do.
     """
     if spec.rotation == "none":
+        if top.read("mla_use_nope", check=boolean) is False:
+            raise top.error("mla_use_nope", f"{top.ledger.defaults_of}'s published code rotates in no layer")
         return (False,) * len(kinds)
     if spec.rotation == "if asked":
         asked = _asked(top)
