@@ -137,7 +137,9 @@ def rope_groups(
     variants: dict[_Variant, list[int]] = {}
     for layer, (kind, turns) in enumerate(zip(kinds, turning, strict=True)):
         if kind not in WITHOUT_POSITIONS:
-            turns = turns and kind not in sections.still and own[layer].get("rope_theta") != 0
+            # A null section means no rotation, unless the layer type has a base of its own to fall back on.
+            null = kind in sections.still and "rope_theta" not in spec.own_keys.get(kind, {})
+            turns = turns and not null and own[layer].get("rope_theta") != 0
             turns = turns and own[layer].get(SHARES[0]) != 0
             variants.setdefault(_Variant(kind, turns, own[layer]), []).append(layer)
     named = _names(variants)
@@ -265,7 +267,8 @@ def _base(top: Section, rope: Section, spec: ModelType, layer: Own, *, kind: str
             base: float | None = THETA(mine)
         except Wrong:
             raise top.ledger.error(layer.sources["rope_theta"], f"must be a number above 1, got {mine:g}") from None
-        rope.ignore("rope_theta", "every layer has its own")
+        for section in (rope, top):
+            section.ignore("rope_theta", "layers have bases of their own")
         assert base is not None
         top.ledger.use(f"{label}rope_theta", base, layer.sources["rope_theta"])
         return base

@@ -46,7 +46,8 @@ def _switched_off(key: str, value: Any) -> bool:
     """Returns whether a key that is not understood says no more than that what it is about is off."""
     if not is_off(value) or isinstance(value, str):
         return False
-    return not isinstance(value, (bool, int, float)) or not _MORE_THAN_OFF.search(key.lower())
+    plain = key.lower().startswith("no_") or not _MORE_THAN_OFF.search(key.lower())
+    return not isinstance(value, (bool, int, float)) or plain
 
 
 def _accepts(key: str, value: Any) -> bool:

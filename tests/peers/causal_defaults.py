@@ -328,27 +328,38 @@ def difference(positions: PositionConfig, layers: list[Layer], config: Any) -> s
     return ""
 
 
-def outcome(name: str) -> dict[str, Any]:
-    """Returns what is read of a default config, and whether it is what the model does; or why it is refused."""
+def reading(name: str) -> dict[str, Any]:
+    """Returns what is read of a default config, or why it is refused."""
     try:
-        config = default_config(name)
-    except Exception:
-        config = None  # it has no default, or one that its own class refuses
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            stated = {"model_type": name} if config is None else CONFIG_MAPPING[name]().to_dict()
-            positions = positions_of(stated, origin="config.json")
+        return {"read": [told_of(group) for group in _positions(name).groups]}
     except ConfigError as refusal:
         return {"refused": str(refusal).removeprefix("config.json: ").partition(", got ")[0]}
-    told = [told_of(group) for group in positions.groups]
+
+
+def _positions(name: str) -> PositionConfig:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            stated = CONFIG_MAPPING[name]().to_dict()
+        except Exception:
+            stated = {"model_type": name}  # it has no default, or one that its own class refuses
+        return positions_of(stated, origin="config.json")
+
+
+def outcome(name: str) -> dict[str, Any]:
+    """Returns what `reading` does, and how it differs from what the model does, if it does."""
+    found = reading(name)
+    if "refused" in found:
+        return found
+    positions = _positions(name)
     if positions.groups[0].bias is not None:
-        return {"read": told, "by": "bias"}
+        return {**found, "by": "bias"}
+    config = default_config(name)
     try:
         wrong = difference(positions, measured(config), config)
     except Exception as caught:
-        return {"read": told, "not measured": f"{type(caught).__name__}: {caught}"[:160]}
-    return {"read": told, **({"wrong": wrong} if wrong else {})}
+        return {**found, "not measured": f"{type(caught).__name__}: {caught}"[:160]}
+    return {**found, **({"wrong": wrong} if wrong else {})}
 
 
 # What no model type here has a default for, and must be stated.
