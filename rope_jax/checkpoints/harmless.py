@@ -38,7 +38,7 @@ HARMLESS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("full_attn_mod", "interpolate_factor"), (lambda value: value == 1, "1: changes nothing")),
     **dict.fromkeys(
         ("mrope_section", "mrope_interleaved", "use_mrope", "xdrope_section"),
-        (lambda value: isinstance(value, (bool, list)), "positions of text are the same in every stream"),
+        (lambda value: isinstance(value, (bool, list)) or value == 0, "positions of text are the same in every stream"),
     ),
     **dict.fromkeys(
         ("position_id_per_seconds", "tokens_per_second", "seconds_per_chunk"),

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rope_jax.checkpoints.checkpoint import schemes_of
 from rope_jax.checkpoints.dialects import positions_of
 from rope_jax.checkpoints.model_types import MODEL_TYPES
 from rope_jax.checkpoints.positions import Temperature
@@ -203,6 +204,12 @@ def test_temperatures_by_position():
         (False, Temperature(0.1, 512, shift=1)),
     ]
     np.testing.assert_allclose(llama4.groups[1].temperature.at(np.array([510, 511])), [1, 1 + 0.1 * np.log(2)])
+    for positions, words in (
+        (beta, "attention temperature: layers of type full"),
+        (llama4, "chunked attention: layers"),
+    ):
+        with pytest.raises(UnsupportedError, match=words):
+            schemes_of(positions)
     for off in (False, 0, None):
         still = read("llama4_text", attn_temperature_tuning=off, attention_chunk_size=0)
         assert {(group.temperature, group.window) for group in still.groups} == {(None, None)}
