@@ -7,6 +7,7 @@ from jaxtyping import Array, Int
 
 from rope_jax.biases import Bias
 from rope_jax.checkpoints.positions import BiasSpec, LayerGroup, PositionConfig
+from rope_jax.checkpoints.runnable import check_runs
 from rope_jax.decoder import Decoder, DecoderConfig, Schemes
 from rope_jax.errors import ConfigError, UnsupportedError
 from rope_jax.length_rules import LengthRule
@@ -61,9 +62,10 @@ def schemes_of(
 
     Raises:
       ConfigError: if a rule depends on the length and none is given.
-      UnsupportedError: if the bias is a table that the weights would have to give (T5).
+      UnsupportedError: if the bias is a table that the weights would have to give (T5), or `check_runs` refuses.
     """
     layout = _layout_of(source, layout)
+    check_runs(_positions_of(source))
     groups = _groups_of(source)
     for group in groups:
         if isinstance(group.rule, LengthRule) and length is None:
@@ -89,6 +91,7 @@ def schemes_at(
     Each scheme of a rule by length has a leading batch axis; one of a static rule is shared by all sequences.
     """
     layout = _layout_of(source, layout)
+    check_runs(_positions_of(source))
     return _single_or_by_name(
         {
             group.name: per_length(retrofit_of(group), **_arguments(group, layout, phase, max_offset))(lengths)
@@ -118,8 +121,12 @@ def _bias_of(spec: BiasSpec | None, num_heads: int) -> Bias | None:
     raise UnsupportedError(f"a {spec.kind} bias is a learned table, which a config alone does not give")
 
 
+def _positions_of(source: Checkpoint | PositionConfig) -> PositionConfig:
+    return source.positions if isinstance(source, Checkpoint) else source
+
+
 def _groups_of(source: Checkpoint | PositionConfig) -> tuple[LayerGroup, ...]:
-    return source.positions.groups if isinstance(source, Checkpoint) else source.groups
+    return _positions_of(source).groups
 
 
 def _layout_of(source: Checkpoint | PositionConfig, layout: Layout | None) -> Layout:

@@ -13,15 +13,35 @@ from typing import Any
 from rope_jax import scaling
 from rope_jax.checkpoints import strict_json
 from rope_jax.checkpoints.gguf_file import is_gguf
-from rope_jax.checkpoints.layer_groups import COUNT, HEAD_DIM, HEADS, HIDDEN, WIDTH, check_head, rope_groups
-from rope_jax.checkpoints.ledger import Ledger, Section, boolean, close, integer, number, read_places, text
-from rope_jax.checkpoints.mechanisms import OWN_CODE, mechanism_of
-from rope_jax.checkpoints.model_types import FULL, HARMLESS, MODEL_TYPES, UNKNOWN, WRAPPERS, ModelType, refusal
+from rope_jax.checkpoints.layer_groups import rope_groups
+from rope_jax.checkpoints.layer_kinds import COUNT
+from rope_jax.checkpoints.ledger import (
+    Ledger,
+    Section,
+    boolean,
+    close,
+    integer,
+    number,
+    read_places,
+    text,
+)
+from rope_jax.checkpoints.leftovers import settle_leftovers
+from rope_jax.checkpoints.model_types import FULL, MODEL_TYPES, UNKNOWN, WRAPPERS, ModelType, refusal
 from rope_jax.checkpoints.positions import BiasSpec, LayerGroup, PositionConfig
+from rope_jax.checkpoints.refusals import refuse_by_key, refuse_relatives
 from rope_jax.checkpoints.rope_types import LENGTH
-from rope_jax.errors import UnsupportedError
+from rope_jax.checkpoints.shapes import HEAD_DIM, HEADS, HIDDEN, WIDTH, check_head
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+# Where a wrapper keeps the model that reads text, one inside the other.
+TEXT_SECTIONS = (
+    "text_config",
+    "thinker_config",
+    "language_config",
+    "llm_config",
+    "text_model_config",
+    "language_model",
+)
 LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx")
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "rotary_emb_base", "partial_rotary_factor")
 
@@ -80,33 +100,34 @@ def positions_of(config: Mapping[str, Any], *, origin: str) -> PositionConfig:
     """
     ledger = Ledger(config, origin)
     outer = Section(ledger, config)
-    inner = outer.section("text_config")
-    top = outer if inner is None else inner
-    model_type = _model_type(outer, inner)
+    top = _text_of(outer)
+    model_type = _model_type(outer, top)
     spec = MODEL_TYPES.get(model_type, UNKNOWN)
     ledger.defaults_of, ledger.defaults = model_type, spec.defaults
     if spec is UNKNOWN:
+        refuse_relatives(outer, top, model_type)
         ledger.find(
             f"model_type {model_type!r:.60} is not known here: its keys are read as most model types mean them, and "
             "whether its published code leaves some layers without rotation is not known"
         )
     if spec.scheme == "refused":
         raise refusal(top if top.holds("model_type") else outer, "model_type", spec.refused)
-    _refuse_by_key(ledger, top, spec)
+    refuse_by_key(ledger, top, spec)
     layers = _layers(top, spec)
-    declared = top.need(*LENGTHS, check=LENGTH, name="declared_length")
+    declared = _declared(top)
     biased = {"alibi": _bloom, "mpt": _mpt, "t5": _t5, "falcon": _falcon_alibi}.get(spec.scheme)
     groups = None if biased is None else biased(top, layers)
     original, served = declared, declared
     if groups is None:
-        groups, main = rope_groups(top, spec, layers=layers, declared=declared)
-        original, served = main.original_length, main.served_length
+        known = spec is not UNKNOWN
+        groups, lengths = rope_groups(top, spec, layers=layers, declared=declared, known=known)
+        original, served = lengths.original, lengths.served
         if served != declared:
             ledger.use("served_length", served, "derived: factor * max_position_embeddings")
-        _find_interleaved(ledger, spec)
+        _find_interleaved(ledger)
     _attention_scale(top, groups)
     dtype = _dtype(top, outer)
-    _settle_leftovers(ledger, config, top)
+    settle_leftovers(ledger, top)
     return PositionConfig(
         model_type=model_type,
         origin=ledger.origin,
@@ -120,41 +141,52 @@ def positions_of(config: Mapping[str, Any], *, origin: str) -> PositionConfig:
     )
 
 
-def _model_type(outer: Section, inner: Section | None) -> str:
-    if inner is not None and inner.holds("model_type"):
-        outer.read("model_type", check=text)
-        stated = inner.need("model_type", check=text)
-        return WRAPPERS.get(stated, stated)
-    if not outer.holds("model_type"):
+def _text_of(outer: Section) -> Section:
+    """Returns the section of the model that reads text: the outermost, or the innermost of those that wrap it."""
+    section = outer
+    for _ in TEXT_SECTIONS:
+        own = any(section.holds(key) for key in LAYERS)
+        name = next((n for n in TEXT_SECTIONS if section.holds(n) and (n == TEXT_SECTIONS[0] or not own)), None)
+        inner = None if name is None else section.section(name)
+        if inner is None:
+            return section
+        section = inner
+    return section
+
+
+def _model_type(outer: Section, top: Section) -> str:
+    wrapper = outer.read("model_type", check=text)
+    wrapper = WRAPPERS.get(wrapper, wrapper)
+    spec = MODEL_TYPES.get(wrapper, UNKNOWN)
+    if top is outer and wrapper is None:
         raise refusal(outer, "model_type", "fragment")
-    stated = outer.need("model_type", check=text)
-    return WRAPPERS.get(stated, stated)
+    if top is not outer and spec.scheme == "refused":  # whatever is inside
+        raise refusal(outer, "model_type", spec.refused)
+    stated = top.read("model_type", check=text) or wrapper
+    if stated is None:
+        raise refusal(outer, "model_type", "fragment")
+    name: str = WRAPPERS.get(stated, stated)
+    return name
 
 
-def _refuse_by_key(ledger: Ledger, top: Section, spec: ModelType) -> None:
-    """Refuses mechanisms that a key switches on whatever the model type, and notes code that comes with the model."""
-    if top.content.get("use_bidirectional_attention") in (True, "all"):
-        raise refusal(top, "use_bidirectional_attention", "bidirectional attention")
-    if top.holds("position_embedding_type") and top.content["position_embedding_type"] in ("absolute", "learned"):
-        raise refusal(top, "position_embedding_type", "learned positions")
-    for path, key, value in ledger.entries():
-        prefix = path[: len(path) - len(key)]
-        if key == OWN_CODE and value:
-            ledger.find(
-                f"{path}: the model comes with code of its own, not read here: it may treat positions otherwise"
-            )
-        mechanism = mechanism_of(key, top=prefix in ("", top.prefix))
-        if mechanism is None or (spec.latent and key == "rope_interleave"):
-            continue
-        if not mechanism.off(value):
-            raise Section(ledger, {key: value}, prefix).error(key, mechanism.says, UnsupportedError)
-        ledger.account(path, "null: not set" if value is None else "says what is done anyway")
+def _declared(top: Section) -> int:
+    """Returns the length that the config declares."""
+    if not any(top.holds(key) for key in LENGTHS) and top.holds("model_max_length"):
+        declared: int = top.need("model_max_length", check=LENGTH, name="declared_length")
+        return declared
+    stated: int = top.need(*LENGTHS, check=LENGTH, name="declared_length")
+    return stated
 
 
 def _layers(top: Section, spec: ModelType) -> int:
     keys: tuple[str, ...] = LAYERS
     if spec.scheme == "t5":  # num_layers are the encoder's
         keys = ("num_decoder_layers",) if top.holds("num_decoder_layers") else ("num_layers",)
+    named = next((key for key in ("layers_block_type", "layer_types") if isinstance(top.content.get(key), list)), None)
+    if named is not None and not any(top.holds(key) for key in keys):
+        count = len(top.content[named])
+        top.ledger.use("num_layers", count, f"derived: entries of {top.prefix}{named}")
+        return COUNT(count)  # type: ignore[no-any-return]
     return top.need(*keys, check=COUNT, name="num_layers")
 
 
@@ -249,22 +281,25 @@ def _t5(top: Section, layers: int) -> tuple[LayerGroup, ...]:
     return _bias_group(top, layers, bias, head_dim=head_dim, num_heads=num_heads)
 
 
-def _find_interleaved(ledger: Ledger, spec: ModelType) -> None:
+def _find_interleaved(ledger: Ledger) -> None:
     interleave = ledger.values.get("rope_interleave")
-    if spec.latent and interleave is not None and interleave.value:
+    if interleave is not None and interleave.value:
         ledger.find("the weights pair neighbouring dimensions (interleaved layout), as published")
 
 
 def _attention_scale(top: Section, groups: tuple[LayerGroup, ...]) -> None:
     """Reports keys that change attention's logits, though not positions."""
     positive = number(0, 1e9, above=True)
-    scalar = top.read("query_pre_attn_scalar", check=positive)
+    scalar = top.read("query_pre_attn_scalar", check=positive, off=True)
     if scalar is not None and any(scalar != group.head_dim for group in groups):
         top.ledger.find(f"attention is scaled by 1/sqrt({scalar:g}), not by 1/sqrt(head_dim)")
-    multiplier = top.read("attention_multiplier", check=positive)
+    multiplier = top.read("attention_multiplier", check=positive, off=True)
     if multiplier is not None and not all(close(multiplier, 1 / math.sqrt(group.head_dim)) for group in groups):
         top.ledger.find(f"attention is scaled by {multiplier:g}, not by 1/sqrt(head_dim)")
-    cap = top.read("attn_logit_softcapping", check=positive)
+    cap = top.read("attn_logit_softcapping", check=positive, off=True)
+    keys = top.read("key_multiplier", check=positive, off=True)
+    if keys not in (None, 1.0):
+        top.ledger.find(f"keys, and with them attention's logits, are multiplied by {keys:g}")
     if cap is not None:
         top.ledger.find(f"attention logits are soft-capped at {cap:g}, after any bias of position")
 
@@ -275,32 +310,3 @@ def _dtype(top: Section, outer: Section) -> str | None:
             places = [(section, "dtype"), (section, "torch_dtype")]
             return read_places(places, check=text, name="dtype")
     return None
-
-
-def _settle_leftovers(ledger: Ledger, config: Mapping[str, Any], top: Section) -> None:
-    """Accounts for every key about positions that was not used, or raises."""
-    for path, key, value in list(ledger.leftovers()):
-        if value is None:
-            ledger.account(path, "null: not set")
-            continue
-        if key in HARMLESS and _accepts(key, value):
-            ledger.account(path, HARMLESS[key][1])
-            continue
-        if top.prefix and path == key and key in top.content and _same(top.content[key], value):
-            ledger.account(path, f"repeats {top.prefix}{key}")
-            continue
-        section = Section(ledger, {key: value}, path[: len(path) - len(key)])
-        if key == "attention_chunk_size":
-            raise refusal(section, key, "chunked attention")
-        if key in ("alibi", "use_alibi") and value is True:
-            raise refusal(section, key, "unknown dialect")
-        what = "is about positions and not understood" if key not in HARMLESS else "has a value that is not understood"
-        raise section.error(key, what)
-
-
-def _accepts(key: str, value: Any) -> bool:
-    return not (isinstance(value, bool) and key in ("full_attn_mod", "interpolate_factor")) and HARMLESS[key][0](value)
-
-
-def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and a == b

@@ -13,6 +13,7 @@ from rope_jax.checkpoints.gguf_file import GgufFile, read_gguf
 from rope_jax.checkpoints.gguf_layouts import ARCHITECTURES, Architecture, pair_layout
 from rope_jax.checkpoints.gguf_metadata import Translation, gguf_positions, translate
 from rope_jax.checkpoints.gguf_tensors import read_tensor, stored_dtype, unpermuted
+from rope_jax.checkpoints.runnable import check_runs
 from rope_jax.checkpoints.strict_json import show
 from rope_jax.checkpoints.weights import Shape
 from rope_jax.errors import CheckpointError, UnsupportedError
@@ -61,6 +62,7 @@ def load(file: str | Path, *, max_bytes: int | None = None, dtype: str = "float3
     found = read_gguf(path)
     translation = translate(found)
     positions = gguf_positions(translation)
+    check_runs(positions)
     raw = {**translation.config}
     model_type = decoder_keys.check_keys(raw, path)
     _check_understood(translation)

@@ -14,8 +14,9 @@ from rope_jax.checkpoints.gguf_file import GgufFile, read_gguf
 from rope_jax.checkpoints.gguf_keys import DEFAULT, Keys
 from rope_jax.checkpoints.gguf_layouts import ARCHITECTURES, Architecture, pair_layout
 from rope_jax.checkpoints.gguf_scaling import put_scaling
-from rope_jax.checkpoints.ledger import Wrong, boolean, close, integer, list_of, looks_positional, number
+from rope_jax.checkpoints.ledger import Wrong, boolean, close, integer, list_of, number
 from rope_jax.checkpoints.model_types import FULL, MODEL_TYPES, SLIDING
+from rope_jax.checkpoints.positional_keys import looks_positional
 from rope_jax.checkpoints.positions import PositionConfig, Sourced
 from rope_jax.checkpoints.rope_types import LENGTH, THETA
 from rope_jax.checkpoints.strict_json import one_line

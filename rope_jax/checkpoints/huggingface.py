@@ -15,6 +15,7 @@ from rope_jax.checkpoints import decoder_keys, strict_json, weights
 from rope_jax.checkpoints.checkpoint import Checkpoint
 from rope_jax.checkpoints.dialects import positions_of, read_config
 from rope_jax.checkpoints.positions import PositionConfig
+from rope_jax.checkpoints.runnable import check_runs
 from rope_jax.checkpoints.weights import Shape
 from rope_jax.decoder import DecoderConfig
 from rope_jax.errors import CheckpointError, ConfigError
@@ -70,6 +71,7 @@ def load(directory: str | Path, *, max_bytes: int | None = None) -> Checkpoint:
     model_type = decoder_keys.check_keys(raw, config_file)
     decoder_keys.check_config_fits(raw, model_type, config_file, max_bytes)
     positions = positions_of(raw, origin=str(config_file))
+    check_runs(positions)
     config = decoder_keys.decoder_config(raw, model_type, positions, config_file)
     with contextlib.ExitStack() as stack:
         shards = {file: stack.enter_context(_opened(file)) for file in _weight_files(directory)}

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rope_jax.checkpoints.positional_keys import looks_positional, other_part
 from rope_jax.checkpoints.positions import Sourced
 from rope_jax.checkpoints.strict_json import one_line, show
 from rope_jax.errors import ConfigError
@@ -14,70 +15,8 @@ from rope_jax.regular_files import shown_path
 
 MAX_DEPTH = 64
 
-# A key is about positions when one of these matches its name in snake_case, between underscores. Words that tell
-# nothing alone (`base`, `scale`, `length`, `layers`) count in the company of others only.
-_ALONE = (
-    r"[a-z]*rope|rope\w*|rotary\w*|nope|yarn\w*|ntk|xpos|alibi\w*|theta|position\w*|pos|relative|buckets?|windows?"
-    r"|windowed|sliding|swa|freqs?|frequency|frequencies|mscale|context|ctx|softcap\w*|interpolat\w*|extrapolat\w*"
-    r"|bidirectional|is_causal|sink|sinks|base|hybrid|pattern|chunk|chunked|seqlen|n_ctx|full|prefix_lm"
-    r"|head_dim|kv_channels|head_size|attention_head_size|d_head|per_layer_config"
-)
-_TOGETHER = (
-    r"(seq|sequence)_(len|lens|length|lengths)|(max|context|input|original)_(len|length)"
-    r"|(attn|attention|softmax|logit|logits|query|qk|kv)_(\w+_)?(scale|scalar|scaling|factor|multiplier|temperature)"
-    r"|(scale|scaling)_(\w+_)?(attn|attention)|query_pre_attn_scalar"
-    r"|(layer|attention|attn|block|layers_block)_(types?|layers?|pattern|mode|span|period|offset|interval)"
-    r"|(local|global)_(\w+_)?(attn|attention|layers?|heads?|span)|beta_(fast|slow)|(short|long)_factor"
-    r"|(low|high|long|short)_(freq|mscale)\w*|floor_scale|offset_alibi|max_distance"
-)
-POSITION_KEY = re.compile(rf"(?:^|_)(?:{_ALONE}|{_TOGETHER})(?=_|$)")
-
 # Whatever stands in one of these sections is about positions.
 _ROPE_SECTION = re.compile(r"(^|\.)(rope_scaling|rope_parameters)\.")
-
-# Keys that the pattern would catch and that are about something else.
-NOT_POSITIONS = frozenset(
-    (
-        "base_config",
-        "base_config_key",
-        "base_model",
-        "base_model_name",
-        "base_model_name_or_path",
-        "base_model_prefix",
-        "base_model_tp_plan",
-        "base_model_pp_plan",
-        "base_model_ep_plan",
-        "base_model_revision",
-        "dim_model_base",
-        "base_model_id",
-        "moe_layer_freq",
-        "expert_layer_freq",
-        "chunk_size_feed_forward",
-        "mamba_chunk_size",
-        "chunk_size",
-        "mlp_layer_types",
-        "num_global_key_value_heads",
-        "moe_layer_pattern",
-        "linear_key_head_dim",
-        "linear_value_head_dim",
-        "mamba_head_dim",
-        "v_head_dim",
-    )
-)
-
-# What other parts of a model, or other programs, keep in the same file.
-OTHER_PARTS = {
-    "vision_config": "positions of the vision tower, not of the text",
-    "audio_config": "positions of the audio tower, not of the text",
-    "task_specific_params": "settings of the generation loop",
-    "generation_config": "settings of the generation loop",
-    "quantization_config": "storage of the weights",
-    "compression_config": "storage of the weights",
-    "init_config": "initial weights",
-    "auto_map": "code to load",
-    "id2label": "labels of a classifier",
-    "label2id": "labels of a classifier",
-}
 
 Check = Callable[[Any], Any]
 
@@ -145,14 +84,13 @@ def list_of(check: Check, length: int | None = None) -> Check:
     return check_list
 
 
-def looks_positional(key: str) -> bool:
-    """Returns whether a key's name says that positions may depend on it.
+def is_off(value: Any) -> bool:
+    """Returns whether a value switches off what its key is about: null, false, 0 or nothing.
 
-    >>> looks_positional("rope_theta"), looks_positional("ropeTheta"), looks_positional("base_model")
-    (True, True, False)
+    >>> is_off(0), is_off(False), is_off([]), is_off("0")
+    (True, True, True, False)
     """
-    name = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower())
-    return name not in NOT_POSITIONS and POSITION_KEY.search(name) is not None
+    return value is None or value is False or (isinstance(value, (int, float, list, tuple, dict, str)) and not value)
 
 
 class Ledger:
@@ -231,9 +169,10 @@ class Ledger:
                         raise self.error(prefix + show(key), "keys must be strings")
                     path = prefix + key
                     yield path, key, value
-                    if key in OTHER_PARTS and isinstance(value, (Mapping, list)):
+                    part = other_part(key)
+                    if part is not None and isinstance(value, (Mapping, list)):
                         if path not in self._accounted and any(looks_positional(k) for k in _keys(value)):
-                            self.account(path, OTHER_PARTS[key])
+                            self.account(path, part)
                     elif isinstance(value, (Mapping, list, tuple)):
                         waiting.append((f"{path}.", value, depth + 1))
             else:
@@ -272,6 +211,8 @@ class Section:
 
     def ignore(self, key: str, reason: str) -> None:
         """Records that `key`, if it is there, changes nothing, nor does anything inside it."""
+        if f"_{key}" in self.content:
+            self.ignore(f"_{key}", reason)
         if key not in self.content:
             return
         self.ledger.account(self.prefix + key, reason)
@@ -292,17 +233,20 @@ class Section:
         self.ignore(key, why if self.holds(key) else "null: not set")
 
     def section(self, key: str) -> "Section | None":
-        """Returns the object at `key`, or None where the key is absent or null."""
-        if not self.holds(key):
+        """Returns the object at `key`, or None where the key is absent, null, false, 0 or empty."""
+        if is_off(self.content.get(key)) and not isinstance(self.content.get(key), Mapping):
+            if self.holds(key):
+                self.ledger.account(self.prefix + key, f"{show(self.content[key])}: off")
             return None
         if not isinstance(self.content[key], Mapping):
             raise self.error(key, "must be an object or null")
         self.ledger.account(self.prefix + key)
         return Section(self.ledger, self.content[key], f"{self.prefix}{key}.", self.published)
 
-    def read(self, *keys: str, check: Check, name: str | None = None, default: bool = True) -> Any:
+    def read(self, *keys: str, check: Check, name: str | None = None, default: bool = True, off: bool = False) -> Any:
         """Returns the value of the first of `keys` that is there, None for null or no value; see `read_places`."""
-        return read_places([(self, key) for key in keys], check=check, name=name or keys[0], default=default)
+        places = [(self, key) for key in keys]
+        return read_places(places, check=check, name=name or keys[0], default=default, off=off)
 
     def need(self, *keys: str, check: Check, name: str | None = None) -> Any:
         """Returns what `read` does, and raises where that is None."""
@@ -312,14 +256,18 @@ class Section:
         return value
 
 
-def read_places(places: Sequence[tuple[Section, str]], *, check: Check, name: str, default: bool = True) -> Any:
+def read_places(
+    places: Sequence[tuple[Section, str]], *, check: Check, name: str, default: bool = True, off: bool = False
+) -> Any:
     """Returns one value that may stand in several places, and records where it stood.
 
     Args:
-      places: sections and keys, the one to name as the source first. All that are there must agree.
+      places: sections and keys, the one to name as the source first. All that are there must agree, and those with an
+        underscore before the name, which libraries write for what they keep to themselves, with them.
       check: returns the value in its own type, or raises `Wrong`.
       name: the short name to record it by.
       default: whether the model type's default counts where no place has the key; an explicit null means "none".
+      off: whether 0, false and an empty value mean "none" too.
 
     Raises:
       ConfigError: if a value fails the check or two places disagree.
@@ -327,13 +275,14 @@ def read_places(places: Sequence[tuple[Section, str]], *, check: Check, name: st
     ledger = places[0][0].ledger
     found: tuple[str, Any] | None = None
     null = False
-    for section, key in places:
+    for section, key in ((section, name) for section, stem in places for name in (stem, f"_{stem}")):
         path = section.prefix + key
         if key not in section.content:
             continue
-        if section.content[key] is None:
+        if section.content[key] is None or (off and is_off(section.content[key])):
             null = True
-            ledger.account(path, "null: not set")
+            said = "null: not set" if section.content[key] is None else f"{show(section.content[key])}: off"
+            ledger.account(path, said)
             continue
         try:
             value = check(section.content[key])

@@ -9,7 +9,18 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["MECHANISMS", "OWN_CODE", "Mechanism", "mechanism_of"]
+from rope_jax.checkpoints.ledger import is_off
+
+__all__ = [
+    "INTERLEAVED",
+    "MECHANISMS",
+    "OWN_CODE",
+    "RECURRENT",
+    "SPARSE",
+    "TEMPERATURE",
+    "Mechanism",
+    "mechanism_of",
+]
 
 # Not a mechanism but a warning: where the config names it, published code is not what is known of the model type.
 OWN_CODE = "auto_map"
@@ -30,39 +41,27 @@ class Mechanism:
     top_only: bool = False
 
 
-def _false(value: Any) -> bool:
-    return value is None or value is False
-
-
 def _true(value: Any) -> bool:
     return value is None or value is True
 
 
 def _one(value: Any) -> bool:
-    return _false(value) or (not isinstance(value, bool) and isinstance(value, (int, float)) and value == 1)
-
-
-def _none(value: Any) -> bool:
-    return value is None
-
-
-def _zero(value: Any) -> bool:
-    return value is None or (not isinstance(value, bool) and isinstance(value, (int, float)) and value == 0)
+    return is_off(value) or (not isinstance(value, bool) and isinstance(value, (int, float)) and value == 1)
 
 
 def _rotary(value: Any) -> bool:
-    return value is None or value in ("none", "rope", "rotary")
+    return is_off(value) or value in ("none", "rope", "rotary")
 
 
-_TEMPERATURE = (
+TEMPERATURE = (
     "attention temperature: queries are scaled by a function of their position, as in 1 + beta ln(1 + floor(position / "
     "original length)), which no scheme here expresses"
 )
-_INTERLEAVED = "interleaved layout: neighbouring dimensions pair, and weights are read as half-split ones"
+INTERLEAVED = "interleaved layout: neighbouring dimensions pair, and weights are read as half-split ones"
 _BIDIRECTIONAL = "bidirectional attention: every token sees the ones after it, so a causal context has no meaning"
 _GROUPED = "grouped positions (Self-Extend): far tokens share positions, which is no map of frequencies"
-_SPARSE = "sparse attention: a query reads some of the keys only, which neither a window nor full attention is"
-_RECURRENT = "linear attention: a state that is carried on stands in place of attention over all keys"
+SPARSE = "sparse attention: a query reads some of the keys only, which neither a window nor full attention is"
+RECURRENT = "linear attention: a state that is carried on stands in place of attention over all keys"
 _OTHER_BIAS = (
     "positions enter otherwise than by rotation alone (as with alibi), by a key that no published code of a known "
     "model type reads"
@@ -71,9 +70,9 @@ _FACTOR = "a scaling factor outside the rope section: which rule it belongs to i
 
 MECHANISMS: dict[str, Mechanism] = {
     **dict.fromkeys(
-        ("use_logn_attn", "logn_attn", "use_logn", "attn_temperature_tuning"), Mechanism(_TEMPERATURE, _false)
+        ("use_logn_attn", "logn_attn", "use_logn", "attn_temperature_tuning"), Mechanism(TEMPERATURE, is_off)
     ),
-    "llama_4_scaling_beta": Mechanism(_TEMPERATURE, _zero),
+    "llama_4_scaling_beta": Mechanism(TEMPERATURE, is_off),
     **dict.fromkeys(
         (
             "blocksparse_block_size",
@@ -82,7 +81,7 @@ MECHANISMS: dict[str, Mechanism] = {
             "blocksparse_triton_kernel_block_size",
             "blocksparse_params",
         ),
-        Mechanism(_SPARSE, _none),
+        Mechanism(SPARSE, is_off),
     ),
     **dict.fromkeys(
         (
@@ -93,23 +92,23 @@ MECHANISMS: dict[str, Mechanism] = {
             "block_sparse_attention",
             "use_block_sparse_attention",
         ),
-        Mechanism(_SPARSE, _false),
+        Mechanism(SPARSE, is_off),
     ),
-    "dense_attention_every_n_layers": Mechanism(_SPARSE, _one),
+    "dense_attention_every_n_layers": Mechanism(SPARSE, _one),
     **dict.fromkeys(
-        ("linear_attn", "use_linear_attn", "use_linear_attention", "linear_attn_config"), Mechanism(_RECURRENT, _false)
+        ("linear_attn", "use_linear_attn", "use_linear_attention", "linear_attn_config"), Mechanism(RECURRENT, is_off)
     ),
-    "linear_attention": Mechanism(_RECURRENT, _false, top_only=True),  # elsewhere it is a layer type
+    "linear_attention": Mechanism(RECURRENT, is_off, top_only=True),  # elsewhere it is a layer type
     **dict.fromkeys(
         ("embedding_type", "attention_bias_type", "attn_bias_type", "pe", "pe_type"), Mechanism(_OTHER_BIAS, _rotary)
     ),
-    **dict.fromkeys(("encoder_only", "is_encoder_only"), Mechanism(_BIDIRECTIONAL, _false)),
-    **dict.fromkeys(("index_topk", "sparse_attention_topk"), Mechanism(_SPARSE, _none)),
-    **dict.fromkeys(("use_sparse_attention", "sparse_attention"), Mechanism(_SPARSE, _false)),
-    **dict.fromkeys(("is_neox_style", "is_neox", "neox_style"), Mechanism(_INTERLEAVED, _true)),
+    **dict.fromkeys(("encoder_only", "is_encoder_only"), Mechanism(_BIDIRECTIONAL, is_off)),
+    **dict.fromkeys(("index_topk", "sparse_attention_topk"), Mechanism(SPARSE, is_off)),
+    **dict.fromkeys(("use_sparse_attention", "sparse_attention"), Mechanism(SPARSE, is_off)),
+    **dict.fromkeys(("is_neox_style", "is_neox", "neox_style"), Mechanism(INTERLEAVED, _true)),
     **dict.fromkeys(
         ("interleaved", "rope_interleaved", "rope_interleave", "rotary_interleaved", "is_interleaved"),
-        Mechanism(_INTERLEAVED, _false),
+        Mechanism(INTERLEAVED, is_off),
     ),
     **dict.fromkeys(("causal", "is_causal"), Mechanism(_BIDIRECTIONAL, _true)),
     **dict.fromkeys(
@@ -127,7 +126,7 @@ MECHANISMS: dict[str, Mechanism] = {
             "attention_logit_soft_cap",
         ),
         Mechanism(
-            "a cap on attention's logits whose form is not known for this name: attn_logit_softcapping is", _none
+            "a cap on attention's logits whose form is not known for this name: attn_logit_softcapping is", is_off
         ),
     ),
     **dict.fromkeys(

@@ -1,83 +1,30 @@
-"""What each model type's published code does where its config is silent, and what is refused whatever it says."""
+"""What each model type's published code does where its config is silent, and what is refused whatever it says.
+
+Read off the configuration and modeling files of transformers 5.24; `tests/peers` holds it to what those models do.
+"""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
-from rope_jax.checkpoints.ledger import Section
-from rope_jax.errors import ConfigError, UnsupportedError
+from rope_jax.checkpoints.harmless import HARMLESS
+from rope_jax.checkpoints.latent_types import LATENT_TYPES, MISTRAL3
+from rope_jax.checkpoints.mixed_types import MIXED_TYPES
+from rope_jax.checkpoints.type_record import CHUNKED, CROSS, FULL, LINEAR, REFUSED, SLIDING, ModelType, refusal
 
-FULL = "full_attention"
-SLIDING = "sliding_attention"
-LINEAR = "linear_attention"
-CHUNKED = "chunked_attention"
-
-# Mechanisms that are refused rather than approximated, each with its reason.
-REFUSED = {
-    "fragment": "no model_type: a fragment to merge into a config, not a config; what it leaves out would be guessed",
-    "chunked attention": "tokens see their own chunk of the context only, which is neither a window nor full attention",
-    "learned positions": "positions are learned vectors added to the embeddings: there is no rotation or bias to scale",
-    "dynamic alpha": "a fixed alpha in place of a factor is another base in every peer; state the scaled base instead",
-    "length-dependent factor": "short_mscale and long_mscale differ: the cos/sin factor would depend on the length",
-    "alibi_bias_max": "slopes for another alibi_bias_max than 8 are not a multiple of the published slopes",
-    "softmax scale": "attention has a scale of its own in place of 1/sqrt(head_dim)",
-    "bidirectional attention": "every token sees the ones after it: probes of a causal context have no meaning",
-    "unknown dialect": "the model type is not known, and published code disagrees about what this key means",
-}
-
-Layers = Literal[
-    "alike",
-    "every nth full",
-    "first and every nth full",
-    "every nth not linear",
-    "upper sliding",
-    "lower alternate sliding",
-    "still sliding",
-    "listed",
+__all__ = [
+    "CHUNKED",
+    "CROSS",
+    "FULL",
+    "HARMLESS",
+    "LINEAR",
+    "MODEL_TYPES",
+    "REFUSED",
+    "SLIDING",
+    "UNKNOWN",
+    "WRAPPERS",
+    "ModelType",
+    "refusal",
 ]
-Scheme = Literal["rope", "alibi", "mpt", "falcon", "t5", "refused"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelType:
-    """What a model type adds to its config.
-
-    Attributes:
-      defaults: values of absent keys, as published; a key without one here must be stated.
-      scheme: where positions enter.
-      layers: which layers a sliding window holds for, where no list says so. "listed": none unless a list does.
-      window_switch: whether the published code reads `use_sliding_window`.
-      full_every: the distance of full layers, where the published code fixes it and reads no `sliding_window_pattern`;
-        0 where it reads that key.
-      rope: the rope section where the config has none.
-      local_unscaled: whether sliding layers keep their trained frequencies, whatever the rope section says.
-      own_keys: by layer type, the keys that replace `head_dim`, `num_attention_heads` or `rope_theta` for it.
-      own_names: the top-level keys that the published code reads in place of `rope_theta` or `partial_rotary_factor`.
-      whole_by_default: whether rope type "default" turns whole heads, whatever `partial_rotary_factor` says.
-      last_full: whether the last layer is a full one whatever list or pattern says (Gemma 4).
-      without_rotation: "full" layers do not turn (Cohere 2), or do not beside windowed ones (EXAONE 4), or those that
-        `no_rope_layers` names do not (SmolLM 3).
-      window_excludes_self: whether the window counts the tokens before the query only.
-      latent: whether heads split into a turning and a still part (DeepSeek's MLA), and YaRN scales the softmax.
-      refused: the mechanism of `REFUSED`, where scheme is "refused".
-    """
-
-    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    scheme: Scheme = "rope"
-    layers: Layers = "listed"
-    window_switch: bool = False
-    full_every: int = 0
-    rope: Mapping[str, Any] | None = None
-    local_unscaled: bool = False
-    own_keys: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
-    own_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    whole_by_default: bool = False
-    last_full: bool = False
-    without_rotation: Literal["none", "full", "full beside windows", "listed"] = "none"
-    window_excludes_self: bool = False
-    latent: bool = False
-    refused: str = ""
-
 
 UNKNOWN = ModelType(window_switch=True)  # as in all published code that has the key
 
@@ -90,19 +37,18 @@ def _windowed(theta: float = 10000.0, **defaults: Any) -> ModelType:
     return ModelType({"rope_theta": theta, **defaults}, layers="alike")
 
 
+def _still(theta: float = 10000.0, **defaults: Any) -> ModelType:
+    """A windowed model whose full layers do not turn."""
+    return ModelType({"rope_theta": theta, **defaults}, layers="every nth full", rotation="no full")
+
+
 _QWEN = ModelType(
     {"rope_theta": 10000.0, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
     layers="upper sliding",
     window_switch=True,
 )
-_QWEN_NEXT = ModelType(
-    {"rope_theta": 10000.0, "head_dim": 256, "partial_rotary_factor": 0.25, "full_attention_interval": 4},
-    layers="every nth not linear",
-)
+_QWEN_VL = dataclasses.replace(_QWEN, defaults={**_QWEN.defaults, "rope_theta": 1e6, "max_window_layers": 80})
 _PHI3 = _windowed(original_max_position_embeddings=4096)
-_DEEPSEEK = ModelType(
-    {"rope_theta": 10000.0, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rope_interleave": True}, latent=True
-)
 _GEMMA3 = ModelType(
     # The trained length before Gemma 3's extension is in its report (arXiv 2503.19786, section 2) and in no config.
     {
@@ -135,7 +81,7 @@ _GEMMA4 = ModelType(
 _EXAONE4 = ModelType(
     {"rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_pattern": 4},
     layers="every nth full",
-    without_rotation="full beside windows",
+    rotation="no full beside windows",
 )
 _MIMO = ModelType(
     {
@@ -161,27 +107,116 @@ _T5 = ModelType(
     {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "n_positions": 512, "d_kv": 64},
     scheme="t5",
 )
-_LEARNED = ModelType(scheme="refused", refused="learned positions")
-_LLAMA4 = ModelType(scheme="refused", refused="chunked attention")
+_LLAMA3_OF_8 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "original_max_position_embeddings": 8192,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
+_APERTUS = ModelType({"rope_theta": 1.2e7}, rope={"rope_theta": 1.2e7, **_LLAMA3_OF_8})
+_CWM = ModelType(
+    {"rope_theta": 1e6, "head_dim": 128, "sliding_window": 8192},
+    kinds=lambda i, n: SLIDING if i % 4 else FULL,
+    rope={"rope_theta": 1e6, **_LLAMA3_OF_8, "factor": 16.0},
+)
+_HUNYUAN = dataclasses.replace(_rope(), fixed_alpha=True)
+_LLAMA4 = ModelType(
+    {
+        "rope_theta": 5e5,
+        "head_dim": 128,
+        "attention_chunk_size": 8192,
+        "no_rope_layer_interval": 4,
+        "attn_temperature_tuning": True,
+        "floor_scale": 8192,
+        "attn_scale": 0.1,
+    },
+    layers="still chunked",
+    rotation="listed",
+    temperature="llama4",
+)
+_GRANITE_SWA = ModelType({"rope_theta": 10000.0, "sliding_window": 128}, kinds=lambda i, n: SLIDING if i % 4 else FULL)
+_GPT_NEOX = ModelType(
+    {"rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+    own_names={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+)
 
 MODEL_TYPES: dict[str, ModelType] = {
     "llama": _rope(),
-    "mistral": _windowed(sliding_window=4096),
-    "mixtral": _windowed(1e6),
-    "starcoder2": _windowed(),
+    "apertus": _APERTUS,
+    "apertus1p5_text": _APERTUS,
+    "arcee": _rope(),
+    "aria_text": _rope(),
+    "bitnet": _rope(5e5),
+    "codegen": _rope(rotary_dim=64),
+    "cohere": _rope(5e5),
+    "cwm": _CWM,
+    "dbrx": _rope(),
+    "diffllama": _rope(),
+    "doge": dataclasses.replace(_windowed(), sparse=True),
+    "emu3_text_model": _rope(1e6),
+    "ernie4_5": _rope(5e5, head_dim=128),
+    "ernie4_5_moe": _rope(5e5),
+    "exaone": _rope(5e5),
+    "falcon_h1": _rope(),
+    "flex_olmo": _rope(5e5),
+    "gemma": _rope(head_dim=256),
+    "glm": _rope(partial_rotary_factor=0.5, head_dim=128),
+    "glm4": _rope(partial_rotary_factor=0.5, head_dim=128),
+    "glm4_moe": _rope(partial_rotary_factor=0.5),
+    "gpt_neox": _GPT_NEOX,
+    "gpt_neox_japanese": dataclasses.replace(_GPT_NEOX, defaults={"rope_theta": 10000.0}),
+    "gptj": _rope(rotary_dim=64),
+    "granite": _rope(),
+    "granitemoe": _rope(),
+    "granitemoeshared": _rope(),
+    "granite_swa": _GRANITE_SWA,
+    "granitemoe_swa": _GRANITE_SWA,
+    "helium": _rope(1e5, head_dim=128),
+    "hrm_text": _rope(head_dim=128),
+    "hunyuan": _HUNYUAN,
+    "hunyuan_v1_dense": _HUNYUAN,
+    "hunyuan_v1_moe": _HUNYUAN,
+    "hy_v3": dataclasses.replace(_rope(11158840.0, head_dim=128), fixed_alpha=True),
+    "hyperclovax": _rope(),
+    "internlm3": _rope(head_dim=128),
+    "iquestcoder": _rope(head_dim=128),
+    "jais2": _rope(),
+    "jetmoe": _rope(kv_channels=128),
+    "minicpm": _rope(),
+    "minimax_m2": _rope(5e6, head_dim=128),
+    "minimax_m3_vl_text": dataclasses.replace(_rope(5e6, head_dim=128), sparse=True, rotary_dim_unread=True),
+    "nanochat": _rope(),
+    "nemotron": _rope(partial_rotary_factor=0.5),
+    "olmo": _rope(),
+    "olmo2": _rope(),
+    "olmoe": _rope(),
+    "persimmon": _rope(partial_rotary_factor=0.5),
     "phi": _rope(partial_rotary_factor=0.5),
+    "roformer": dataclasses.replace(_rope(), encoder=True),
+    "sarvam_moe": _rope(8e6, head_dim=64),
+    "seed_oss": _rope(head_dim=128),
+    "solar_open": _rope(1e6, head_dim=128),
+    "stablelm": _rope(partial_rotary_factor=0.25),
+    # Windows, with rotation in every layer.
+    "mistral": _windowed(sliding_window=4096),
+    "ministral": ModelType({"rope_theta": 10000.0, "sliding_window": 4096}, kinds=lambda i, n: SLIDING),
+    "mixtral": _windowed(1e6),
+    "moshi": _windowed(sliding_window=3000),
+    "starcoder2": _windowed(),
     "phi3": _PHI3,
     "phi4": _PHI3,
+    "phi4_multimodal": _PHI3,
     "phimoe": _windowed(1e6),
+    "dots1": dataclasses.replace(
+        _QWEN,
+        defaults={"rope_theta": 10000.0, "sliding_window": 4096, "max_window_layers": 62},
+        window_switch=False,
+    ),
     "qwen2": _QWEN,
     "qwen3": dataclasses.replace(_QWEN, defaults={**_QWEN.defaults, "head_dim": 128}),
     "qwen2_moe": dataclasses.replace(_QWEN, layers="lower alternate sliding"),
     "qwen3_moe": dataclasses.replace(_windowed(use_sliding_window=False, sliding_window=4096), window_switch=True),
-    "qwen3_next": _QWEN_NEXT,
-    "qwen3_5_text": _QWEN_NEXT,
-    "qwen3_5_moe_text": _QWEN_NEXT,
-    "minicpm": _rope(),
-    "gemma": _rope(head_dim=256),
     "gemma2": ModelType(
         {
             "rope_theta": 10000.0,
@@ -194,12 +229,20 @@ MODEL_TYPES: dict[str, ModelType] = {
         full_every=2,
     ),
     "gemma3_text": _GEMMA3,
+    "gemma3n_text": ModelType(
+        {"rope_theta": 1e6, "rope_local_base_freq": 10000.0, "head_dim": 256, "sliding_window": 512},
+        layers="every nth full",
+        full_every=5,
+        local_unscaled=True,
+        own_keys={SLIDING: {"rope_theta": "rope_local_base_freq"}},
+    ),
     "gemma4_text": _GEMMA4,
     "gemma4_unified_text": dataclasses.replace(_GEMMA4, defaults={**_GEMMA4.defaults, "sliding_window": 1024}),
-    "exaone4": _EXAONE4,
-    "exaone_moe": _EXAONE4,
-    "olmo": _rope(),
-    "olmo2": _rope(),
+    "vaultgemma": ModelType(
+        {"rope_theta": 10000.0, "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096},
+        layers="every nth full",
+        full_every=2,
+    ),
     "olmo3": ModelType(
         {"rope_theta": 5e5, "sliding_window": 4096},
         layers="every nth full",
@@ -220,90 +263,126 @@ MODEL_TYPES: dict[str, ModelType] = {
         },
     ),
     "mimo_v2_flash": _MIMO,
-    "granite": _rope(),
-    "cohere": _rope(5e5),
-    "cohere2": ModelType(
-        {"rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_pattern": 4},
+    "dory": ModelType(
+        {"head_dim": 256, "sliding_window": 1024},
         layers="every nth full",
-        without_rotation="full",
+        full_every=4,
+        rope={
+            FULL: {"rope_type": "default", "rope_theta": 1e7},
+            SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
+    "laguna": ModelType(
+        {"head_dim": 128, "sliding_window": 512},
+        kinds=lambda i, n: FULL,
+        rope={
+            FULL: {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5},
+            SLIDING: {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+        },
+    ),
+    "mellum": ModelType(
+        {"head_dim": 128, "sliding_window": 1024},
+        kinds=lambda i, n: FULL,
+        rope={
+            FULL: {"rope_type": "default", "rope_theta": 5e5},
+            SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
+    "modernbert-decoder": ModelType(
+        {
+            "local_attention": 128,
+            "global_rope_theta": 160000.0,
+            "local_rope_theta": 10000.0,
+            "global_attn_every_n_layers": 3,
+        },
+        layers="every nth full",
+        first_of_n_full=True,
+        own_keys={FULL: {"rope_theta": "global_rope_theta"}, SLIDING: {"rope_theta": "local_rope_theta"}},
+    ),
+    "step3p5": ModelType(
+        {"rope_theta": 10000.0, "head_dim": 128},
+        kinds=lambda i, n: FULL,
+        local_unscaled=True,
+        own_keys={SLIDING: {"num_attention_heads": "num_sliding_attention_heads"}},
+    ),
+    # Images beside text.
+    **dict.fromkeys(("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen2_5_omni_text"), _QWEN_VL),
+    "qwen3_vl_text": _rope(5e5, head_dim=128),
+    "qwen3_vl_moe_text": _rope(5e5),
+    "ernie4_5_vl_moe_text": _rope(5e5),
+    "hunyuan_vl_text": _HUNYUAN,
+    # Layers without rotation among the others.
+    "afmoe": _still(head_dim=128, sliding_window=1024, global_attn_every_n_layers=4),
+    "beam": ModelType(
+        {"head_dim": 128, "sliding_window": 512},
+        layers="every nth full",
+        full_every=6,
+        last_full=True,
+        rope={SLIDING: {"rope_type": "default", "rope_theta": 10000.0}, FULL: None},
+    ),
+    "cohere2": _still(sliding_window=4096, sliding_window_pattern=4),
+    "cohere2_moe": dataclasses.replace(
+        _still(head_dim=128, sliding_window=4096, sliding_window_pattern=4, prefix_dense_sliding_window_pattern=1),
+        rope_scaling_unread=True,
+    ),
+    "cohere_compass_text": ModelType({"sliding_window": 4096}),
+    "exaone4": _EXAONE4,
+    "exaone_moe": _EXAONE4,
+    "flint": ModelType(
+        {"rope_theta": 10000.0, "head_dim": 128, "sliding_window": 513},
+        kinds=lambda i, n: FULL if i < 2 or i % 4 == 1 or i == n - 1 else SLIDING,
+        rotation="no full",
+    ),
+    "kolibri1": ModelType(
+        {"rope_theta": 10000.0, "head_dim": 128, "sliding_window": 513},
+        layers="every nth full",
+        full_every=5,
+        rotation="no full beside windows",
     ),
     "smollm3": ModelType(
         {"rope_theta": 2e6, "no_rope_layer_interval": 4, "use_sliding_window": False},
         layers="still sliding",
         window_switch=True,
-        without_rotation="listed",
+        rotation="listed",
     ),
-    "glm": _rope(partial_rotary_factor=0.5, head_dim=128),
-    "glm4": _rope(partial_rotary_factor=0.5, head_dim=128),
-    "glm4_moe": _rope(partial_rotary_factor=0.5),
-    "stablelm": _rope(partial_rotary_factor=0.25),
-    "persimmon": _rope(partial_rotary_factor=0.5),
-    "nemotron": _rope(partial_rotary_factor=0.5),
-    "gpt_neox": dataclasses.replace(
-        _rope(partial_rotary_factor=0.25),
-        own_names={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+    "llama4_text": _LLAMA4,
+    # A temperature by the query's position.
+    "ministral3": ModelType(
+        {"head_dim": 128, "rope_theta": 10000.0},
+        layers="alike",
+        rope={"rope_theta": 1e6, **MISTRAL3},
+        temperature="beta",
     ),
-    "deepseek_v2": _DEEPSEEK,
-    "deepseek_v3": _DEEPSEEK,
-    "kimi_k2": _DEEPSEEK,
+    # No rotation.
     "mpt": ModelType({"max_seq_len": 2048}, scheme="mpt"),
     "bloom": ModelType({"seq_length": 2048}, scheme="alibi"),
     "falcon": ModelType({"rope_theta": 10000.0, "max_position_embeddings": 2048, "alibi": False}, scheme="falcon"),
     "t5": _T5,
     "mt5": _T5,
-    "llama4": _LLAMA4,
-    "llama4_text": _LLAMA4,
-    **dict.fromkeys(("gpt2", "gpt_neo", "opt", "bert", "roberta", "gpt_bigcode", "xglm"), _LEARNED),
+    **LATENT_TYPES,
+    **MIXED_TYPES,
 }
 # A wrapper around a text model and towers; older files leave the inner model type out.
 WRAPPERS = {
+    "emu3": "emu3_text_model",
+    "fuyu": "persimmon",
     "gemma3": "gemma3_text",
+    "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
     "gemma4_unified": "gemma4_unified_text",
     "exaone4_5": "exaone4",
     "exaone4_5_text": "exaone4",
+    "dots3_note": "dots3_note_text",
+    "got_ocr2": "qwen2",
     "llama4": "llama4_text",
+    "mllama": "mllama_text_model",
+    "moss_transcribe_diarize": "qwen3",
+    "ernie4_5_vl_moe": "ernie4_5_vl_moe_text",
+    "hunyuan_vl": "hunyuan_vl_text",
+    "qwen3_vl": "qwen3_vl_text",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
+    "qwen4_exp": "qwen4_exp_text",
+    "step3p7": "step3p5",
 }
-
-# Keys about positions that change nothing, if they hold what the test accepts: the reason, by key.
-HARMLESS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(
-        ("context_window_size", "prefill_chunk_size", "max_length", "model_max_length", "max_context_length"),
-        (lambda value: isinstance(value, (int, float)), "a limit of one runtime, not of the model"),
-    ),
-    **dict.fromkeys(
-        ("swa_num_key_value_heads", "swa_v_head_dim"),
-        (lambda value: isinstance(value, int), "a shape of keys or values, not their positions"),
-    ),
-    **dict.fromkeys(
-        ("add_swa_attention_sink_bias", "add_full_attention_sink_bias"),
-        (lambda value: isinstance(value, bool), "a learned sink, which stands at no position"),
-    ),
-    **dict.fromkeys(
-        ("logit_scale", "logits_scaling", "final_logit_softcapping"),
-        (lambda value: isinstance(value, (int, float, str)), "acts on the output logits, not on attention"),
-    ),
-    **dict.fromkeys(
-        ("alibi", "use_alibi", "rope", "prefix_lm", "use_relative_position", "use_dynamic_ntk", "use_sliding_window"),
-        (lambda value: value is False, "false: the mechanism is off"),
-    ),
-    **dict.fromkeys(
-        ("use_rope", "scale_attn_weights", "use_rotary_embedding"),
-        (lambda value: value is True, "true: what is done anyway"),
-    ),
-    **dict.fromkeys(("full_attn_mod", "interpolate_factor"), (lambda value: value == 1, "1: changes nothing")),
-    "attention_value_scale": (lambda value: isinstance(value, (int, float)), "acts on values, after the softmax"),
-    "scale_attention_softmax_in_fp32": (lambda value: isinstance(value, bool), "precision of the softmax"),
-    "use_bidirectional_attention": (
-        lambda value: value is False or value == "vision",
-        "text tokens see earlier ones only",
-    ),
-    "position_embedding_type": (lambda value: value in ("rope", "rotary"), "what is done anyway"),
-}
-
-
-def refusal(section: Section, key: str, mechanism: str) -> ConfigError:
-    """Returns the error that refuses `mechanism`, a key of `REFUSED`, because of `key`."""
-    return section.error(key, f"{mechanism}: {REFUSED[mechanism]}", UnsupportedError)

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
+from jaxtyping import Float, Int
+
 from rope_jax.frequencies import Rotary
 from rope_jax.length_rules import LengthRule
 from rope_jax.rules import Rule
@@ -44,6 +47,31 @@ class BiasSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class Temperature:
+    r"""A factor on the logits of a query that grows with the query's position.
+
+    .. math:: t(i) = 1 + \beta \ln(1 + \lfloor (i + s) / \ell \rfloor)
+
+    Attributes:
+      beta: `beta`, its growth.
+      length: `l`, tokens after which it changes, again and again.
+      shift: `s`, tokens: 1 in Llama 4, whose code counts from one, 0 in Ministral 3.
+    """
+
+    beta: float
+    length: float
+    shift: int = 0
+
+    def at(self, positions: Int[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
+        """Returns `t` at whole positions, in float64.
+
+        >>> Temperature(0.1, 8192.0, shift=1).at(np.array([0, 8190, 8191])).round(6).tolist()
+        [1.0, 1.0, 1.069315]
+        """
+        return 1 + self.beta * np.log1p(np.floor((np.asarray(positions, np.float64) + self.shift) / self.length))
+
+
+@dataclasses.dataclass(frozen=True)
 class LayerGroup:
     """Layers that share one positional scheme.
 
@@ -51,11 +79,13 @@ class LayerGroup:
       name: the layer type, as in `DecoderConfig.layer_types`; "full_attention" where all layers are alike.
       layers: indices of its layers.
       rotary: the unscaled rotary embedding, or None where nothing turns.
-      rule: how its frequencies are scaled.
+      rule: how its frequencies are scaled; where nothing turns, how those of the layers beside it are.
       bias: the bias that is added, or None.
       window: sliding window in tokens, or None.
       num_heads: query heads.
       head_dim: dimensions of a query or key head.
+      chunked: whether the window is cut at its multiples: a query sees the tokens of its own chunk only (Llama 4).
+      temperature: the factor on the logits by the query's position, or None.
     """
 
     name: str
@@ -66,6 +96,8 @@ class LayerGroup:
     window: int | None
     num_heads: int
     head_dim: int
+    chunked: bool = False
+    temperature: Temperature | None = None
 
 
 @dataclasses.dataclass(frozen=True)

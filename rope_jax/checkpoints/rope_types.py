@@ -7,8 +7,22 @@ from typing import Any
 import numpy as np
 
 from rope_jax import length_rules, scaling
-from rope_jax.checkpoints.ledger import Check, Section, boolean, close, integer, list_of, number, read_places, text
-from rope_jax.checkpoints.model_types import refusal
+from rope_jax.checkpoints.fixed_alpha import base_of_alpha
+from rope_jax.checkpoints.ledger import (
+    Check,
+    Section,
+    Wrong,
+    boolean,
+    close,
+    integer,
+    is_off,
+    list_of,
+    number,
+    read_places,
+    text,
+)
+from rope_jax.checkpoints.streams import MULTIMODAL, STREAM_SECTIONS, STREAM_SWITCHES, settle_streams
+from rope_jax.checkpoints.type_record import refusal
 from rope_jax.errors import ScalingError
 from rope_jax.frequencies import Rotary, rotary
 from rope_jax.length_rules import LengthRule
@@ -19,9 +33,9 @@ LENGTH = integer(1, MAX_LENGTH)
 THETA = number(1.0, 1e15, above=True)
 FACTOR = number(1.0, 1e6)
 ORIGINAL = "original_max_position_embeddings"
-# With text alone the three position streams of a multimodal model are equal, so it does not matter which pair follows
-# which: "mrope" turns text exactly as "default" does.
-ALIASES = {"su": "longrope", "mrope": "default"}
+ALIASES = {"su": "longrope", "deepseek_yarn": "yarn"}
+# Keys that do not ask for a rope type beside them.
+_NEED_NO_TYPE = ("rope_theta", "partial_rotary_factor", "rope_type", "type", *STREAM_SECTIONS, *STREAM_SWITCHES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,14 +129,10 @@ class Reading:
 
 def _default(reading: Reading) -> tuple[Rule, int, int]:
     rope = reading.rope
-    section = reading.read("mrope_section", list_of(integer(0, 10**6)))
-    if section is not None:
-        if sum(section) != reading.dim // 2:
-            raise rope.error("mrope_section", f"must add up to {reading.dim // 2} rotary pairs")
-        rope.ledger.find(
-            "mrope_section: images and videos get positions in three axes; read here for text, where they agree"
-        )
-    reading.read("mrope_interleaved", boolean)
+    if close(reading.read("factor", number(0, 1e6)) or 1.0, 1.0):  # changes nothing
+        rope.ledger.void(f"{reading.label}factor", "1: changes nothing")
+    else:
+        raise rope.error("factor", "not understood for rope type default")
     if reading.original is not None and reading.original != reading.declared:
         rope.ledger.find(f"{ORIGINAL} is {reading.original}, but no scaling is declared: it has no effect")
     return scaling.none(), reading.declared, reading.declared
@@ -155,8 +165,6 @@ def _linear(reading: Reading) -> tuple[Rule, int, int]:
 
 
 def _dynamic(reading: Reading) -> tuple[LengthRule, int, int]:
-    if reading.rope.holds("alpha"):
-        raise refusal(reading.rope, "alpha", "dynamic alpha")
     factor = reading.need_factor()
     original, served = _documented_lengths(reading, factor)
     if original != reading.declared:
@@ -281,17 +289,36 @@ def rope_type_of(rope: Section, *, label: str) -> str:
       ConfigError: if it is unknown, or stated twice in contradiction, or left out beside keys that need it.
     """
     named = [key for key in ("rope_type", "type") if rope.holds(key)]
-    stated = read_places([(rope, "rope_type"), (rope, "type")], check=text, name=f"{label}rope_type")
+    plain = [key for key in named if rope.content[key] not in MULTIMODAL]
+    for key in named:
+        if key not in plain:
+            rope.ledger.account(rope.prefix + key, "positions of text are the same in every stream")
+    if named and not plain:
+        return "default"
+    stated = read_places(
+        [(rope, "rope_type"), (rope, "type")] if not plain else [(rope, key) for key in plain],
+        check=_canonical,
+        name=f"{label}rope_type",
+    )
     if stated is None:
         # Both of today's schemas mean "default" by silence, and would then drop a factor without a word.
-        needy = next((key for key in rope.content if key not in ("rope_theta", "partial_rotary_factor", "type")), None)
-        if needy is not None and needy != "rope_type":
+        needy = next(
+            (key for key, value in rope.content.items() if key not in _NEED_NO_TYPE and not is_off(value)), None
+        )
+        if needy is not None:
             raise rope.error("rope_type", f"missing, beside {needy!r:.60}")
         return "default"
-    canonical = ALIASES.get(stated, stated)
+    canonical: str = stated
+    return canonical
+
+
+def _canonical(value: Any) -> str:
+    """The check for a rope type."""
+    name = text(value)
+    canonical = ALIASES.get(name, name)
     if canonical not in ROPE_TYPES:
-        known = ", ".join(sorted([*ROPE_TYPES, *ALIASES]))
-        raise rope.error(named[0], f"unknown rope type, known are {known}")
+        known = ", ".join(sorted([*ROPE_TYPES, *ALIASES, *MULTIMODAL]))
+        raise Wrong(f"unknown rope type, known are {known}")
     return canonical
 
 
@@ -306,6 +333,7 @@ def scaled(
     declared: int,
     label: str = "",
     scale_logits: bool = False,
+    fixed_alpha: bool = False,
 ) -> Scaled:
     """Returns the rotary embedding that one rope section describes, and its rule.
 
@@ -319,18 +347,27 @@ def scaled(
       declared: `max_position_embeddings`.
       label: prefix of the short names that values are recorded by.
       scale_logits: see `scaling.yarn`.
+      fixed_alpha: whether `alpha` beside type "dynamic" is another base.
 
     Raises:
       ConfigError: if a key is missing, unknown to the rope type, out of range, or contradicts another.
     """
     places = [(rope, ORIGINAL), (top, ORIGINAL), (top, "initial_context_length")]
-    original = read_places(places, check=LENGTH, name=f"{label}original_length", default=rope_type != "default")
+    original = read_places(
+        places, check=LENGTH, name=f"{label}original_length", default=rope_type != "default", off=True
+    )
     reading = Reading(rope, dim, partial, declared, original, label, scale_logits)
+    settle_streams(rope, declared=declared, label=label)
+    if rope_type == "dynamic" and not is_off(rope.content.get("alpha")):
+        base, rope_type = base_of_alpha(rope, base, dim=dim, fixed=fixed_alpha, label=label), "default"
     try:
         rule, length, served = ROPE_TYPES[rope_type](reading)
-        for key in rope.content:
-            if not rope.ledger.accounted(rope.prefix + key):
+        for key, value in rope.content.items():
+            if rope.ledger.accounted(rope.prefix + key):
+                continue
+            if not is_off(value) or value == "":
                 raise rope.error(key, f"not understood for rope type {rope_type}")
+            rope.ignore(key, f"{value}: off")
         record = rotary(dim, base=base, original_length=length)
         _check_range(record, rule, served)
     except ScalingError as error:

@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rope_jax.checkpoints.ledger import Check, Section, Wrong, read_places
+from rope_jax.checkpoints.ledger import Check, Section, Wrong, is_off, read_places
 
 __all__ = ["read_published"]
 
 
 def read_published(
-    places: Sequence[tuple[Section, str]], unread: Sequence[tuple[Section, str]], *, check: Check, name: str
+    places: Sequence[tuple[Section, str]],
+    unread: Sequence[tuple[Section, str]],
+    *,
+    check: Check,
+    name: str,
+    off: bool = False,
 ) -> Any:
     """Returns one value as the published code takes it from the config.
 
@@ -21,16 +26,20 @@ def read_published(
       unread: those of them that the published code does not read.
       check: returns the value in its own type, or raises `Wrong`.
       name: the short name to record it by.
+      off: whether 0, false and an empty value mean "none".
 
     Raises:
       ConfigError: if a value fails the check or two places disagree.
     """
     read = [place for place in places if place not in unread]
     if not unread or any(section.holds(key) and not section.published for section, key in read):
-        return read_places(places, check=check, name=name)
-    value = read_places(read, check=check, name=name)
+        return read_places(places, check=check, name=name, off=off)
+    value = read_places(read, check=check, name=name, off=off)
     ledger = places[0][0].ledger
     for section, key in unread:
+        if off and is_off(section.content.get(key)):
+            section.ignore(key, "off")
+            continue
         try:
             agrees = section.holds(key) and check(section.content[key]) == value
         except Wrong as wrong:

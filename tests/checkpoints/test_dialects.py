@@ -68,7 +68,11 @@ REAL = {
     "DeepSeek-V2-Lite": ([(MAIN, 27, "yarn", 1e4, 64, None)], 4096, 163840),
     "DeepSeek-V3": ([(MAIN, 61, "yarn", 1e4, 64, None)], 4096, 163840),
     "GLM-4.5": ([(MAIN, 92, "none", 1e6, 64, None)], 131072, 131072),
-    "Llama-4-Scout-17B-16E-Instruct": "chunked attention",
+    "Llama-4-Scout-17B-16E-Instruct": (
+        [("chunked_attention", 36, "llama3", 5e5, 128, 8192), (MAIN, 12, "llama3", None, None, None)],
+        8192,
+        10485760,
+    ),
     "Meta-Llama-3.1-405B": ([(MAIN, 126, "llama3", 5e5, 128, None)], 8192, 131072),
     "Meta-Llama-3.1-8B": ([(MAIN, 32, "llama3", 5e5, 128, None)], 8192, 131072),
     "MiMo-V2-Flash": ([(MAIN, 9, "none", 5e6, 64, None), (SLIDING, 39, "none", 1e4, 64, 129)], 262144, 262144),
@@ -383,9 +387,10 @@ class TestLayers:
 
     def test_layer_types(self):
         assert "must be a list of 4 values" in refused(llama(layer_types=[MAIN] * 3))
-        assert "unknown layer type 'conv'" in refused(llama(layer_types=[MAIN] * 3 + ["conv"]))
+        assert "unknown layer type 'retention'" in refused(llama(layer_types=[MAIN] * 3 + ["retention"]))
         chunked = llama(layer_types=[MAIN] * 3 + ["chunked_attention"])
-        assert REFUSED["chunked attention"] in refused(chunked, UnsupportedError)
+        assert "attention_chunk_size: missing" in refused(chunked)
+        assert REFUSED["chunked attention"] in refused(llama(attention_chunk_size=64), UnsupportedError)
         linear = read(llama(layer_types=["linear_attention"] * 3 + [MAIN]))
         assert [group.layers for group in linear.groups] == [(3,)]
 
@@ -435,7 +440,7 @@ class TestLayers:
         assert [group.rotary is None for group in cohere.groups] == [False, True]
 
     def test_nested_sections_name_layer_types(self):
-        assert "not a layer type" in refused(llama(rope_parameters={"full": {"rope_type": "default"}}))
+        assert "not a layer type" in refused(llama(rope_parameters={"fuller": {"rope_type": "default"}}))
         partly = llama(
             layer_types=[SLIDING, MAIN] * 2, sliding_window=8, rope_parameters={MAIN: {"rope_type": "default"}}
         )
@@ -506,7 +511,6 @@ class TestStrictness:
             "position_scale",
             "relative_attention_type",
             "num_buckets",
-            "window_size",
             "local_window",
             "yarn_factor",
             "mscale",
@@ -514,13 +518,11 @@ class TestStrictness:
             "attention_scale",
             "attention_chunk_len",
             "nope_layers",
-            "mrope_section",
             "attn_layer_types",
             "freq_base",
             "interpolation",
             "seq_len",
             "query_scaling",
-            "hybrid_override_pattern",
             "long_factor",
         ],
     )

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rope_jax.checkpoints.dialects import positions_of
-from rope_jax.checkpoints.layer_groups import HEAD_DIM, MAX_HEAD
+from rope_jax.checkpoints.shapes import HEAD_DIM, MAX_HEAD
 from rope_jax.errors import ConfigError
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -96,7 +96,6 @@ def test_layers_written_out_in_any_model_type():
 @pytest.mark.parametrize(
     ("own", "words"),
     [
-        ({"1": {"head_dim": 32}}, "layers of type full_attention differ in their own head_dim"),
         ({**EACH, "1": {"head_dim": 32}}, "twice"),
         ({"8": {}}, "must be the number of a layer, 0 to 7"),
         ({"x": {}}, "must be the number of a layer"),
@@ -104,7 +103,8 @@ def test_layers_written_out_in_any_model_type():
         ({"1": {"sliding_window": 5}}, "not understood"),
         ({"1": {"rope_theta": 5}}, "not understood"),
         ({"1": {"no_rope_layers": [1]}}, "not understood"),
-        ([], "must be an object"),
+        ([1], "must be an object"),
+        ({"1": {"head_dim": 0}}, "must be a whole number"),
     ],
 )
 def test_layers_written_out_wrongly(own, words):

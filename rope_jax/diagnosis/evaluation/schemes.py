@@ -60,7 +60,10 @@ class SchemeMaker:
         """
         rotary = trained_rotary(self.positions.main_group, length=self.target_length, compose=self.compose)
         if rotary is None:
-            raise InputError(f"{self.positions.origin}: nothing rotates in this model, so there is no scaling to judge")
+            raise InputError(
+                f"{self.positions.origin}: nothing rotates in the layers that see the whole context, so there is no "
+                "scaling to judge"
+            )
         return Retrofit(rotary)
 
     def scaled(self, retrofit: Retrofit) -> Rotary:

@@ -151,7 +151,7 @@ def _with_base(config: PositionConfig, base: float) -> PositionConfig:
 def _default(found: Extension) -> tuple[AnyScaling, str]:
     declared = found.main.rule
     if found.main.rotary is None:
-        return "none", "nothing rotates in this model"
+        return "none", "nothing rotates in the layers that see the whole context"
     if found.reach(found.main) <= found.seen(found.main):
         return "none", "nothing is extended"
     if declared.name == "none":

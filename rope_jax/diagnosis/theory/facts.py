@@ -158,7 +158,7 @@ def option_records(
     """
     before = asked.trained(asked.main)
     if before is None:
-        return [], [{"name": "every scaling", "reason": "nothing rotates in this model: only its bias matters"}]
+        return [], [{"name": "every scaling", "reason": "nothing rotates in the layers that see the whole context"}]
     seen, reach = asked.seen(asked.main), asked.reach(asked.main)
     deployed: Rotary | None = None
     records, skipped = [], []

@@ -72,7 +72,7 @@ def test_layers_with_a_window_keep_what_they_have():
 
 def test_a_model_without_rotation_has_nothing_to_scale():
     bloom = {"model_type": "bloom", "n_layer": 2, "n_head": 2, "hidden_size": 32, "seq_length": 64}
-    with pytest.raises(InputError, match=r"test\.json: nothing rotates in this model"):
+    with pytest.raises(InputError, match=r"test\.json: nothing rotates in the layers"):
         maker(bloom).original()
 
 
