@@ -33,6 +33,9 @@ SAYS_MORE = (
     "zamba",
 )
 SAYS_MORE += ("bamba", "dots3_note_text", "zamba2")
+# Parts of a larger model, that are in no mapping of models and cannot be built by themselves.
+PARTS = ("ernie4_5_vl_moe_text", "hunyuan_vl_text", "qwen2_5_omni_text", "qwen2_5_vl", "qwen2_vl")
+SAYS_MORE += PARTS
 FIXED = {"gemma3n_text": {"num_kv_shared_layers": 0}}  # more than 7 layers
 ROTARY = sorted(
     name
@@ -95,6 +98,17 @@ def test_layers_windows_heads_and_frequencies(model_type, layers):
     config = theirs(model_type, **{key: stated[key] for key in STATED}, **fixed)
     positions = positions_of(stated, origin="config.json")
     assert difference(positions, measured(config), config) == ""
+
+
+@pytest.mark.parametrize("model_type", PARTS)
+def test_frequencies_of_parts_of_larger_models(model_type):
+    config = theirs(model_type)
+    text = config.get_text_config()
+    positions = positions_of(config.to_dict(), origin="config.json")
+    (group,) = positions.groups
+    # Ernie keeps its list apart by axis, and puts it together again, in the usual order, for the angles.
+    expected = np.sort(inverse_frequencies(text, "full_attention"))
+    np.testing.assert_allclose(np.sort(group.rotary.inverse_frequencies), expected, rtol=1e-6)
 
 
 # Their classes refuse these rope types for a model type, or raise on them; ours wants a section a layer type.
