@@ -144,12 +144,12 @@ def _load(files: list[str]) -> None:
     """Runs Python files of the user's, which register what they define."""
     for file in files:
         if not os.path.isfile(file):
-            raise InputError(f"--load: {file!r}: no such file")
+            raise InputError(f"--load: {file!r}: {'not a regular file' if os.path.lexists(file) else 'no such file'}")
         try:
             runpy.run_path(file)
         except RopeJaxError as error:
             raise InputError(f"--load: {file}: {error}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a file that ends the process would pass for a run that is done
             raise InputError(f"--load: {file}: {type(error).__name__}: {error}") from error
 
 

@@ -162,6 +162,7 @@ def test_a_file_of_ones_own_is_loaded_by_the_command(model, tmp_path, capsys):
     [
         (None, "no such file"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
         ("def", "SyntaxError"),
         (FILE.replace('"mine", mine', '"ntk", mine'), "there is a scaling 'ntk' already"),
         (FILE.replace('"mybias", my_bias', '"my bias", my_bias'), "must be one word, got 'my bias'"),
@@ -177,6 +178,11 @@ def test_a_file_that_cannot_be_loaded_is_one_line(model, tmp_path, capsys, conte
     assert err.splitlines()[-1].startswith("rope-jax diagnose: error: --load: ")
     assert message in err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_directory_is_no_file_to_load(model, tmp_path, capsys):
+    assert command(model, tmp_path / "out", f"--load={tmp_path}") == 2
+    assert f"--load: {str(tmp_path)!r}: not a regular file" in capsys.readouterr().err
 
 
 def test_names_are_taken_once_and_are_one_word():
