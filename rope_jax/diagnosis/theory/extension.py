@@ -14,7 +14,7 @@ from rope_jax.errors import InputError
 from rope_jax.frequencies import Rotary
 from rope_jax.length_rules import LengthRule
 from rope_jax.rules import Rule
-from rope_jax.scaling.registry import Scaling, scaling_rule
+from rope_jax.scaling.registry import Scaling, made, scaling_rule
 
 LARGEST_TARGET = 2**24
 LARGEST_AMPLITUDE = 2**24  # nats
@@ -90,7 +90,7 @@ class Extension:
         if group.rotary is None or (group is not self.main and group.window is not None):
             return rules.none()
         if isinstance(wanted, Scaling):
-            wanted = wanted.make(self.factor, self.length_before)
+            wanted = made(wanted, factor=self.factor, original_length=self.length_before)
         lengths = {"trained": self.trained_length, "target": self.target_length}
         return extension_rule(wanted, self.config, **lengths, compose=self.compose)
 
