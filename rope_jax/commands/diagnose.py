@@ -259,13 +259,16 @@ def _deployed(flags: absl_flags.FlagValues) -> list[Any]:
     """Returns what is deployed, with the user's own bias in the place of its name."""
     if flags.own_bias is None:
         return list(flags.deployed)
+    from rope_jax.diagnosis.evaluation.configurations import wanted
     from rope_jax.diagnosis.evaluation.own_bias import read_own_bias
 
     bias = read_own_bias(pathlib.Path(flags.own_bias), max_distance=flags.own_distance or flags.target_length)
     found: list[Any] = []
     for text in flags.deployed:
         scaling, _, name = text.partition("+")
-        found.append((scaling, bias) if name == "own" else text)
+        own, _, sharpened = name.partition("+")
+        # A name that is known stands in for the file's while the rest of the text is read.
+        found.append(wanted(f"{scaling}+none+{sharpened}".rstrip("+"))._replace(bias=bias) if own == "own" else text)
     if not any(isinstance(one, tuple) for one in found):
         raise InputError("--own_bias: --deployed has no configuration with it, such as ntk+own")
     return found

@@ -4,14 +4,17 @@ import json
 import os
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
 from cases import DIM, HEADS, TARGET, TRAINED, save_bundled_model, save_checkpoint, untimed_costs
 
 from rope_jax.cli import main
+from rope_jax.commands import diagnose as command
 from rope_jax.diagnosis import api
 from rope_jax.diagnosis.evaluation import costs, own_model
+from rope_jax.diagnosis.evaluation.configurations import wanted
 from rope_jax.diagnosis.evaluation.runs import Runs
 from rope_jax.diagnosis.tasks.contexts import VOCAB_SIZE
 
@@ -187,6 +190,15 @@ def test_bad_input_is_one_line_and_writes_nothing(directory, tmp_path, capsys, m
     assert printed.err.count("error:") == 1
     assert printed.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bias_of_ones_own_may_stand_beside_a_temperature(tmp_path):
+    np.save(tmp_path / "slopes.npy", np.full(HEADS, 0.1, np.float32))
+    flags = types.SimpleNamespace(
+        own_bias=str(tmp_path / "slopes.npy"), own_distance=None, target_length=None, deployed=["ntk+own+temperature"]
+    )
+    (one,) = command._deployed(flags)
+    assert wanted(one).name == "ntk + own + temperature"
 
 
 @pytest.mark.parametrize("flag", ["text", "fit_text", "own_bias", "observed"])

@@ -66,7 +66,7 @@ TRANSFORMS = ("llama3", "yarn_map", "by_parts")
 """Scalings that option 3 tries by default; any map of the registry may be one."""
 
 
-def wanted(given: str | Retrofit | Sequence[ScalingLike | BiasLike]) -> Wanted:
+def wanted(given: str | Retrofit | Wanted | Sequence[ScalingLike | BiasLike]) -> Wanted:
     """Returns what "SCALING+BIAS" (or with "+temperature"), a pair of names or objects, or a `Retrofit` asks for.
 
     Raises:
@@ -75,6 +75,8 @@ def wanted(given: str | Retrofit | Sequence[ScalingLike | BiasLike]) -> Wanted:
     >>> wanted("ntk+alibi*16").bias
     'alibi*16'
     """
+    if isinstance(given, Wanted):
+        return given
     if isinstance(given, Retrofit):
         return Wanted(given.rule, given.bias, given=given)
     if isinstance(given, str):
