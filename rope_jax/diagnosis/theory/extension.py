@@ -1,6 +1,7 @@
 """The context extension that is inspected: how far, by which scaling in place of what, beside which bias, and why."""
 
 import dataclasses
+import numbers
 
 from rope_jax import scaling as rules
 from rope_jax.biases.host import Bias
@@ -107,6 +108,16 @@ def extension(
     amplitude: float = 20.0,
 ) -> Extension:
     """Returns the extension that is asked for, filled up by what the config declares; arguments as of `inspect`."""
+    for name, value, kind in (
+        ("target length", target_length, numbers.Integral),
+        ("trained length", 2 if trained_length is None else trained_length, numbers.Integral),
+        ("trained base", 1.0 if trained_base is None else trained_base, numbers.Real),
+        ("amplitude", amplitude, numbers.Real),
+    ):
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InputError(f"{name} must be a {'whole ' if kind is numbers.Integral else ''}number, got {value!r}")
+    if scaling is not None and not isinstance(scaling, AnyScaling):
+        raise InputError(f"scaling {scaling!r} is neither a name, a rule nor a record")
     if not 0 < amplitude <= LARGEST_AMPLITUDE:
         raise InputError(
             f"amplitude must be a finite positive number of nats, at most {LARGEST_AMPLITUDE}, got {amplitude}: "
