@@ -58,4 +58,5 @@ def made(make: Callable[..., Any], *given: Any, kind: str, name: str, expected: 
 
 
 def _names(expected: type | UnionType) -> str:
-    return " or ".join(one.__name__ for one in getattr(expected, "__args__", (expected,)))
+    kinds: tuple[Any, ...] = getattr(expected, "__args__", (expected,))
+    return " or ".join(kind.__name__ for kind in kinds)

@@ -212,11 +212,14 @@ BROKEN_FAULTS = {
         for body, message in broken.items()
     ],
 )
-def test_a_record_of_ones_own_that_fails_is_one_line(model, tmp_path, capsys, maker, body, message):
+def test_a_record_of_ones_own_that_fails_is_one_line(
+    model, tmp_path, capsys, without_type_checks, maker, body, message
+):
     head, _, rest = FILE.partition(f"def {maker}")
     arguments, _, rest = rest.partition("\n")
     (tmp_path / "mine.py").write_text(f"{head}def {maker}{arguments}\n    {body}\n{rest}")
-    assert command(model, tmp_path / "out", f"--load={tmp_path / 'mine.py'}") == 2
+    flags = ["--deployed=mine+mybias", "--transforms=llama3", "--faults=deaf", f"--load={tmp_path / 'mine.py'}"]
+    assert command(model, tmp_path / "out", *flags) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines()[-1].startswith("rope-jax diagnose: error: ")
