@@ -225,6 +225,7 @@ def test_models_that_have_learned_nothing_are_judged_by_text(run):
     plain = run(margins=dataclasses.replace(LEARNED, learned=1.01))
     record = check(plain)
     assert record["tasks"]["used"] == []
+    assert "More contexts could still change" not in plain.table()
     assert set(record["tasks"]["refused"]) == {"retrieval", "binding", "order"}
     assert plain.findings.judgements[0].verdict.first in [
         change.words for change in plain.findings.judgements[0].verdict.changes
