@@ -155,7 +155,11 @@ def test_a_bias_of_ones_own_is_deployed(directory, out, tmp_path):
         (("--faults=magic",), "unknown fault 'magic'"),
         (("--faulty=magic",), "unknown fault 'magic'"),
         (("--margins=magic=1",), "--margins: 'magic=1' is not NAME=NUMBER"),
-        (("--margins=gain=nan",), "--margins: 'nan' is not a number"),
+        (("--margins=gain=nan",), "--margins=gain: 'nan' is not a number"),
+        (("--margins=gain=0,gain=1",), "--margins: 'gain' is given twice"),
+        (("--out=",), "--out is empty: name a directory"),
+        (("--own_distance=9",), "--own_distance is of the table that --own_bias gives"),
+        ((f"--trained_length={TRAINED + 1}",), f"trained_length {TRAINED + 1}: a bundled test model was trained on"),
         ((f"--target_length={TRAINED}",), f"target length {TRAINED} must be above"),
         ((f"--target_length={TRAINED + 1}", "--text_rows=64"), "no copied token beyond"),
         (("--target_length=0",), "--target_length must be from 1"),
@@ -192,7 +196,7 @@ def test_bad_input_is_one_line_and_writes_nothing(directory, tmp_path, capsys, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bias_of_ones_own_may_stand_beside_a_temperature(tmp_path):
+def test_a_bias_of_ones_own_may_stand_beside_a_temperature(without_type_checks, tmp_path):
     np.save(tmp_path / "slopes.npy", np.full(HEADS, 0.1, np.float32))
     flags = types.SimpleNamespace(
         own_bias=str(tmp_path / "slopes.npy"), own_distance=None, target_length=None, deployed=["ntk+own+temperature"]
