@@ -57,6 +57,12 @@ class Rule:
                 transformed = self.transform(rotary)
         except ScalingError as error:
             raise error if self.name in str(error) else ScalingError(f"{self.name}: {error}") from None
+        except Exception as error:
+            if (getattr(self.transform, "__module__", None) or "").partition(".")[0] == __package__:
+                raise  # a bug of ours
+            raise ScalingError(f"{self.name}: {type(error).__name__}: {error}") from error
+        if not isinstance(transformed, Rotary):
+            raise ScalingError(f"{self.name}: its transform gives {type(transformed).__name__}, not Rotary")
         rules, stages = (*rotary.rules, self.name), (*rotary.stages, self.stage)
         return dataclasses.replace(transformed, rules=rules, stages=stages)
 

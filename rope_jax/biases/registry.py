@@ -132,9 +132,12 @@ def bias_of(bias: str | BiasRecord, request: BiasRequest) -> Bias | None:
     """Returns the bias of a name or a record, made for a model.
 
     Raises:
-      InputError: if there is no such bias, or it has to be fitted and there are no weights.
+      InputError: if there is no such bias, it has to be fitted and there are no weights, or one of your own fails.
     """
     record, multiplier = parse_bias(bias) if isinstance(bias, str) else (bias, None)
     if record.fitted and request.fitter is None:
         raise InputError(f"bias {record.name!r} is fitted to a model's weights, and there are none")
-    return _alibi(request, multiplier) if multiplier is not None else record.make(request)
+    if multiplier is not None:
+        return _alibi(request, multiplier)
+    # A `Bias` is a protocol: that it is one is checked where the model's heads are known.
+    return named_records.made(record.make, request, kind="bias", name=record.name, expected=object)

@@ -20,6 +20,7 @@ from rope_jax.commands.flags import Define, check_ranges, checkpoint_of
 from rope_jax.commands.output import STORE, checked_out, checked_store, kept_in, write_all
 from rope_jax.commands.output_file import checked_file, replacing
 from rope_jax.commands.progress import Progress
+from rope_jax.diagnosis.ranges import LARGEST_RATIO, MOST, RANGES
 from rope_jax.errors import InputError, RopeJaxError
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ USAGE = "rope-jax diagnose [CHECKPOINT --text=FILE --target_length=N] [flags]"
 
 DEFAULT_OUT = "rope-jax-diagnosis"
 _FILES = ("diagnosis.json", "diagnosis.txt", "diagnosis.html", "costs.json")
-_MOST = 2**14
-_LARGEST_TARGET = 2**24
-_LARGEST_RATIO = 1024
 
 
 def define_flags(define: Define) -> None:
@@ -144,12 +142,12 @@ def _load(files: list[str]) -> None:
     """Runs Python files of the user's, which register what they define."""
     for file in files:
         if not os.path.isfile(file):
-            raise InputError(f"--load: {file!r}: no such file")
+            raise InputError(f"--load: {file!r}: {'not a regular file' if os.path.lexists(file) else 'no such file'}")
         try:
             runpy.run_path(file)
         except RopeJaxError as error:
             raise InputError(f"--load: {file}: {error}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a file that ends the process would pass for a run that is done
             raise InputError(f"--load: {file}: {type(error).__name__}: {error}") from error
 
 
@@ -209,11 +207,8 @@ def _check(flags: absl_flags.FlagValues) -> None:
     """Raises `InputError` unless all numbers are in range and all texts can be read, before JAX is imported."""
     least, most = flags.contexts or 1, flags.most_contexts
     if most is not None and most < least:
-        raise InputError(f"--most_contexts must be from {least} (that of --contexts) to {_MOST}, got {most}")
-    lengths = dict.fromkeys(("target_length", "trained_length", "own_distance"), (1, _LARGEST_TARGET - 1))
-    counts = dict.fromkeys(("text_rows", "contexts", "fit_steps"), (1, _MOST)) | {"most_contexts": (least, _MOST)}
-    others = {"exempt_first": (0, _MOST), "adapt_steps": (0, _MOST), "num_buckets": (2, _MOST), "seed": (0, 2**32 - 1)}
-    check_ranges(flags, lengths | counts | others)
+        raise InputError(f"--most_contexts must be from {least} (that of --contexts) to {MOST}, got {most}")
+    check_ranges(flags, RANGES)
     for name in ("text", "fit_text", "own_bias", "observed"):
         path = getattr(flags, name)
         # What is observed is opened so that a pipe does not block; its reader says what it is.
@@ -223,13 +218,17 @@ def _check(flags: absl_flags.FlagValues) -> None:
         raise InputError("--separator must not be empty: every letter would be a document")
     if not flags.deployed:
         raise InputError("--deployed names no configuration")
+    if flags.out == "":
+        raise InputError("--out is empty: name a directory")
+    if flags.own_distance is not None and flags.own_bias is None:
+        raise InputError("--own_distance is of the table that --own_bias gives")
     for name in ("write_items", "observed"):
         if getattr(flags, name) is not None and flags.full:
             raise InputError(f"--{name} is of one model: leave --full out")
         if getattr(flags, name) == "":
             raise InputError(f"--{name} is empty: name a file")
     for text in flags.ratios:
-        _number("ratios", text, least=1, most=_LARGEST_RATIO)
+        _number("ratios", text, least=1, most=LARGEST_RATIO)
     _margins(flags.margins)
     if flags.fail_if is not None:
         from rope_jax.diagnosis.verdict import gates
@@ -259,13 +258,16 @@ def _deployed(flags: absl_flags.FlagValues) -> list[Any]:
     """Returns what is deployed, with the user's own bias in the place of its name."""
     if flags.own_bias is None:
         return list(flags.deployed)
+    from rope_jax.diagnosis.evaluation.configurations import wanted
     from rope_jax.diagnosis.evaluation.own_bias import read_own_bias
 
     bias = read_own_bias(pathlib.Path(flags.own_bias), max_distance=flags.own_distance or flags.target_length)
     found: list[Any] = []
     for text in flags.deployed:
         scaling, _, name = text.partition("+")
-        found.append((scaling, bias) if name == "own" else text)
+        own, _, sharpened = name.partition("+")
+        # A name that is known stands in for the file's while the rest of the text is read.
+        found.append(wanted(f"{scaling}+none+{sharpened}".rstrip("+"))._replace(bias=bias) if own == "own" else text)
     if not any(isinstance(one, tuple) for one in found):
         raise InputError("--own_bias: --deployed has no configuration with it, such as ntk+own")
     return found
@@ -277,7 +279,9 @@ def _margins(given: list[str]) -> dict[str, float]:
         name, _, number = text.partition("=")
         if name not in known:
             raise InputError(f"--margins: {text!r} is not NAME=NUMBER; names: {', '.join(known)}")
-        found[name] = _number("margins", number, least=0, most=1e6)
+        if name in found:
+            raise InputError(f"--margins: {name!r} is given twice")
+        found[name] = _number(f"margins={name}", number, least=0, most=1e6)
     return found
 
 

@@ -75,7 +75,12 @@ def asked_of(
         if not models:
             raise InputError("no test model is installed with the package: name a checkpoint")
     else:
-        models = [model] if isinstance(model, str | Path | Checkpoint | BundledModel) else list(model)
+        several = isinstance(model, Sequence) and not isinstance(model, str | bytes)
+        models = list(model) if several else [model]  # type: ignore[arg-type]
+        if not models:
+            raise InputError("no model is named")
+        if wrong := [one for one in models if not isinstance(one, Model)]:
+            raise InputError(f"a model is a directory, a file or a checkpoint, got {wrong[0]!r}")
     if all(_is_bundled(one) for one in models):
         known = [one if isinstance(one, BundledModel) else read_bundled_model(Path(one)) for one in models]
         return _bundled(known, options)
@@ -93,7 +98,13 @@ def _is_bundled(model: Model) -> bool:
 def _bundled(known: Sequence[BundledModel], options: Options) -> Asked:
     if options.text is not None or options.fit_text is not None:
         raise InputError("a bundled test model makes its own text: text is for a checkpoint of your own")
+    if options.contexts == 0:
+        raise InputError("a bundled test model is asked questions: contexts must be at least 1")
     trained = known[0].checkpoint.positions.original_length
+    if options.trained_length not in (None, trained):
+        raise InputError(
+            f"trained_length {options.trained_length}: a bundled test model was trained on contexts of {trained} tokens"
+        )
     target = options.target_length or round(_RATIO * trained)
 
     def subjects(target: int, part: int = 0) -> list[Subject]:

@@ -1,17 +1,21 @@
 """Everything that a diagnosis can be asked for, beside the model."""
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Integer
 
 from rope_jax.biases import Bias
-from rope_jax.diagnosis.evaluation.configurations import TRANSFORMS, ScalingLike, wanted
+from rope_jax.diagnosis.evaluation.configurations import TRANSFORMS, ScalingLike, Wanted, wanted
+from rope_jax.diagnosis.ranges import LARGEST_RATIO, RANGES
 from rope_jax.diagnosis.tasks.subject import Reach
 from rope_jax.diagnosis.verdict.answers import Margins
+from rope_jax.errors import InputError
 from rope_jax.phases import Phase
 from rope_jax.rotation import Layout
 from rope_jax.scheme import Retrofit
@@ -19,7 +23,7 @@ from rope_jax.scheme import Retrofit
 DEPLOYED = ("ntk+alibi_star", "ntk+t5")
 """What is judged by default: base scaling with an ALiBi-like bias (A) and with a T5-like one (B)."""
 
-Deployed = str | Retrofit | tuple[ScalingLike, str | Bias | None]
+Deployed = str | Retrofit | Wanted | tuple[ScalingLike, str | Bias | None]
 AnyRows = Integer[np.ndarray, "_ _"]
 """Rows of token ids, integers of any width."""
 
@@ -55,6 +59,9 @@ class Options:
       phase: "exact" or "float32".
       compose: whether a scaling comes on top of a declared one, rather than in its place.
       seed: of everything random.
+
+    Raises:
+      InputError: if an option is of another kind, or out of range.
     """
 
     deployed: Deployed | Sequence[Deployed] = DEPLOYED
@@ -83,6 +90,9 @@ class Options:
     compose: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     @property
     def every_deployed(self) -> tuple[Deployed, ...]:
         """The configurations to judge, one or several."""
@@ -99,3 +109,40 @@ class Options:
             if given is not None:
                 values[name] = str(given) if isinstance(given, str | Path) else "given as arrays"
         return values
+
+
+_WHOLE = ("exempt_first", "adapt_steps", "num_buckets", "fit_steps", "seed")  # the other numbers may be None
+_LISTS: Mapping[str, Any] = {"transforms": ScalingLike, "faults": str, "ratios": numbers.Real}
+_ONE_OF: Mapping[str, tuple[str | None, ...]] = {"phase": get_args(Phase), "layout": (None, *get_args(Layout))}
+
+
+def _check(options: Options) -> None:
+    """Raises `InputError` where an option is of another kind than it says, or out of range."""
+    for name, (least, most) in RANGES.items():
+        value = getattr(options, name, None)
+        if value is None and name not in _WHOLE:
+            continue
+        lowest = 0 if name == "contexts" else least  # a checkpoint of one's own may be asked no questions
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not lowest <= int(value) <= most:
+            raise InputError(f"{name} must be a whole number from {lowest} to {most}, got {value!r}")
+    for name, kind in _LISTS.items():
+        given = getattr(options, name)
+        if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+            raise InputError(f"{name} must be a list, got {given!r}")
+        if wrong := [one for one in given if not isinstance(one, kind)]:
+            raise InputError(f"{name} cannot hold {wrong[0]!r}")
+    for ratio in options.ratios:
+        if not 0 < ratio <= LARGEST_RATIO:
+            raise InputError(f"ratios must be numbers up to {LARGEST_RATIO}, got {ratio!r}")
+    for name, known in _ONE_OF.items():
+        if getattr(options, name) not in known:
+            raise InputError(f"{name} must be one of {', '.join(map(str, known))}, got {getattr(options, name)!r}")
+    if not isinstance(options.margins, Margins):
+        raise InputError(f"margins must be Margins(...), got {options.margins!r}")
+    for name, margin in dataclasses.asdict(options.margins).items():
+        if not isinstance(margin, numbers.Real) or not 0 <= float(margin) < math.inf:
+            raise InputError(f"margins: {name} must be a number of at least 0, got {margin!r}")
+    if not isinstance(options.deployed, str | Retrofit | Sequence) or isinstance(options.deployed, bytes):
+        raise InputError(f"deployed: {options.deployed!r} is neither 'SCALING+BIAS' nor a list of configurations")
+    if not isinstance(options.observed, str | Path | Mapping | None):
+        raise InputError(f"observed must be a file, or arrays by reach, got {options.observed!r}")

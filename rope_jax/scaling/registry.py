@@ -97,6 +97,23 @@ for _record in (
     register(_record)
 
 
+def made(scaling: Scaling, *, factor: float, original_length: int) -> Rule | LengthRule:
+    """Returns the rule of a record.
+
+    Args:
+      scaling: the record.
+      factor: `s`, target over trained length.
+      original_length: `L`, tokens.
+
+    Raises:
+      InputError: if a record of your own fails, or makes no rule.
+    """
+    expected = Rule | LengthRule
+    return named_records.made(
+        scaling.make, factor, original_length, kind="scaling", name=scaling.name, expected=expected
+    )
+
+
 def scaling_rule(scaling: str | Rule | LengthRule, *, factor: float, original_length: int) -> Rule | LengthRule:
     """Returns the rule of a name with its published defaults, for a context `factor` times as long.
 
@@ -107,7 +124,7 @@ def scaling_rule(scaling: str | Rule | LengthRule, *, factor: float, original_le
       original_length: `L`, tokens.
 
     Raises:
-      InputError: if there is no such rule.
+      InputError: if there is no such rule, or one of your own cannot be made.
 
     >>> scaling_rule("linear", factor=8.0, original_length=4096).hyperparameters
     {'factor': 8.0}
@@ -121,4 +138,4 @@ def scaling_rule(scaling: str | Rule | LengthRule, *, factor: float, original_le
             raise InputError(f"scaling {scaling!r}: explicit_base:B takes a positive number B") from error
     if scaling not in SCALINGS:
         raise InputError(f"unknown scaling {scaling!r}; there are: {', '.join(SCALINGS)}, explicit_base:B")
-    return SCALINGS[scaling].make(factor, original_length)
+    return made(SCALINGS[scaling], factor=factor, original_length=original_length)

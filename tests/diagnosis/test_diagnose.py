@@ -225,6 +225,7 @@ def test_models_that_have_learned_nothing_are_judged_by_text(run):
     plain = run(margins=dataclasses.replace(LEARNED, learned=1.01))
     record = check(plain)
     assert record["tasks"]["used"] == []
+    assert "More contexts could still change" not in plain.table()
     assert set(record["tasks"]["refused"]) == {"retrieval", "binding", "order"}
     assert plain.findings.judgements[0].verdict.first in [
         change.words for change in plain.findings.judgements[0].verdict.changes
@@ -319,3 +320,44 @@ def test_every_number_of_the_record_is_finite_or_null(found):
 
     assert walk(found.record)
     assert rope_jax.diagnose is diagnose
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"contexts": 0}, "contexts must be at least 1"),
+        ({"contexts": -1}, "contexts must be a whole number from 0 to 16384, got -1"),
+        ({"contexts": True}, "contexts must be a whole number from 0 to 16384, got True"),
+        ({"text_rows": 0}, "text_rows must be a whole number from 1 to 16384, got 0"),
+        ({"target_length": 0}, "target_length must be a whole number from 1 to 16777215, got 0"),
+        ({"target_length": 384.0}, "target_length must be a whole number from 1 to 16777215, got 384.0"),
+        ({"trained_length": TRAINED + 1}, f"trained_length {TRAINED + 1}: a bundled test model was trained on"),
+        ({"seed": None}, "seed must be a whole number from 0 to 4294967295, got None"),
+        ({"fit_steps": 0}, "fit_steps must be a whole number from 1 to 16384, got 0"),
+        ({"most_contexts": "x"}, "most_contexts must be a whole number from 1 to 16384, got 'x'"),
+        ({"ratios": [math.nan]}, "ratios must be numbers up to 1024, got nan"),
+        ({"ratios": 2}, "ratios must be a list, got 2"),
+        ({"transforms": "llama3"}, "transforms must be a list, got 'llama3'"),
+        ({"transforms": [None]}, "transforms cannot hold None"),
+        ({"faults": "bf16_bias"}, "faults must be a list, got 'bf16_bias'"),
+        ({"margins": {"gain": 1}}, r"margins must be Margins\(...\), got {'gain': 1}"),
+        ({"phase": "float16"}, "phase must be one of exact, float32, got 'float16'"),
+        ({"layout": "whole"}, "layout must be one of None, half, interleaved, got 'whole'"),
+        ({"observed": 3}, "observed must be a file, or arrays by reach, got 3"),
+        ({"observed": {"short": [1], "long": [2]}}, "observed: 'short' must hold the logits of all choices"),
+        ({"deployed": 5}, "deployed: 5 is neither"),
+        ({"deployed": [("ntk",)]}, r"deployed: \('ntk',\) is neither"),
+        ({"deployed": [(None, None)]}, r"deployed: \(None, None\) is neither"),
+        ({"deployed": [("ntk", 3)]}, "int is neither a name of a bias nor a Bias"),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_named(run, monkeypatch, without_type_checks, options, message):
+    monkeypatch.setattr(Runs, "__call__", lambda *_, **__: pytest.fail("the work began"))
+    with pytest.raises(InputError, match=message):
+        run(**options)
+
+
+@pytest.mark.parametrize("model", [5, [], [None], b"x"])
+def test_what_is_no_model_is_named(without_type_checks, model):
+    with pytest.raises(InputError, match="model"):
+        diagnose(model, **SMALL)

@@ -4,14 +4,17 @@ import json
 import os
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
 from cases import DIM, HEADS, TARGET, TRAINED, save_bundled_model, save_checkpoint, untimed_costs
 
 from rope_jax.cli import main
+from rope_jax.commands import diagnose as command
 from rope_jax.diagnosis import api
 from rope_jax.diagnosis.evaluation import costs, own_model
+from rope_jax.diagnosis.evaluation.configurations import wanted
 from rope_jax.diagnosis.evaluation.runs import Runs
 from rope_jax.diagnosis.tasks.contexts import VOCAB_SIZE
 
@@ -152,7 +155,11 @@ def test_a_bias_of_ones_own_is_deployed(directory, out, tmp_path):
         (("--faults=magic",), "unknown fault 'magic'"),
         (("--faulty=magic",), "unknown fault 'magic'"),
         (("--margins=magic=1",), "--margins: 'magic=1' is not NAME=NUMBER"),
-        (("--margins=gain=nan",), "--margins: 'nan' is not a number"),
+        (("--margins=gain=nan",), "--margins=gain: 'nan' is not a number"),
+        (("--margins=gain=0,gain=1",), "--margins: 'gain' is given twice"),
+        (("--out=",), "--out is empty: name a directory"),
+        (("--own_distance=9",), "--own_distance is of the table that --own_bias gives"),
+        ((f"--trained_length={TRAINED + 1}",), f"trained_length {TRAINED + 1}: a bundled test model was trained on"),
         ((f"--target_length={TRAINED}",), f"target length {TRAINED} must be above"),
         ((f"--target_length={TRAINED + 1}", "--text_rows=64"), "no copied token beyond"),
         (("--target_length=0",), "--target_length must be from 1"),
@@ -187,6 +194,15 @@ def test_bad_input_is_one_line_and_writes_nothing(directory, tmp_path, capsys, m
     assert printed.err.count("error:") == 1
     assert printed.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bias_of_ones_own_may_stand_beside_a_temperature(without_type_checks, tmp_path):
+    np.save(tmp_path / "slopes.npy", np.full(HEADS, 0.1, np.float32))
+    flags = types.SimpleNamespace(
+        own_bias=str(tmp_path / "slopes.npy"), own_distance=None, target_length=None, deployed=["ntk+own+temperature"]
+    )
+    (one,) = command._deployed(flags)
+    assert wanted(one).name == "ntk + own + temperature"
 
 
 @pytest.mark.parametrize("flag", ["text", "fit_text", "own_bias", "observed"])

@@ -162,6 +162,7 @@ def test_a_file_of_ones_own_is_loaded_by_the_command(model, tmp_path, capsys):
     [
         (None, "no such file"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
         ("def", "SyntaxError"),
         (FILE.replace('"mine", mine', '"ntk", mine'), "there is a scaling 'ntk' already"),
         (FILE.replace('"mybias", my_bias', '"my bias", my_bias'), "must be one word, got 'my bias'"),
@@ -177,6 +178,63 @@ def test_a_file_that_cannot_be_loaded_is_one_line(model, tmp_path, capsys, conte
     assert err.splitlines()[-1].startswith("rope-jax diagnose: error: --load: ")
     assert message in err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_directory_is_no_file_to_load(model, tmp_path, capsys):
+    assert command(model, tmp_path / "out", f"--load={tmp_path}") == 2
+    assert f"--load: {str(tmp_path)!r}: not a regular file" in capsys.readouterr().err
+
+
+BROKEN_RULES = {
+    "raise KeyError('k')": "scaling 'mine': KeyError: 'k'",
+    "return None": "scaling 'mine' makes NoneType, not Rule or DynamicNtk or LongRope",
+    "return Rule('mine', lambda rotary: rotary.nothing)": "mine: AttributeError: 'Rotary' object has no",
+    "return Rule('mine', lambda rotary: None)": "mine: its transform gives NoneType, not Rotary",
+}
+BROKEN_BIASES = {
+    "raise KeyError('k')": "bias 'mybias': KeyError: 'k'",
+    "return 3": "bias mybias is int, not a Bias",
+    "return PerOffset(jnp.zeros((request.num_heads + 1, 9)))": f"bias mybias has {HEADS + 1} heads, the model {HEADS}",
+    "return PerOffset(jnp.full((request.num_heads, 9), jnp.nan))": "bias mybias is nan for head 0 at offset 0",
+}
+BROKEN_FAULTS = {
+    "raise KeyError('k')": "fault 'deaf': KeyError: 'k'",
+    "return None": "fault 'deaf' makes NoneType, not Fault",
+    "return Fault('deaf', '', scheme=lambda schemes: schemes.nothing)": "fault 'deaf': AttributeError",
+}
+
+
+@pytest.mark.parametrize(
+    ("maker", "body", "message"),
+    [
+        (maker, body, message)
+        for maker, broken in (("mine(factor", BROKEN_RULES), ("my_bias(", BROKEN_BIASES), ("deaf(", BROKEN_FAULTS))
+        for body, message in broken.items()
+    ],
+)
+def test_a_record_of_ones_own_that_fails_is_one_line(
+    model, tmp_path, capsys, without_type_checks, maker, body, message
+):
+    head, _, rest = FILE.partition(f"def {maker}")
+    arguments, _, rest = rest.partition("\n")
+    (tmp_path / "mine.py").write_text(f"{head}def {maker}{arguments}\n    {body}\n{rest}")
+    flags = ["--deployed=mine+mybias", "--transforms=llama3", "--faults=deaf", f"--load={tmp_path / 'mine.py'}"]
+    assert command(model, tmp_path / "out", *flags) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith("rope-jax diagnose: error: ")
+    assert message in err.splitlines()[-1]
+    assert not (tmp_path / "out" / "diagnosis.json").exists()
+
+
+def test_a_failure_of_the_packages_own_record_stays_a_bug():
+    def broken(factor, original_length):
+        raise KeyError("k")
+
+    broken.__module__ = "rope_jax.scaling.registry"
+    scalings.register(scalings.Scaling("mine", broken, "my rule", "#123456", "it fails"))
+    with pytest.raises(KeyError):
+        scalings.scaling_rule("mine", factor=2.0, original_length=64)
 
 
 def test_names_are_taken_once_and_are_one_word():

@@ -66,15 +66,17 @@ TRANSFORMS = ("llama3", "yarn_map", "by_parts")
 """Scalings that option 3 tries by default; any map of the registry may be one."""
 
 
-def wanted(given: str | Retrofit | Sequence[ScalingLike | BiasLike]) -> Wanted:
+def wanted(given: str | Retrofit | Wanted | Sequence[ScalingLike | BiasLike]) -> Wanted:
     """Returns what "SCALING+BIAS" (or with "+temperature"), a pair of names or objects, or a `Retrofit` asks for.
 
     Raises:
-      InputError: if a name is unknown.
+      InputError: if a name is unknown, or what is given is none of these.
 
     >>> wanted("ntk+alibi*16").bias
     'alibi*16'
     """
+    if isinstance(given, Wanted):
+        return given
     if isinstance(given, Retrofit):
         return Wanted(given.rule, given.bias, given=given)
     if isinstance(given, str):
@@ -88,12 +90,17 @@ def wanted(given: str | Retrofit | Sequence[ScalingLike | BiasLike]) -> Wanted:
         sharpened = match[3] is not None
     else:
         parts, sharpened = given, False
+    if not isinstance(parts, Sequence) or len(parts) != 2 or not isinstance(parts[0], ScalingLike):
+        raise InputError(
+            f"deployed: {given!r} is neither 'SCALING+BIAS', a pair of a scaling and a bias, nor a Retrofit"
+        )
     scaling, bias = parts
     if isinstance(scaling, str):
         scaling_rule(scaling, factor=2.0, original_length=4096)  # that there is one
     if isinstance(bias, str):
         parse_bias(bias)
-    assert scaling is not None
+    elif bias is not None and not hasattr(bias, "num_heads"):
+        raise InputError(f"deployed: {given!r}: {type(bias).__name__} is neither a name of a bias nor a Bias")
     return Wanted(scaling, bias, sharpened)  # type: ignore[arg-type]
 
 

@@ -69,7 +69,7 @@ def fault_of(name: str, request: FaultRequest) -> Fault:
     """
     if name not in FAULTS:
         raise InputError(f"unknown fault {name!r}; there are: {', '.join(FAULTS)}")
-    return FAULTS[name](request)
+    return named_records.made(FAULTS[name], request, kind="fault", name=name, expected=Fault)
 
 
 def rounded_bias(scheme: Scheme, *, length: int) -> Scheme:

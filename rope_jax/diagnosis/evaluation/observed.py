@@ -54,8 +54,10 @@ def checked(given: Mapping[Reach, np.ndarray], subject: Subject, *, origin: str)
     result: dict[Reach, np.ndarray] = {}
     for reach, items in subject.items.asked.items():
         asked = items.choices
-        if reach not in given or given[reach].shape != asked.shape:
+        if reach not in given or np.shape(given[reach]) != asked.shape:
             raise InputError(f"{origin}: {reach!r} must hold the logits of all choices, of shape {asked.shape}")
+        if np.asarray(given[reach]).dtype.kind not in "fiu":
+            raise InputError(f"{origin}: {reach!r} must hold numbers, got {np.asarray(given[reach]).dtype}")
         logits = np.where(asked >= 0, given[reach], 0)
         wrong = np.argwhere(~(np.abs(logits) <= np.finfo(np.float32).max))
         if len(wrong):

@@ -4,7 +4,9 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from rope_jax.biases import Bias
@@ -26,6 +28,7 @@ from rope_jax.diagnosis.evaluation.panel import Option
 from rope_jax.diagnosis.evaluation.schemes import SchemeMaker, offsets_of
 from rope_jax.diagnosis.tasks.subject import Subject
 from rope_jax.errors import InputError, ScalingError
+from rope_jax.named_records import made
 from rope_jax.phases import Phase
 from rope_jax.rotation import Layout
 from rope_jax.rules import Rule
@@ -33,6 +36,8 @@ from rope_jax.scheme import Retrofit
 
 Progress = Callable[[str, int, int], None]
 """Told of a stage, of what is done of it, and of how much there is."""
+
+_OFFSETS = 64  # at which a bias is looked at before anything runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,18 +199,33 @@ class _Made:
         if wanted is None or wanted == "none":
             return None, None
         if not isinstance(wanted, str):
-            if wanted.num_heads != self._heads:
-                raise InputError(f"the bias has {wanted.num_heads} heads, the model {self._heads}")
-            return wanted, bias_name(wanted)
+            return self._checked(wanted, bias_name(wanted)), bias_name(wanted)
         name = f"{wanted} under {scaled.scaling}" if wanted == "t5" and self._several else wanted
         key = (name, scaled.scaling if parse_bias(wanted)[0].fitted and wanted != "alibi_star" else "")
         if key not in self._biases:
             fitter, subject = self._fitter(scaled), self._subject
             request = BiasRequest(self._heads, subject.trained_length, subject.target_length, fitter)
-            self._biases[key] = bias_of(wanted, request)
+            found = bias_of(wanted, request)
+            self._biases[key] = None if found is None else self._checked(found, name)
             if fitter.found:
                 self.found[name] = fitter.found
         return self._biases[key], name
+
+    def _checked(self, bias: Any, name: str) -> Bias:
+        """Returns a bias if it is one: a number for every head of the model, near and far."""
+        if not callable(bias) or not hasattr(bias, "num_heads"):
+            raise InputError(f"bias {name} is {type(bias).__name__}, not a Bias")
+        if bias.num_heads != self._heads:
+            raise InputError(f"bias {name} has {bias.num_heads} heads, the model {self._heads}")
+        offsets = np.unique(np.geomspace(1, self._subject.target_length, _OFFSETS).astype(np.int32)) - 1
+        values = np.asarray(made(bias, jnp.asarray(offsets), kind="bias", name=name, expected=object))
+        if values.shape != (self._heads, len(offsets)):
+            raise InputError(f"bias {name} gives {values.shape} for {len(offsets)} offsets, not one a head and offset")
+        wrong = np.argwhere(np.isnan(values) | (values == np.inf))
+        if len(wrong):
+            head, at = wrong[0]
+            raise InputError(f"bias {name} is {values[head, at]} for head {head} at offset {offsets[at]}")
+        return bias
 
 
 def _meaningful(maker: SchemeMaker, scalings: Sequence[ScalingLike]) -> tuple[list[Rule], dict[str, str]]:

@@ -19,6 +19,7 @@ from rope_jax.diagnosis.tasks.contexts import Contexts
 from rope_jax.diagnosis.tasks.registry import TASKS
 from rope_jax.diagnosis.tasks.subject import Items, Reach, Subject, short_and_long
 from rope_jax.errors import CheckpointError
+from rope_jax.named_records import made
 
 _NUMBER_BYTES = 8
 _TOKENS_AT_ONCE = 8192  # of text, kept in one file: what a stopped run may lose
@@ -184,7 +185,7 @@ class Runs:
     def _found(
         self, what: str, meant: Schemes, asked, size: int, compute: Callable[[Schemes, Any], np.ndarray]
     ) -> np.ndarray:
-        scheme = self.fault.scheme(meant)
+        scheme = made(self.fault.scheme, meant, kind="fault", name=self.fault.name, expected=object)
         key = self._key(what, scheme, asked)
 
         def make() -> dict[str, np.ndarray]:

@@ -90,7 +90,7 @@ def notes(one: Reading) -> Iterator[str]:
     if verdict["implementation"]["status"] != "exact":
         yield "Changes are counted from its exact run."
     if not verdict["settled"]:
-        yield "More contexts could still change what is tried first."
+        yield f"More {'contexts' if one.used else 'rows of text'} could still change what is tried first."
 
 
 def table(one: Reading) -> Table:

@@ -131,6 +131,8 @@ def deployed_bias(
         name, made = type(bias).__name__.lower(), bias
     if made is None:
         return DeployedBias(name, "asked for")
+    if not callable(made) or not hasattr(made, "num_heads"):
+        raise InputError(f"bias {name} is {made!r}, not a Bias")
     if made.num_heads != main.num_heads:
         raise InputError(f"bias {name} has {made.num_heads} heads, the model {main.num_heads}")
     slopes = getattr(made, "slopes", None)

@@ -1,6 +1,7 @@
 """The context extension that is inspected: how far, by which scaling in place of what, beside which bias, and why."""
 
 import dataclasses
+import numbers
 
 from rope_jax import scaling as rules
 from rope_jax.biases.host import Bias
@@ -14,7 +15,7 @@ from rope_jax.errors import InputError
 from rope_jax.frequencies import Rotary
 from rope_jax.length_rules import LengthRule
 from rope_jax.rules import Rule
-from rope_jax.scaling.registry import Scaling, scaling_rule
+from rope_jax.scaling.registry import Scaling, made, scaling_rule
 
 LARGEST_TARGET = 2**24
 LARGEST_AMPLITUDE = 2**24  # nats
@@ -90,7 +91,7 @@ class Extension:
         if group.rotary is None or (group is not self.main and group.window is not None):
             return rules.none()
         if isinstance(wanted, Scaling):
-            wanted = wanted.make(self.factor, self.length_before)
+            wanted = made(wanted, factor=self.factor, original_length=self.length_before)
         lengths = {"trained": self.trained_length, "target": self.target_length}
         return extension_rule(wanted, self.config, **lengths, compose=self.compose)
 
@@ -107,6 +108,16 @@ def extension(
     amplitude: float = 20.0,
 ) -> Extension:
     """Returns the extension that is asked for, filled up by what the config declares; arguments as of `inspect`."""
+    for name, value, kind in (
+        ("target length", target_length, numbers.Integral),
+        ("trained length", 2 if trained_length is None else trained_length, numbers.Integral),
+        ("trained base", 1.0 if trained_base is None else trained_base, numbers.Real),
+        ("amplitude", amplitude, numbers.Real),
+    ):
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InputError(f"{name} must be a {'whole ' if kind is numbers.Integral else ''}number, got {value!r}")
+    if scaling is not None and not isinstance(scaling, AnyScaling):
+        raise InputError(f"scaling {scaling!r} is neither a name, a rule nor a record")
     if not 0 < amplitude <= LARGEST_AMPLITUDE:
         raise InputError(
             f"amplitude must be a finite positive number of nats, at most {LARGEST_AMPLITUDE}, got {amplitude}: "

@@ -122,6 +122,8 @@ def positions(model: Model) -> PositionConfig:
         return model
     if isinstance(model, Mapping):
         return positions_of(model, origin="the given config")
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(f"a model is a preset's name, a path, a config or its positions, got {model!r}")
     path = os.fspath(model)
     if path in PRESETS:
         return positions_of(preset(path), origin=f"preset {path}")

@@ -89,7 +89,8 @@ def check(text: str, measures: Mapping[str, Estimate]) -> Gate:
     """Returns whether every condition of `text` is known not to hold.
 
     With `short_loss_rise>0.02` the gate passes if the upper end of the interval is at most 0.02, fails if the lower end
-    is above it, and is undecided otherwise; a single row has no interval and decides nothing. Each condition is checked
+    is above it, and is undecided otherwise; a single row has no interval and decides nothing, nor does what was not
+    measured. Each condition is checked
     at the confidence of its own interval: to pass, all must pass, which needs no correction; that any of several fails
     falsely is that much likelier.
 
@@ -98,17 +99,13 @@ def check(text: str, measures: Mapping[str, Estimate]) -> Gate:
       measures: the estimates they may name.
 
     Raises:
-      InputError: if a condition is malformed or names no measure.
+      InputError: if a condition is malformed.
 
     >>> print(*check("short_loss_rise>0.02", {"short_loss_rise": Estimate(0.013, 0.01, 0.016)}).lines)
     pass: short_loss_rise is 0.013 [0.01, 0.016], all of it outside of short_loss_rise>0.02
     """
     conditions = parse(text)
-    missing = [condition.name for condition in conditions if condition.name not in measures]
-    if missing:
-        said = tuple(f"undecided: {name} was not measured: the model has not learned that task" for name in missing)
-        return Gate("undecided", said)
-    checks = [_check(condition, measures[condition.name]) for condition in conditions]
+    checks = [_check(condition, measures.get(condition.name)) for condition in conditions]
     outcome = min((of for of, _ in checks), key=("fail", "undecided", "pass").index)
     lines = [f"{of}: {said}" for of, said in checks]
     if len(checks) > 1:
@@ -143,7 +140,9 @@ def measures(verdict: Verdict) -> dict[str, Estimate]:
     return found | {"short_loss_rise": verdict.price.short_loss, "long_loss_rise": verdict.price.long_loss}
 
 
-def _check(condition: Condition, estimate: Estimate) -> tuple[Outcome, str]:
+def _check(condition: Condition, estimate: Estimate | None) -> tuple[Outcome, str]:
+    if estimate is None:
+        return "undecided", f"{condition.name} was not measured: the model has not learned that task"
     low, high = estimate.low, estimate.high
     measured = f"{condition.name} is {estimate.mean:.4g}"
     if low is None or high is None:

@@ -146,7 +146,7 @@ def test_two_configurations_of_one_name_are_refused_and_one_named_twice_is_one(s
     steep, flat = (Alibi(factor * alibi_paper(HEADS).slopes) for factor in (2, 0.5))
     with pytest.raises(InputError, match=r"two deployed configurations are called 'ntk \+ own'"):
         plan(subject, ("ntk", steep), ("ntk", flat))
-    with pytest.raises(InputError, match="the bias has 3 heads, the model 2"):
+    with pytest.raises(InputError, match="bias own has 3 heads, the model 2"):
         plan(subject, ("ntk", alibi_paper(3)))
 
 

@@ -188,6 +188,24 @@ def test_a_rule_and_a_bias_of_ones_own():
         inspect("llama-2-7b", target_length=8192, bias=kerple)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"target_length": 384.5}, "target length must be a whole number, got 384.5"),
+        ({"target_length": None}, "target length must be a whole number, got None"),
+        ({"trained_length": "x"}, "trained length must be a whole number, got 'x'"),
+        ({"trained_base": "x"}, "trained base must be a number, got 'x'"),
+        ({"amplitude": "x"}, "amplitude must be a number, got 'x'"),
+        ({"scaling": 5}, "scaling 5 is neither a name, a rule nor a record"),
+        ({"bias": 5}, "bias int is 5, not a Bias"),
+        ({"model": None}, "a model is a preset's name, a path, a config or its positions, got None"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_named(without_type_checks, given, message):
+    with pytest.raises(InputError, match=message):
+        inspect(**{"model": SMALL, "target_length": 512} | given)
+
+
 def test_multiples_of_alibi():
     one, many = (inspect(SMALL, target_length=512, bias=name).record for name in ("alibi", "alibi*16"))
     assert many["bias"]["slopes"] == [16 * slope for slope in one["bias"]["slopes"]]
