@@ -7,8 +7,9 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PREAMBLE = """
-import sys, time, types
+import signal, sys, time, types
 from rope_jax import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 module = types.ModuleType("fake")
 module.SUMMARY, module.USAGE, module.define_flags = "s", "u", lambda flags: None
 module.kept = lambda arguments, flags: "some of it is kept: go on"
