@@ -8,7 +8,7 @@ PROJECT = pathlib.Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 
 def lower_bounds(project: dict) -> list[str]:
-    """Returns one constraint a dependency, `name==version`.
+    """Returns one constraint a dependency, `name==version`; an extra of the project's own stands for what is in it.
 
     Args:
       project: the `project` table of a pyproject.toml.
@@ -16,8 +16,13 @@ def lower_bounds(project: dict) -> list[str]:
     Raises:
       ValueError: if a dependency has no lower bound.
     """
+    extras = project["optional-dependencies"]
+    wanted = []
+    for requirement in [*project["dependencies"], *extras["test"]]:
+        own = re.fullmatch(r"rope_jax\[([\w-]+)\]", requirement)
+        wanted += [requirement] if own is None else extras[own[1]]
     pins = []
-    for requirement in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
+    for requirement in wanted:
         match = re.fullmatch(r"([\w.-]+)\s*[>=]=\s*([\w.]+)", requirement)
         if match is None:
             raise ValueError(f"{PROJECT.name}: {requirement!r} has no lower bound of the form NAME>=VERSION")
