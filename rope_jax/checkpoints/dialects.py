@@ -185,8 +185,10 @@ def _layers(top: Section, spec: ModelType) -> int:
     named = next((key for key in ("layers_block_type", "layer_types") if isinstance(top.content.get(key), list)), None)
     if named is not None and not any(top.holds(key) for key in keys):
         count = len(top.content[named])
+        if not count:
+            raise top.error(named, "names no layer")
         top.ledger.use("num_layers", count, f"derived: entries of {top.prefix}{named}")
-        return COUNT(count)  # type: ignore[no-any-return]
+        return count
     return top.need(*keys, check=COUNT, name="num_layers")
 
 
