@@ -78,7 +78,7 @@ def flex(*, length: int, dim: int, seed: int, bias: str) -> Prepared:
 
     torch._dynamo.reset()
     compiled = torch.compile(flex_attention, dynamic=False)
-    score_mod, block_mask = {"alibi": alibi, "t5": t5}[bias], _causal_blocks(length)
+    score_mod, block_mask = {"alibi": alibi, "t5": t5}[bias], causal_blocks(length)
 
     def attend(q, k, v, parameter):
         return compiled(q, k, v, score_mod=score_mod, block_mask=block_mask)
@@ -86,7 +86,7 @@ def flex(*, length: int, dim: int, seed: int, bias: str) -> Prepared:
     return _prepared(attend, given, bias, backward=False, compiled=True)
 
 
-def _causal_blocks(length: int) -> BlockMask:
+def causal_blocks(length: int) -> BlockMask:
     """Returns what `create_block_mask` makes of a causal mask, without its queries times keys (10 GB at 32k)."""
     blocks = -(-length // _BLOCK)
     number = torch.arange(blocks, dtype=torch.int32)
