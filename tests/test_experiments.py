@@ -44,7 +44,6 @@ def test_the_sweep_compiles_once(tmp_path):
         ("attention.py", "peak memory, forward + backward, t5  "),
         ("decode.py", "decode, batch 1, ours, rotated"),
         ("model.py", "prompt of a Llama"),
-        ("accelerator.py", "| forward and backward | 256 |"),
     ],
 )
 def test_benchmarks_run_and_skip_peers_that_are_not_installed(name, row):
