@@ -15,7 +15,7 @@ from rope_jax.attention.operands import turns_of_fixed
 from rope_jax.attention.pallas_tpu_backward import backward
 from rope_jax.attention.pallas_tpu_forward import forward
 from rope_jax.attention.pallas_tpu_tile import LANES, Extent, Layout, Operands, Plan, meet
-from rope_jax.attention.tiles import Tiles, cut
+from rope_jax.attention.tiles import Tiles, aligned, cut
 from rope_jax.scheme import Scheme
 
 _DTYPES = (jnp.float32, jnp.bfloat16)
@@ -157,7 +157,7 @@ def _layout(queries: Tokens, keys: Tokens, plan: Plan) -> Layout:
         k_info=jnp.stack(k_extent, axis=-1).reshape(-1),
         q_span=q_span,
         k_span=k_span,
-        aligned=_aligned(queries, keys).astype(jnp.int32),
+        aligned=aligned(queries, keys).astype(jnp.int32),
         q_steps=q_steps,
         k_steps=k_steps,
     )
@@ -182,26 +182,6 @@ def _span(sees: Array) -> tuple[Array, Array]:
     steps = jnp.maximum(jnp.max(last - first) + 1, 1).astype(jnp.int32)
     spans = jnp.stack([first, last], axis=-1).reshape(-1).astype(jnp.int32)
     return jnp.append(spans, steps), steps
-
-
-def _aligned(queries: Tokens, keys: Tokens) -> Array:
-    """Returns whether queries and keys are the same packed documents, each in one piece and counted by ones.
-
-    Then a query and a key that see each other are as far apart as their slots, wherever a document begins.
-    """
-    batch = queries.positions.shape[0]
-    if queries.positions.shape != keys.positions.shape:
-        return jnp.zeros((batch,), bool)
-    p, s = (
-        (tokens.positions, jnp.zeros_like(tokens.positions) if tokens.segments is None else tokens.segments)
-        for tokens in (queries, keys)
-    )
-    same = ((p[0] == s[0]) & (p[1] == s[1])).all(axis=1)
-    positions, segments = p
-    steps = positions[:, 1:] - positions[:, :-1] == 1
-    goes_on = (segments[:, 1:] == segments[:, :-1]) & steps
-    begins = segments[:, 1:] > jax.lax.cummax(segments, axis=1)[:, :-1]
-    return same & (goes_on | begins | (segments[:, 1:] < 0)).all(axis=1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

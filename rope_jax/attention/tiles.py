@@ -118,3 +118,23 @@ def meet(queries: Tiles, keys: Tiles, settings: Settings, *, max_offset: int) ->
         nearest=jnp.maximum(jnp.maximum(least, -most), 0),
         farthest=jnp.maximum(jnp.abs(least), jnp.abs(most)),
     )
+
+
+def aligned(queries: Tokens, keys: Tokens) -> Array:
+    """Returns whether queries and keys are the same packed documents, each in one piece and counted by ones.
+
+    Then a query and a key that see each other are as far apart as their slots, wherever a document begins.
+    """
+    batch = queries.positions.shape[0]
+    if queries.positions.shape != keys.positions.shape:
+        return jnp.zeros((batch,), bool)
+    p, s = (
+        (tokens.positions, jnp.zeros_like(tokens.positions) if tokens.segments is None else tokens.segments)
+        for tokens in (queries, keys)
+    )
+    same = ((p[0] == s[0]) & (p[1] == s[1])).all(axis=1)
+    positions, segments = p
+    steps = positions[:, 1:] - positions[:, :-1] == 1
+    goes_on = (segments[:, 1:] == segments[:, :-1]) & steps
+    begins = segments[:, 1:] > jax.lax.cummax(segments, axis=1)[:, :-1]
+    return same & (goes_on | begins | (segments[:, 1:] < 0)).all(axis=1)

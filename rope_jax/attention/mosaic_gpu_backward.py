@@ -1,0 +1,397 @@
+"""The backward Hopper kernels: queries, keys and values, and the strip apart, each sum in one fixed order.
+
+    dS = P * (dO V^T - D),  D = rowsum(dO * O) - d(lse),  dV = P^T dO,  dK = dS^T Q,  dQ = dS K
+
+`of_queries` goes along the keys of each tile of queries, `of_keys` along the queries of each tile of keys. A strip is
+read at near tiles alone: `of_strip` adds up those of one offset, and their diagonals are summed outside.
+
+Source: Dao et al., arXiv 2205.14135, appendix B.2; the cotangent of the log-sum-exp added.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from rope_jax.attention.mosaic_gpu_memory import (
+    BY_COLUMN,
+    BY_ROW,
+    ENTRIES,
+    block,
+    compiler,
+    index,
+    out_type,
+    row_of,
+    same_segment,
+    smem,
+    strip_of,
+)
+from rope_jax.attention.mosaic_gpu_tile import (
+    HALF,
+    LOG2E,
+    TILE,
+    Cotangents,
+    Inputs,
+    Place,
+    Plan,
+    Slots,
+    by_column,
+    by_row,
+    capped,
+    gradient,
+    logits,
+    near_tiles,
+    slope_gradient,
+    wide_strip,
+    written,
+)
+
+_TILE = plgpu.ACC((HALF, HALF), jnp.float32)
+_PARTS = 8  # of a sequence, in each of which the near tiles of one offset are added up apart
+
+
+def of_queries(
+    plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents, spans: Array, *, slopes: bool
+) -> tuple[Array, Array]:
+    """Returns the gradient of the queries, and each query's part of the slopes' `[B, H, N]`; zeros unless `slopes`.
+
+    `spans` are those of the forward kernel.
+    """
+    batch, tokens, heads, dim = inputs.q.shape
+    wgs = _warpgroups(dim)
+    last = tokens // (wgs * HALF) - 1
+
+    def kernel(
+        q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, slopes_ref, strip_ref, base_ref, q_segments_ref,
+        k_segments_ref, spans_ref, d_q_ref, d_slope_ref, q_smems, d_out_smems, d_slope_smems, here,
+    ):  # fmt: skip
+        row, head, wg = lax.axis_index("batch"), lax.axis_index("heads"), lax.axis_index("wg")
+        kv_head = lax.div(head, plan.groups)
+        together = (last - lax.axis_index("tiles")) * (wgs * HALF)  # the warpgroup that loads must find the same tile
+        start, tile = together + wg * HALF, lax.div(together, TILE)
+        first, plain_first, plain_end, end = (spans_ref[row, head, tile, i] * (TILE // HALF) for i in range(4))
+        position, inside = base_ref[row] + tile * TILE, start - tile * TILE
+        slope, strip = slopes_ref[row, head], strip_of(strip_ref, plan, heads, row, head)
+        q_smem, d_out_smem, d_slope_smem = q_smems.at[wg], d_out_smems.at[wg], d_slope_smems.at[wg]
+
+        def compute(pipeline):
+            tokens_at, numbers_at = (row, pl.ds(start, HALF), head), (row, head, pl.ds(start, HALF))
+            plgpu.copy_gmem_to_smem(q_ref.at[tokens_at], q_smem, here.at[wg])
+            plgpu.copy_gmem_to_smem(d_out_ref.at[tokens_at], d_out_smem, here.at[wg])
+            lse, delta = row_of(lse_ref, *numbers_at), row_of(delta_ref, *numbers_at)
+            none = plgpu.layout_cast(jnp.zeros((HALF,), jnp.float32), BY_ROW)
+            plgpu.barrier_wait(here.at[wg])
+
+            def run(sums):
+                *_, d_slope = pipeline((sums, lse, delta, none))
+                return sums[...], d_slope
+
+            d_q, d_slope = pl.run_scoped(run, plgpu.ACC((HALF, dim), jnp.float32))
+            q_smem[...] = d_q.astype(d_q_ref.dtype)
+            d_slope_smem[...] = d_slope
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(q_smem, d_q_ref.at[tokens_at])
+            plgpu.copy_smem_to_gmem(d_slope_smem, d_slope_ref.at[numbers_at])
+            plgpu.wait_smem_to_gmem(0)
+
+        def step(at, v_smem, k_smem, v_free, k_free, carry):
+            sums, lse, delta, d_slope = carry
+            number = first + at[0]
+            start_k = number * HALF
+
+            def products(d_weights, s):
+                plgpu.wgmma(d_weights, d_out_smem, v_smem.transpose((1, 0)))
+                plgpu.wgmma(s, q_smem, k_smem.transpose((1, 0)))
+                plgpu.wgmma_wait(1)
+                plgpu.barrier_arrive(v_free)
+                return d_weights[...], s[...]
+
+            d_weights, s = pl.run_scoped(products, _TILE, _TILE)
+            s, bend = capped(plan, s)
+            shape, key = s.shape, index(s.shape, 1)
+            place = Place(start_k - position, inside, plan.keys - start_k)
+            t = logits(s, slope, key, place)
+
+            def general():
+                same = same_segment(plan, q_segments_ref, k_segments_ref, row, start, start_k, shape)
+                return written(plan, t, index(shape, 0), key, place, same, strip, HALF)
+
+            t = lax.cond((number >= plain_first) & (number < plain_end), lambda: t, general)
+            _, d_logits = gradient(t, by_row(lse, shape), d_weights, by_row(delta, shape))
+            if slopes:
+                d_slope += slope_gradient(d_logits, key, place)
+            if bend is not None:
+                d_logits *= bend
+            plgpu.wgmma(sums, d_logits.astype(jnp.bfloat16), k_smem)
+            plgpu.wgmma_wait(0)
+            plgpu.barrier_arrive(k_free)
+            return sums, lse, delta, d_slope
+
+        side = block((HALF, dim), lambda i: (first + i, 0))
+        plgpu.emit_pipeline_warp_specialized(
+            step,
+            grid=(end - first,),
+            max_concurrent_steps=plan.sizes.backward_stages,
+            num_compute_wgs=wgs,
+            memory_registers=40,
+            wg_axis="wg",
+            manual_consumed_barriers=True,
+            compute_context=compute,
+            in_specs=[side, side],
+        )(v_ref.at[row, :, kv_head], k_ref.at[row, :, kv_head])
+
+    run = plgpu.kernel(
+        kernel,
+        out_type=(
+            out_type(inputs, inputs.q.shape, inputs.q.dtype),
+            out_type(inputs, (batch, heads, tokens), jnp.float32),
+        ),
+        scratch_types=[
+            smem(wgs, HALF, dim),
+            smem(wgs, HALF, dim),
+            plgpu.SMEM((wgs, HALF), jnp.float32),
+            plgpu.Barrier(num_barriers=wgs, num_arrivals=2),
+        ],
+        grid=(heads, last + 1, batch),
+        grid_names=("heads", "tiles", "batch"),
+        num_threads=wgs + 1,
+        thread_name="wg",
+        compiler_params=compiler(),
+        kernel_name="rope_jax_backward_queries",
+    )
+    return run(*_arguments(plan, inputs, back), *slots, spans)
+
+
+def of_keys(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents, spans: Array) -> tuple[Array, Array]:
+    """Returns the gradients of keys and of values.
+
+    `spans` are `[B, K, tiles of keys, 4]`, of tiles of queries. Heads of more than 128 do not leave room for the sums
+    of both, and are gone through twice.
+    """
+    if inputs.q.shape[-1] > TILE:
+        (d_k,), (d_v,) = (_of_keys(plan, inputs, slots, back, spans, side) for side in "kv")
+    else:
+        d_k, d_v = _of_keys(plan, inputs, slots, back, spans, "kv")
+    return d_k, d_v
+
+
+def _of_keys(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents, spans: Array, wanted: str) -> tuple[Array, ...]:
+    batch, _, heads, dim = inputs.q.shape
+    _, keys, kv_heads, _ = inputs.k.shape
+    wgs = _warpgroups(dim)
+
+    def kernel(
+        q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, slopes_ref, strip_ref, base_ref, q_segments_ref,
+        k_segments_ref, spans_ref, *rest,
+    ):  # fmt: skip
+        outs, (k_smems, v_smems, here) = rest[: len(wanted)], rest[len(wanted) :]
+        row, kv_head, wg = lax.axis_index("batch"), lax.axis_index("heads"), lax.axis_index("wg")
+        together = lax.axis_index("tiles") * (wgs * HALF)
+        start_k, tile = together + wg * HALF, lax.div(together, TILE)
+        first, plain_first, plain_end, end = (spans_ref[row, kv_head, tile, i] * (TILE // HALF) for i in range(4))
+        base = base_ref[row]
+        own = {"k": k_smems.at[wg], "v": v_smems.at[wg]}
+
+        def compute(pipeline):
+            tokens_at = (row, pl.ds(start_k, HALF), kv_head)
+            plgpu.copy_gmem_to_smem(k_ref.at[tokens_at], own["k"], here.at[wg])
+            plgpu.copy_gmem_to_smem(v_ref.at[tokens_at], own["v"], here.at[wg])
+            plgpu.barrier_wait(here.at[wg])
+
+            def run(*sums):
+                pipeline(sums)
+                return tuple(x[...] for x in sums)
+
+            found = pl.run_scoped(run, *(plgpu.ACC((HALF, dim), jnp.float32) for _ in wanted))
+            for side, x in zip(wanted, found, strict=True):
+                own[side][...] = x.astype(jnp.bfloat16)
+            plgpu.commit_smem()
+            for side, out in zip(wanted, outs, strict=True):
+                plgpu.copy_smem_to_gmem(own[side], out.at[tokens_at])
+            plgpu.wait_smem_to_gmem(0)
+
+        def step(at, lse_smem, delta_smem, d_out_smem, q_smem, lse_free, delta_free, d_out_free, q_free, carry):
+            sums = dict(zip(wanted, carry, strict=True))
+            number, head = first + at[0], kv_head * plan.groups + at[1]
+            start = number * HALF
+            tile = lax.div(start, TILE)
+            place = Place(start_k - (base + tile * TILE), start - tile * TILE, plan.keys - start_k)
+            slope = slopes_ref[row, head]
+
+            def product(s):
+                plgpu.wgmma(s, own["k"], q_smem.transpose((1, 0)))
+                lse = plgpu.load(lse_smem, layout=BY_COLUMN)
+                delta = plgpu.load(delta_smem, layout=BY_COLUMN)
+                plgpu.barrier_arrive(lse_free)
+                plgpu.barrier_arrive(delta_free)
+                return s[...], lse, delta
+
+            s, lse, delta = pl.run_scoped(product, _TILE)
+            s, bend = capped(plan, s)
+            shape, key = s.shape, index(s.shape, 0)
+            t = logits(s, slope, key, place)
+
+            def general():
+                same = same_segment(plan, q_segments_ref, k_segments_ref, row, start, start_k, shape, across=True)
+                strip = strip_of(strip_ref, plan, heads, row, head)
+                return written(plan, t, index(shape, 1), key, place, same, strip, HALF)
+
+            t = lax.cond((number >= plain_first) & (number < plain_end), lambda: t, general)
+            lse, delta = by_column(lse, shape), by_column(delta, shape)
+            weights = jnp.exp2(t - lse)
+            if "k" not in wanted:
+                plgpu.wgmma(sums["v"], weights.astype(jnp.bfloat16), d_out_smem)
+                plgpu.barrier_arrive(q_free)
+                plgpu.wgmma_wait(0)
+                plgpu.barrier_arrive(d_out_free)
+                return carry
+
+            def of_weights(d_weights):
+                plgpu.wgmma(d_weights, own["v"], d_out_smem.transpose((1, 0)))
+                if "v" not in wanted:
+                    return d_weights[...]
+                plgpu.wgmma(sums["v"], weights.astype(jnp.bfloat16), d_out_smem)
+                return plgpu.wgmma_accumulator_load(d_weights, wait_n=1)  # the sum of values goes on meanwhile
+
+            d_logits = weights * (pl.run_scoped(of_weights, _TILE) - delta)
+            if bend is not None:
+                d_logits *= bend
+            plgpu.wgmma(sums["k"], d_logits.astype(jnp.bfloat16), q_smem)
+            plgpu.wgmma_wait(1)
+            plgpu.barrier_arrive(d_out_free)
+            plgpu.wgmma_wait(0)
+            plgpu.barrier_arrive(q_free)
+            return carry
+
+        numbers = plgpu.BlockSpec((None, HALF), lambda i, j: (kv_head * plan.groups + j, first + i))
+        side = block((HALF, None, dim), lambda i, j: (first + i, kv_head * plan.groups + j, 0))
+        plgpu.emit_pipeline_warp_specialized(
+            step,
+            grid=(end - first, plan.groups),
+            max_concurrent_steps=plan.sizes.backward_stages,
+            num_compute_wgs=wgs,
+            memory_registers=40,
+            wg_axis="wg",
+            manual_consumed_barriers=True,
+            compute_context=compute,
+            in_specs=[numbers, numbers, side, side],
+        )(lse_ref.at[row], delta_ref.at[row], d_out_ref.at[row], q_ref.at[row])
+
+    run = plgpu.kernel(
+        kernel,
+        out_type=[out_type(inputs, inputs.k.shape, inputs.k.dtype) for _ in wanted],
+        scratch_types=[
+            smem(wgs, HALF, dim),
+            smem(wgs, HALF, dim),
+            plgpu.Barrier(num_barriers=wgs, num_arrivals=2),
+        ],
+        grid=(kv_heads, keys // (wgs * HALF), batch),
+        grid_names=("heads", "tiles", "batch"),
+        num_threads=wgs + 1,
+        thread_name="wg",
+        compiler_params=compiler(),
+        kernel_name=f"rope_jax_backward_{wanted}",
+    )
+    return tuple(run(*_arguments(plan, inputs, back), *slots, spans))
+
+
+def of_strip(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents) -> Array:
+    """Returns the gradient of the logits of near tiles, summed over tiles of one offset.
+
+    `[B, H, near_tiles, TILE, TILE]`: tiles of queries whose first position is `base % TILE + TILE (n - 1)` after that
+    of the tile of keys, for every `n`.
+    """
+    batch, tokens, heads, dim = inputs.q.shape
+    tiles, k_tiles, near = tokens // TILE, inputs.k.shape[1] // TILE, near_tiles(plan)
+    part_size = -(-tiles // _PARTS)
+    whole, rest = jnp.divmod(slots.base, TILE)
+
+    def kernel(
+        q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, slopes_ref, strip_ref, whole_ref, rest_ref,
+        q_segments_ref, k_segments_ref, out_ref, out_smem,
+    ):  # fmt: skip
+        head, quarter, part = lax.axis_index("heads"), lax.axis_index("quarters"), lax.axis_index("parts")
+        row, part_of_row = lax.div(part, _PARTS), lax.rem(part, _PARTS)
+        number = lax.div(quarter, 4)
+        half_q, half_k = lax.div(lax.rem(quarter, 4), 2) * HALF, lax.rem(quarter, 2) * HALF
+        kv_head = lax.div(head, plan.groups)
+        slope, strip = slopes_ref[row, head], strip_of(strip_ref, plan, heads, row, head)
+        ahead = whole_ref[row] - (number - 1)  # tile i of queries meets tile i + ahead of keys
+        distance = half_k - rest_ref[row] - (number - 1) * TILE
+        first = jnp.maximum(part_of_row * part_size, -ahead)
+        end = jnp.minimum(jnp.minimum((part_of_row + 1) * part_size, tiles), k_tiles - ahead)
+
+        def compute(pipeline):
+            (found,) = pipeline((plgpu.layout_cast(jnp.zeros((HALF, HALF), jnp.float32), ENTRIES),))
+            out_smem[...] = found
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(out_smem, out_ref.at[head, quarter, part])
+            plgpu.wait_smem_to_gmem(0)
+
+        def step(at, lse_smem, delta_smem, q_smem, d_out_smem, k_smem, v_smem, *rest):
+            *free, (total,) = rest
+            tile = first + at[0]
+            start, start_k = tile * TILE + half_q, (tile + ahead) * TILE + half_k
+
+            def products(s, d_weights):
+                plgpu.wgmma(s, q_smem, k_smem.transpose((1, 0)))
+                plgpu.wgmma(d_weights, d_out_smem, v_smem.transpose((1, 0)))
+                lse, delta = (plgpu.load(x, layout=BY_ROW) for x in (lse_smem, delta_smem))
+                return s[...], d_weights[...], lse, delta
+
+            s, d_weights, lse, delta = pl.run_scoped(products, _TILE, _TILE)
+            for one in free:
+                plgpu.barrier_arrive(one)
+            shape, key = s.shape, index(s.shape, 1)
+            place = Place(distance, half_q, plan.keys - start_k)
+            same = same_segment(plan, q_segments_ref, k_segments_ref, row, start, start_k, shape)
+            t = logits(capped(plan, s)[0], slope, key, place)
+            t = written(plan, t, index(shape, 0), key, place, same, strip, HALF)
+            return (total + gradient(t, by_row(lse, shape), d_weights, by_row(delta, shape))[1],)
+
+        numbers = plgpu.BlockSpec((HALF,), lambda i: (2 * (first + i) + lax.div(half_q, HALF),))
+        q_side = block((HALF, dim), lambda i: (2 * (first + i) + lax.div(half_q, HALF), 0))
+        k_side = block((HALF, dim), lambda i: (2 * (first + i + ahead) + lax.div(half_k, HALF), 0))
+        plgpu.emit_pipeline_warp_specialized(
+            step,
+            grid=(jnp.maximum(end - first, 0),),
+            max_concurrent_steps=1 if dim > TILE else 2,
+            num_compute_wgs=1,
+            memory_registers=40,
+            wg_axis="wg",
+            manual_consumed_barriers=True,
+            compute_context=compute,
+            in_specs=[numbers, numbers, q_side, q_side, k_side, k_side],
+        )(
+            lse_ref.at[row, head],
+            delta_ref.at[row, head],
+            q_ref.at[row, :, head],
+            d_out_ref.at[row, :, head],
+            k_ref.at[row, :, kv_head],
+            v_ref.at[row, :, kv_head],
+        )
+
+    run = plgpu.kernel(
+        kernel,
+        out_type=out_type(inputs, (heads, 4 * near, batch * _PARTS, HALF, HALF), jnp.float32),
+        scratch_types=[plgpu.SMEM((HALF, HALF), jnp.float32)],
+        grid=(heads, 4 * near, batch * _PARTS),
+        grid_names=("heads", "quarters", "parts"),
+        num_threads=2,
+        thread_name="wg",
+        compiler_params=compiler(),
+        kernel_name="rope_jax_backward_strip",
+    )
+    sums = run(*_arguments(plan, inputs, back), whole, rest, slots.q_segments, slots.k_segments)
+    sums = sums.reshape(heads, near, 2, 2, batch, _PARTS, HALF, HALF).sum(axis=5)
+    return sums.transpose(4, 0, 1, 2, 5, 3, 6).reshape(batch, heads, near, TILE, TILE)
+
+
+def _warpgroups(dim: int) -> int:
+    return 1 if dim > TILE else 2  # of larger heads, shared memory holds the tiles of one
+
+
+def _arguments(plan: Plan, inputs: Inputs, back: Cotangents) -> tuple[Array, ...]:
+    numbers = inputs.slopes * LOG2E, wide_strip(plan, inputs.strip).reshape(-1) * LOG2E
+    return inputs.q, inputs.k, inputs.v, back.out, back.lse, back.delta, *numbers

@@ -1,0 +1,299 @@
+"""The Hopper kernels, their tiles run by plain JAX, against the plain reference; and that the kernels lower for CUDA.
+
+Nothing here says how the kernels do on a GPU: `experiments/benchmarks/accelerator.py` does, where there is one.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import mosaic_gpu_plain
+import numpy as np
+import pytest
+
+from rope_jax import biases, frequencies
+from rope_jax.attention import attention, mosaic_gpu, mosaic_gpu_spans, reference
+from rope_jax.attention.call import NOTHING, Settings, Tokens
+from rope_jax.attention.mosaic_gpu_tile import TILE, Sizes
+from rope_jax.scheme import build
+
+DIM, HEADS, KV_HEADS = 64, 4, 2
+SCALE = 1 / math.sqrt(DIM)
+SINKS = jnp.asarray([0.5, -1.0, 2.0, 0.0])
+LEAVES = ("q", "k", "v", "inverse_frequencies", "remainder", "cos_sin_factor", "logit_scale", "slopes", "offset_bias")
+LOWERS = jax.__version__.startswith(mosaic_gpu._VERSIONS)
+
+
+def make_scheme(bias=None, *, heads=HEADS, dim=DIM, rotary_dim=DIM, layout="half", max_offset=None):
+    rotary = frequencies.rotary(rotary_dim, base=10000.0, original_length=256) if rotary_dim else None
+    rng = np.random.default_rng(0)
+    bias = {
+        None: None,
+        "alibi": biases.alibi_paper(heads),
+        "rising": biases.Alibi(jnp.full(heads, -0.01)),
+        "t5": biases.t5_bias(rng.standard_normal((heads, 8)), max_distance=40),
+        "kerple": biases.KerpleLogarithmic(jnp.full(heads, 0.7), jnp.full(heads, 0.3)),
+    }[bias]
+    return build(rotary, bias, num_heads=heads, head_dim=dim, layout=layout, max_offset=max_offset)
+
+
+def drawn(queries, keys, *, heads=HEADS, kv_heads=KV_HEADS, dim=DIM, v_dim=None, batch=1, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = (batch, queries, heads, dim), (batch, keys, kv_heads, dim), (batch, keys, kv_heads, v_dim or dim)
+    return tuple(jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in shapes)
+
+
+@functools.cache
+def program(settings, plain_kernels, sizes=None):
+    """Returns a compiled function to outputs, log-sum-exps and the gradients of their weighted sum."""
+    run = reference.attend
+    if plain_kernels:
+        run = functools.partial(mosaic_gpu.attend_with, tiles=sizes, kernels=mosaic_gpu_plain)
+
+    def loss(q, k, v, scheme, sinks, queries, keys, weights):
+        out, lse = run(q, k, v, scheme, sinks, queries, keys, settings)
+        seen = jnp.where(lse > NOTHING, lse, 0.0)
+        return jnp.sum(out.astype(jnp.float32) * weights[0]) + jnp.sum(seen * weights[1]), (out, lse)
+
+    def both(q, k, v, scheme, sinks, *rest):
+        of_all = jax.grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True, allow_int=True)
+        gradients, (out, lse) = of_all(q, k, v, scheme, sinks, *rest)
+        return out, lse, gradients
+
+    return jax.jit(both)
+
+
+def distance(ours, theirs):
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    return np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-6)
+
+
+def agree(data, scheme, queries, keys, settings, *, sinks=None, sizes=None, loose=()):
+    """Holds the kernels' arithmetic against the reference in float32 on the same bfloat16 numbers."""
+    rng = np.random.default_rng(1)
+    shape = data[0].shape[:3]
+    weights = tuple(jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((*shape, data[2].shape[-1]), shape))
+    ours = program(settings, True, sizes)(*data, scheme, sinks, queries, keys, weights)
+    wide = tuple(x.astype(jnp.float32) for x in data)
+    theirs = program(settings, False)(*wide, scheme, sinks, queries, keys, weights)
+    assert ours[0].dtype == jnp.bfloat16
+    names = ["out", "lse", *LEAVES, *([] if sinks is None else ["sinks"])]
+    for name, a, b in zip(names, jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.shape == b.shape, name
+        assert np.isfinite(np.asarray(a, np.float32)).all(), name
+        limit = 0.1 if name in loose else 0.012
+        assert distance(a, b) < limit, (name, distance(a, b))
+    return ours
+
+
+def ones(tokens):
+    return jnp.ones((1, tokens, HEADS, DIM)), jnp.ones((1, tokens, HEADS))
+
+
+def counted(tokens, start=0, batch=1):
+    return jnp.broadcast_to(start + jnp.arange(tokens, dtype=jnp.int32), (batch, tokens))
+
+
+CAUSAL = Settings(scale=SCALE)
+# A gradient that is a small difference of large sums, in which bfloat16's rounding stays.
+SUMS = ("inverse_frequencies", "logit_scale", "slopes", "cos_sin_factor", "offset_bias")
+
+
+@pytest.mark.parametrize("bias", [None, "alibi", "rising", "t5", "kerple"])
+def test_biases(bias):
+    scheme = make_scheme(bias, max_offset=70 if bias == "kerple" else None)
+    at = Tokens(counted(300))
+    agree(drawn(300, 300), scheme, at, at, CAUSAL, sinks=SINKS, loose=SUMS)
+
+
+@pytest.mark.parametrize("start", [1, 77, 128, 300])
+def test_queries_after_a_prefix(start):
+    scheme = make_scheme("t5", rotary_dim=DIM // 2, layout="interleaved")
+    keys = start + 200
+    agree(drawn(200, keys), scheme, Tokens(counted(200, 50 + start)), Tokens(counted(keys, 50)), CAUSAL, loose=SUMS)
+
+
+def test_window_and_soft_cap():
+    settings = Settings(scale=SCALE, window=90, soft_cap=2.0)
+    at = Tokens(counted(400))
+    agree(drawn(400, 400), make_scheme("t5"), at, at, settings, loose=SUMS)
+
+
+def test_packed_documents_whose_positions_restart():
+    segments = jnp.asarray(np.repeat([0, 1, 2, -1], [150, 70, 100, 20])[None])
+    positions = jnp.concatenate([jnp.arange(150), jnp.arange(70), jnp.arange(100), jnp.zeros(20, jnp.int32)])
+    at = Tokens(positions[None].astype(jnp.int32), segments.astype(jnp.int32))
+    q, k, v = drawn(340, 340)
+    q, k, v = (x.at[:, 320:].set(jnp.nan) for x in (q, k, v))
+    ours = program(CAUSAL, True)(q, k, v, make_scheme("t5"), SINKS, at, at, ones(340))
+    assert np.isfinite(np.asarray(ours[0], np.float32)).all()
+    q, k, v = (x.at[:, 320:].set(0) for x in (q, k, v))
+    agree((q, k, v), make_scheme("t5"), at, at, CAUSAL, sinks=SINKS, loose=SUMS)
+
+
+def test_positions_that_slots_do_not_tell_go_to_blockwise():
+    rng = np.random.default_rng(2)
+    at = Tokens(jnp.asarray(rng.permutation(300)[None].astype(np.int32)))
+    assert not mosaic_gpu_spans.in_slots(at, at)[1]
+    agree(drawn(300, 300), make_scheme("t5"), at, at, CAUSAL, loose=SUMS)
+
+
+def test_sequences_of_their_own_starts_and_padding():
+    positions = jnp.stack([jnp.arange(260), jnp.maximum(jnp.arange(260) - 40, 0)]).astype(jnp.int32)
+    segments = jnp.stack([jnp.zeros(260, jnp.int32), jnp.where(jnp.arange(260) < 40, -1, 0)])
+    at = Tokens(positions, segments)
+    assert mosaic_gpu_spans.in_slots(at, at)[1]
+    data = drawn(260, 260, batch=2)
+    data = tuple(jnp.where(segments[..., None, None] < 0, 0, x) for x in data)
+    agree(data, make_scheme("t5"), at, at, CAUSAL, loose=SUMS)
+
+
+@pytest.mark.parametrize(("dim", "v_dim", "sizes"), [(40, 48, None), (128, 128, None), (136, 40, None), (64, 64, Sizes(keys=64))])
+def test_dims_and_sizes(dim, v_dim, sizes):
+    scheme = make_scheme("alibi", dim=dim, rotary_dim=dim)
+    at = Tokens(counted(256))
+    data = drawn(256, 256, dim=dim, v_dim=v_dim)
+    agree(data, scheme, at, at, Settings(scale=dim**-0.5), sizes=sizes, loose=SUMS)
+
+
+def test_queries_that_see_nothing():
+    keys = Tokens(counted(128, 140))
+    queries = Tokens(counted(256))
+    out, lse, gradients = program(CAUSAL, True)(
+        *drawn(256, 128), make_scheme("alibi"), None, queries, keys, ones(256)
+    )
+    assert (np.asarray(lse)[0, :140] == NOTHING).all()
+    assert not np.asarray(out, np.float32)[0, :140].any()
+    assert not np.asarray(gradients[0], np.float32)[0, :140].any()
+
+
+def test_tiles_that_cannot_matter_are_left_out():
+    tokens = 1024
+    q, k, v = drawn(tokens, tokens)
+    at = Tokens(counted(tokens))
+    scheme = make_scheme("alibi")
+    seen = []
+
+    class Watched:
+        of_queries, of_keys = mosaic_gpu_plain.of_queries, mosaic_gpu_plain.of_keys
+
+        @staticmethod
+        def forward(plan, inputs, slots, spans):
+            jax.debug.callback(lambda x: seen.append(np.asarray(x)), spans)
+            return mosaic_gpu_plain.forward(plan, inputs, slots, spans)
+
+    for skip in (True, False):
+        settings = Settings(scale=SCALE, skip_tiles=skip)
+        sizes = Sizes(skip_from=0)
+        seen.append(mosaic_gpu.attend_with(q, k, v, scheme, None, at, at, settings, tiles=sizes, kernels=Watched))
+    jax.effects_barrier()
+    spans, with_skipping, all_spans, without = seen if isinstance(seen[0], np.ndarray) else seen[1:] + seen[:1]
+    assert all_spans[0, 0, -1, 0] == 0 < spans[0, 0, -1, 0]
+    np.testing.assert_array_equal(*(np.asarray(x[0], np.float32) for x in (with_skipping, without)))
+    agree((q, k, v), scheme, at, at, CAUSAL, sizes=Sizes(skip_from=0), loose=SUMS)
+
+
+def test_large_far_values_are_not_left_out():
+    tokens = 1024
+    q, k, v = drawn(tokens, tokens)
+    v = v.at[:, :64].multiply(1e30)
+    at, scheme = Tokens(counted(tokens)), make_scheme("alibi")
+    outs = [
+        mosaic_gpu.attend_with(
+            q, k, v, scheme, None, at, at, settings, tiles=Sizes(skip_from=0), kernels=mosaic_gpu_plain
+        )[0]
+        for settings in (CAUSAL, Settings(scale=SCALE, skip_tiles=False))
+    ]
+    np.testing.assert_array_equal(*(np.asarray(x, np.float32) for x in outs))
+    assert float(jnp.abs(outs[0][0, 900:]).max()) > 1e3
+
+
+def test_gradients_that_nobody_asks_for_are_not_made():
+    made = []
+
+    class Watched:
+        forward, of_keys = mosaic_gpu_plain.forward, mosaic_gpu_plain.of_keys
+
+        @staticmethod
+        def of_queries(*arguments, slopes):
+            made.append(slopes)
+            return mosaic_gpu_plain.of_queries(*arguments, slopes=slopes)
+
+        @staticmethod
+        def of_strip(*arguments):
+            made.append("strip")
+            return mosaic_gpu_plain.of_strip(*arguments)
+
+    q, k, v = drawn(128, 128)
+    at, scheme = Tokens(counted(128)), make_scheme("t5")
+    run = lambda q, scheme: mosaic_gpu.attend_with(  # noqa: E731
+        q, k, v, scheme, None, at, at, CAUSAL, kernels=Watched
+    )[0].astype(jnp.float32).sum()
+    jax.grad(run)(q, scheme)
+    assert made == [False]
+    jax.grad(run, argnums=(0, 1))(q, scheme)
+    assert made == [False, True, "strip"]
+
+
+def test_span():
+    sees = jnp.asarray([[0, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0], [1, 1, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0]], bool)
+    plain = jnp.asarray([[1, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0], [1, 1, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0]], bool)
+    assert mosaic_gpu_spans.span(sees, plain).tolist() == [[1, 2, 4, 5], [0, 0, 0, 0], [0, 3, 6, 6], [0, 3, 3, 3]]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dtype": jnp.float32}, "take bfloat16, q is float32"),
+        ({"causal": False}, "are of causal attention"),
+        ({"dim": 320}, "heads of up to 256, got 320"),
+        ({"queries": 100}, "take 128 queries or more, got 100"),
+    ],
+)
+def test_refusals(change, reason):
+    dim, queries = change.get("dim", DIM), change.get("queries", 128)
+    data = tuple(x.astype(change.get("dtype", jnp.bfloat16)) for x in drawn(queries, 128, dim=dim))
+    settings = Settings(scale=SCALE, causal=change.get("causal", True))
+    at = Tokens(counted(queries)), Tokens(counted(128))
+    with pytest.raises(NotImplementedError, match=reason):
+        mosaic_gpu.attend_with(*data, make_scheme(dim=dim), None, *at, settings, kernels=mosaic_gpu_plain)
+
+
+def test_not_on_this_backend():
+    q, k, v = drawn(128, 128)
+    with pytest.raises(NotImplementedError, match="need a GPU, the default backend is cpu"):
+        attention(
+            q, k, v, make_scheme(), q_positions=counted(128), kv_positions=counted(128), implementation="mosaic_gpu"
+        )
+
+
+def test_another_version_is_refused_by_name():
+    if LOWERS:
+        assert mosaic_gpu._hopper().forward
+    else:
+        with pytest.raises(NotImplementedError, match=r"need jax 0.11 or 0.12, this is"):
+            mosaic_gpu._hopper()
+
+
+@pytest.mark.skipif(not LOWERS, reason="the kernels are of another version of jax")
+@pytest.mark.parametrize("tokens", [128, 1000, 4096, 131072])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_kernels_lower_for_cuda(dim, tokens):
+    scheme = make_scheme("t5", dim=dim, rotary_dim=dim)
+    settings = Settings(scale=dim**-0.5, window=500, soft_cap=30.0)
+
+    leaves, structure = jax.tree.flatten(scheme)
+
+    def run(q, k, v, leaves, sinks, positions, segments):
+        at, scheme = Tokens(positions, segments), jax.tree.unflatten(structure, leaves)
+        out, lse = mosaic_gpu.attend_with(q, k, v, scheme, sinks, at, at, settings)
+        return out.astype(jnp.float32).sum() + lse.sum()
+
+    shaped = jax.ShapeDtypeStruct
+    q, k = (shaped((1, tokens, heads, dim), jnp.bfloat16) for heads in (HEADS, KV_HEADS))
+    at = shaped((1, tokens), jnp.int32)
+    program = jax.jit(jax.grad(run, argnums=(0, 1, 2, 3, 4)))
+    lowered = program.trace(q, k, k, leaves, SINKS, at, at).lower(lowering_platforms=("cuda",)).as_text()
+    for name in ("forward", "backward_queries", "backward_kv" if dim <= TILE else "backward_v", "backward_strip"):
+        assert f"rope_jax_{name}" in lowered, name
