@@ -29,7 +29,7 @@ from rope_jax.attention.mosaic_gpu_spans import (
     void_forward,
 )
 from rope_jax.attention.mosaic_gpu_tile import LOG2E, TILE, Cotangents, Inputs, Plan, Sizes, Slots
-from rope_jax.attention.operands import Operands, turns_of_fixed, vary_together
+from rope_jax.attention.operands import Operands, turns_of_fixed, vary_together, varying_axes
 from rope_jax.scheme import Scheme
 
 _VERSIONS = ("0.11", "0.12")  # of jax; others may lower the kernels to something else
@@ -98,8 +98,9 @@ def attend_with(
       kernels: what runs the tiles; the Hopper kernels where None.
 
     Raises:
-      NotImplementedError: for dtypes other than bfloat16, heads of more than 256, attention that is not causal, or,
-        without `kernels`, a version of jax that the kernels were not written for.
+      NotImplementedError: for dtypes other than bfloat16, heads of more than 256, fewer than 128 queries, attention
+        that is not causal, or, without `kernels`, inside a `jax.shard_map` that checks what varies, or with a version
+        of jax that the kernels were not written for.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype != jnp.bfloat16:
@@ -110,6 +111,8 @@ def attend_with(
         raise NotImplementedError("the Hopper kernels take no empty arrays")
     if q.shape[1] < TILE:
         raise NotImplementedError(f"the Hopper kernels take {TILE} queries or more, got {q.shape[1]}")
+    if kernels is None and varying_axes((q, k, v)):
+        raise NotImplementedError("inside jax.shard_map the Hopper kernels need check_vma=False")
     dim = max(q.shape[3], v.shape[3])
     if dim > _LARGEST_DIM:
         raise NotImplementedError(f"the Hopper kernels take heads of up to {_LARGEST_DIM}, got {dim}")
@@ -229,9 +232,7 @@ def _backward(
         through_lse = fill(jnp.swapaxes(delta, 1, 2) - of_lse, 0.0)
         framed = fill(jnp.swapaxes(lse, 1, 2), _NO_ROW)
         framed = jnp.where((framed > NOTHING) & (framed < _NO_ROW), framed - shift, framed)
-        back = Cotangents(
-            out=_in_tiles(cotangent, inputs.q.shape[-1]), delta=through_lse, lse=framed * LOG2E
-        )
+        back = Cotangents(out=_in_tiles(cotangent, inputs.q.shape[-1]), delta=through_lse, lse=framed * LOG2E)
         tiles = known(plan, slots, tokens)
         sees, plain = (x[:, None] for x in (tiles.pairs.sees, tiles.pairs.plain))
         shape = (*inputs.slopes.shape, *sees.shape[2:])

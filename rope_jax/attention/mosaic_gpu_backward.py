@@ -8,6 +8,7 @@ read at near tiles alone: `of_strip` adds up those of one offset, and their diag
 Source: Dao et al., arXiv 2205.14135, appendix B.2; the cotangent of the log-sum-exp added.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -21,7 +22,6 @@ from rope_jax.attention.mosaic_gpu_memory import (
     block,
     compiler,
     index,
-    out_type,
     row_of,
     same_segment,
     smem,
@@ -144,8 +144,8 @@ def of_queries(
     run = plgpu.kernel(
         kernel,
         out_type=(
-            out_type(inputs, inputs.q.shape, inputs.q.dtype),
-            out_type(inputs, (batch, heads, tokens), jnp.float32),
+            jax.ShapeDtypeStruct(inputs.q.shape, inputs.q.dtype),
+            jax.ShapeDtypeStruct((batch, heads, tokens), jnp.float32),
         ),
         scratch_types=[
             smem(wgs, HALF, dim),
@@ -176,7 +176,9 @@ def of_keys(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents, spans: A
     return d_k, d_v
 
 
-def _of_keys(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents, spans: Array, wanted: str) -> tuple[Array, ...]:
+def _of_keys(
+    plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents, spans: Array, wanted: str
+) -> tuple[Array, ...]:
     batch, _, heads, dim = inputs.q.shape
     _, keys, kv_heads, _ = inputs.k.shape
     wgs = _warpgroups(dim)
@@ -280,7 +282,7 @@ def _of_keys(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents, spans: 
 
     run = plgpu.kernel(
         kernel,
-        out_type=[out_type(inputs, inputs.k.shape, inputs.k.dtype) for _ in wanted],
+        out_type=[jax.ShapeDtypeStruct(inputs.k.shape, inputs.k.dtype) for _ in wanted],
         scratch_types=[
             smem(wgs, HALF, dim),
             smem(wgs, HALF, dim),
@@ -374,7 +376,7 @@ def of_strip(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents) -> Arra
 
     run = plgpu.kernel(
         kernel,
-        out_type=out_type(inputs, (heads, 4 * near, batch * _PARTS, HALF, HALF), jnp.float32),
+        out_type=jax.ShapeDtypeStruct((heads, 4 * near, batch * _PARTS, HALF, HALF), jnp.float32),
         scratch_types=[plgpu.SMEM((HALF, HALF), jnp.float32)],
         grid=(heads, 4 * near, batch * _PARTS),
         grid_names=("heads", "quarters", "parts"),

@@ -14,7 +14,15 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from rope_jax.attention.call import NOTHING
-from rope_jax.attention.mosaic_gpu_memory import BY_ROW, ENTRIES, compiler, index, out_type, same_segment, smem, strip_of
+from rope_jax.attention.mosaic_gpu_memory import (
+    BY_ROW,
+    ENTRIES,
+    compiler,
+    index,
+    same_segment,
+    smem,
+    strip_of,
+)
 from rope_jax.attention.mosaic_gpu_tile import (
     HALF,
     LOG2E,
@@ -152,8 +160,8 @@ def forward(plan: Plan, inputs: Inputs, slots: Slots, spans: Array) -> tuple[Arr
     run = plgpu.kernel(
         kernel,
         out_type=(
-            out_type(inputs, inputs.q.shape, inputs.v.dtype),
-            out_type(inputs, (batch, heads, tokens), jnp.float32),
+            jax.ShapeDtypeStruct(inputs.q.shape, inputs.v.dtype),
+            jax.ShapeDtypeStruct((batch, heads, tokens), jnp.float32),
         ),
         grid=(heads, last + 1, batch),
         grid_names=("heads", "tiles", "batch"),

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -11,7 +10,7 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, memref
 from jaxtyping import Array
 
-from rope_jax.attention.mosaic_gpu_tile import MARGIN, Inputs, Plan, by_column, by_row
+from rope_jax.attention.mosaic_gpu_tile import MARGIN, Plan, by_column, by_row
 
 ENTRIES = plgpu.Layout.WGMMA  # of a tile, as the tensor cores hold it
 BY_ROW, BY_COLUMN = ENTRIES.reduce(1), ENTRIES.reduce(0)
@@ -35,20 +34,14 @@ def block(shape: tuple[int | None, ...], place: Callable[..., tuple]) -> Any:
     return plgpu.BlockSpec(shape, place, transforms=_TRANSFORMS)
 
 
-def out_type(inputs: Inputs, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
-    """Returns the type of an output, which inside `shard_map` varies as the queries do."""
-    varying = jax.typeof(inputs.q).manual_axis_type.varying
-    return jax.ShapeDtypeStruct(shape, dtype, vma=varying) if varying else jax.ShapeDtypeStruct(shape, dtype)
-
-
-def index(shape: tuple[int, int], dimension: int) -> Array:
+def index(shape: tuple[int, ...], dimension: int) -> Array:
     """Returns each entry's row or column."""
     return plgpu.broadcasted_iota(jnp.int32, shape, dimension, layout=ENTRIES)
 
 
 def row_of(ref, *at) -> Array:
     """Returns one number a row, read from global memory."""
-    return plgpu.load(ref.at[at], layout=BY_ROW, optimized=False)
+    return plgpu.load(ref.at[at], layout=BY_ROW, optimized=False)  # type: ignore[call-arg]
 
 
 def same_segment(plan: Plan, q_ref, k_ref, row, query, key, shape, *, across: bool = False) -> Array | None:
@@ -68,8 +61,8 @@ def same_segment(plan: Plan, q_ref, k_ref, row, query, key, shape, *, across: bo
         return None
     sides = (k_ref, key), (q_ref, query)
     (rows, first_row), (columns, first_column) = sides if across else sides[::-1]
-    own = plgpu.load(rows.at[row, pl.ds(first_row, shape[0])], layout=BY_ROW, optimized=False)
-    other = plgpu.load(columns.at[row, pl.ds(first_column, shape[1])], layout=BY_COLUMN, optimized=False)
+    own = plgpu.load(rows.at[row, pl.ds(first_row, shape[0])], layout=BY_ROW, optimized=False)  # type: ignore[call-arg]
+    other = plgpu.load(columns.at[row, pl.ds(first_column, shape[1])], layout=BY_COLUMN, optimized=False)  # type: ignore[call-arg]
     return by_row(own, shape) == by_column(other, shape)
 
 

@@ -79,7 +79,7 @@ def bounds(plan: Plan, inputs: Inputs, tiles: Known, strip: Array) -> Float32[Ar
       tiles: what is known of them.
       strip: the whole strip `[batch, heads, offsets]`.
     """
-    batch, _, heads, _ = inputs.q.shape
+    batch = inputs.q.shape[0]
 
     def largest(x: Array) -> Array:  # [B, heads, tiles]
         size = jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1))

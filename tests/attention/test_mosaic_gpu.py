@@ -149,7 +149,9 @@ def test_sequences_of_their_own_starts_and_padding():
     agree(data, make_scheme("t5"), at, at, CAUSAL, loose=SUMS)
 
 
-@pytest.mark.parametrize(("dim", "v_dim", "sizes"), [(40, 48, None), (128, 128, None), (136, 40, None), (64, 64, Sizes(keys=64))])
+@pytest.mark.parametrize(
+    ("dim", "v_dim", "sizes"), [(40, 48, None), (128, 128, None), (136, 40, None), (64, 64, Sizes(keys=64))]
+)
 def test_dims_and_sizes(dim, v_dim, sizes):
     scheme = make_scheme("alibi", dim=dim, rotary_dim=dim)
     at = Tokens(counted(256))
@@ -160,9 +162,7 @@ def test_dims_and_sizes(dim, v_dim, sizes):
 def test_queries_that_see_nothing():
     keys = Tokens(counted(128, 140))
     queries = Tokens(counted(256))
-    out, lse, gradients = program(CAUSAL, True)(
-        *drawn(256, 128), make_scheme("alibi"), None, queries, keys, ones(256)
-    )
+    out, lse, gradients = program(CAUSAL, True)(*drawn(256, 128), make_scheme("alibi"), None, queries, keys, ones(256))
     assert (np.asarray(lse)[0, :140] == NOTHING).all()
     assert not np.asarray(out, np.float32)[0, :140].any()
     assert not np.asarray(gradients[0], np.float32)[0, :140].any()
@@ -227,9 +227,11 @@ def test_gradients_that_nobody_asks_for_are_not_made():
 
     q, k, v = drawn(128, 128)
     at, scheme = Tokens(counted(128)), make_scheme("t5")
-    run = lambda q, scheme: mosaic_gpu.attend_with(  # noqa: E731
-        q, k, v, scheme, None, at, at, CAUSAL, kernels=Watched
-    )[0].astype(jnp.float32).sum()
+
+    def run(q, scheme):
+        out = mosaic_gpu.attend_with(q, k, v, scheme, None, at, at, CAUSAL, kernels=Watched)[0]
+        return out.astype(jnp.float32).sum()
+
     jax.grad(run)(q, scheme)
     assert made == [False]
     jax.grad(run, argnums=(0, 1))(q, scheme)
