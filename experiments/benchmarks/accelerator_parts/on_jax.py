@@ -61,15 +61,18 @@ def positions(tokens: int) -> jax.Array:
     return jnp.arange(tokens, dtype=jnp.int32)
 
 
-def attention_of(bias: str, **arguments: Any) -> Callable[..., Any]:
+def attention_of(bias: str, *, counted: bool = False, **arguments: Any) -> Callable[..., Any]:
     """Returns causal attention as a function of queries, keys, values, slopes or table, and positions.
 
     Args:
       bias: "none", "alibi" or "t5".
+      counted: whether positions are counted up in the program, as a decoder does, whatever is given: the compiler then
+        knows them.
       **arguments: of `rope_jax.attention.attention`.
     """
 
-    def attend(q, k, v, parameter, positions):
+    def attend(q, k, v, parameter, given):
+        positions = jnp.arange(q.shape[1], dtype=jnp.int32) if counted else given
         scheme = scheme_of(bias, parameter, heads=q.shape[2], dim=q.shape[3], rotation=True)
         return api.attention(q, k, v, scheme, q_positions=positions, kv_positions=positions, **arguments)
 

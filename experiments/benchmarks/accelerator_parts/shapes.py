@@ -29,8 +29,8 @@ def shapes(quick: bool) -> list[Shape]:
     """Returns the shapes in order of worth."""
     if quick:
         return [Shape(64, 2, 256)]
-    lengths = (4096, 16384, 32768)
-    return [Shape(dim, heads, tokens) for dim, heads in ((128, 8), (64, 8), (128, 32), (64, 32)) for tokens in lengths]
+    lengths = (16384, 32768, 4096)
+    return [Shape(dim, heads, tokens) for dim, heads in ((128, 8), (128, 32), (64, 8), (64, 32)) for tokens in lengths]
 
 
 def speeds(shape: Shape, forward: float, both: float | None = None) -> Iterator[Found]:
