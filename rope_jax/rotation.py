@@ -49,11 +49,18 @@ def rotate(
         raise ValueError(f"{2 * pairs} rotary dimensions do not fit into a head of {x.shape[-1]}")
     if pairs == 0:
         return x
-    turning = x[..., : 2 * pairs].astype(jnp.float32)
-    first, second = _split(turning, layout)
     # The barrier keeps a compiler from working cos and sin out anew for every head.
     c, s = (table[..., None, :] for table in jax.lax.optimization_barrier((cos, sin)))
-    turned = _join(first * c - second * s, second * c + first * s, layout).astype(x.dtype)
+    return turn(x, c, s, layout=layout)
+
+
+def turn(x: Float[Array, "*shape dim"], cos: Array, sin: Array, *, layout: Layout) -> Float[Array, "*shape dim"]:
+    """Returns what `rotate` does, of tables that broadcast against the pairs of `x` and are kept in memory already."""
+    pairs = cos.shape[-1]
+    if pairs == 0:
+        return x
+    first, second = _split(x[..., : 2 * pairs].astype(jnp.float32), layout)
+    turned = _join(first * cos - second * sin, second * cos + first * sin, layout).astype(x.dtype)
     return jnp.concatenate([turned, x[..., 2 * pairs :]], axis=-1) if 2 * pairs < x.shape[-1] else turned
 
 

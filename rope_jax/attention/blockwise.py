@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from rope_jax import rotation
-from rope_jax.attention import blockwise_backward
+from rope_jax.attention import blockwise_backward, blockwise_wide, machine
 from rope_jax.attention.call import NOTHING, Settings, Tokens, without_padding
 from rope_jax.attention.heads import Results, each_head
 from rope_jax.attention.logits import Side
@@ -27,7 +27,6 @@ from rope_jax.attention.operands import (
     in_tiles,
     logit_bounds,
     prepare,
-    product_dtype,
     turned_tiles,
     turns_of_fixed,
     vary_together,
@@ -59,21 +58,22 @@ def attend(
         scheme.inverse_frequencies,
     )
     operands, queries, keys = vary_together((operands, queries, keys))
-    out, lse = differentiable(operands, queries, keys, settings, scheme.layout)
-    return out.astype(v.dtype), lse
+    return differentiable(operands, queries, keys, settings, scheme.layout)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def differentiable(
     operands: Operands, queries: Tokens, keys: Tokens, settings: Settings, layout: rotation.Layout
-) -> tuple[Float32[Array, "batch queries heads v_dim"], Float32[Array, "batch queries heads"]]:
-    """Returns what `forward` does, with a backward pass of the same memory."""
-    return forward(operands, queries, keys, settings, layout)
+) -> tuple[Float[Array, "batch queries heads v_dim"], Float32[Array, "batch queries heads"]]:
+    """Returns what `forward` does, outputs in the dtype of the values, with a backward pass of the same memory."""
+    out, lse = forward(operands, queries, keys, settings, layout)
+    return out.astype(operands.v.dtype), lse
 
 
 def _forward_rule(operands, queries, keys, settings, layout):
     out, lse, correction = _with_correction(operands, queries, keys, settings, layout)
-    return (out, lse), (operands, queries, keys, out, lse, correction)
+    # The backward pass is given cotangents as narrow as what it returned, and float32 outputs.
+    return (out.astype(operands.v.dtype), lse), (operands, queries, keys, out, lse, correction)
 
 
 def _backward_rule(settings, layout, residuals, cotangents):
@@ -106,11 +106,13 @@ def _with_correction(
 
     A log-sum-exp of 10 is rounded to 5e-7, and every weight of its row would be off by as much.
     """
+    if machine.heads_at_once():
+        return blockwise_wide.forward(operands, queries, keys, settings, layout)
     by_token, by_head, row, plan = prepare(operands, queries, keys, settings, block=BLOCK)
     of_head = functools.partial(_forward_head, settings=settings, layout=layout, plan=plan)
     shape = by_token[0].shape[:-1]  # [B, N, K, G]
     zeros = Results(by_token=(row.zeros(*shape, operands.v.shape[-1]), row.zeros(*shape), row.zeros(*shape)))
-    out, lse, correction = each_head(of_head, by_token, by_head, row, zeros, together=plan.together).by_token
+    out, lse, correction = each_head(of_head, by_token, by_head, row, zeros).by_token
     heads = operands.q.shape[:3]
     return out.reshape(*heads, -1), lse.reshape(heads), correction.reshape(heads)
 
@@ -118,13 +120,11 @@ def _with_correction(
 def _forward_head(by_token, by_head, row: Row, *, settings: Settings, layout, plan: Plan) -> Results:
     """Returns outputs `[N, G, e]`, log-sum-exps and corrections `[N, G]` of one key head."""
     (q, k, v), (slopes, strip, sinks) = by_token, by_head
-    row = row._replace(contiguous=plan.contiguous)
     tokens, groups, _ = q.shape
-    dtype = product_dtype(q, k, v, together=plan.together)
     tiles, pairs = row.queries, row.pairs
-    q_tiles = turned_tiles(q.astype(jnp.float32) * row.scale, row.q_turn, layout, plan.rows, plan.block).astype(dtype)
-    k_tiles = turned_tiles(k[:, None], row.k_turn, layout, plan.columns).astype(dtype)
-    v_tiles = in_tiles(v[:, None], plan.columns).astype(dtype)
+    q_tiles = turned_tiles(q.astype(jnp.float32) * row.scale, row.q_turn, layout, plan.rows, plan.block)
+    k_tiles = turned_tiles(k[:, None], row.k_turn, layout, plan.columns)
+    v_tiles = in_tiles(v[:, None], plan.columns).astype(jnp.float32)
     bounds = logit_bounds(q_tiles, k_tiles, slopes, strip, pairs, settings)
     v_sizes = jnp.abs(v_tiles.astype(jnp.float32)).max(axis=(1, 2))
     head = Head(jnp.swapaxes(k_tiles, 1, 2), v_tiles, v_sizes, slopes, strip, row)
@@ -137,7 +137,7 @@ def _forward_head(by_token, by_head, row: Row, *, settings: Settings, layout, pl
         nearest=pairs.nearest,
         bounds=jnp.moveaxis(bounds, 0, 1),
     )
-    sides = Side(tiles.positions, tiles.segments, row.contiguous_tiles(tiles), jnp.ones_like(tiles.first))
+    sides = Side(tiles.positions, tiles.segments, tiles.contiguous, jnp.ones_like(tiles.first))
     reference = jnp.broadcast_to(sinks[:, None], (groups, plan.rows)).reshape(-1)
     start = Sums(reference, jnp.where(reference > NOTHING, 1.0, 0.0), row.zeros(groups * plan.rows, v.shape[-1]))
 

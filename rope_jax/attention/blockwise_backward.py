@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from rope_jax import rotation
+from rope_jax.attention import blockwise_wide_backward, machine
 from rope_jax.attention.call import NOTHING, Settings, Tokens
 from rope_jax.attention.heads import Results, each_head
 from rope_jax.attention.logits import distance, separated_line, strip_gradient, tile_mask, written_bias
 from rope_jax.attention.operands import (
-    ROUNDING,
     Operands,
     Plan,
     Row,
@@ -29,8 +29,8 @@ from rope_jax.attention.operands import (
     in_tiles,
     logit_bounds,
     prepare,
-    product_dtype,
     turned_tiles,
+    without_effect,
 )
 
 
@@ -51,7 +51,7 @@ def backward(
     keys: Tokens,
     out: Float32[Array, "batch queries heads v_dim"],
     lse: Float32[Array, "batch queries heads"],
-    d_out: Float32[Array, "batch queries heads v_dim"],
+    d_out: Float[Array, "batch queries heads v_dim"],
     d_lse: Float32[Array, "batch queries heads"],
     settings: Settings,
     layout: rotation.Layout,
@@ -62,9 +62,13 @@ def backward(
 
     Weights taken from `lse` are off by its rounding; `correction` says by which factor.
     """
+    correction = jnp.ones_like(lse) if correction is None else correction
+    if machine.heads_at_once():
+        return blockwise_wide_backward.backward(
+            operands, queries, keys, out, lse, d_out, d_lse, settings, layout, correction
+        )
     by_token, by_head, row, plan = prepare(operands, queries, keys, settings)
     batch, tokens, kv_heads, groups, _ = by_token[0].shape
-    correction = jnp.ones_like(lse) if correction is None else correction
     of_heads = lambda x: x.reshape(batch, tokens, kv_heads, groups, *x.shape[3:])  # noqa: E731
     by_token = (*by_token, *(of_heads(x) for x in (out, lse, d_out, d_lse, correction)))
 
@@ -77,7 +81,7 @@ def backward(
             (operands.q_turn, operands.k_turn, operands.frequencies, operands.scale),
         ),
     )
-    results = each_head(of_head, by_token, by_head, row, zeros, together=plan.together)
+    results = each_head(of_head, by_token, by_head, row, zeros)
     (q, k, v), (slopes, strip, sinks), (q_turn, k_turn, frequencies, scale) = results
     return Operands(
         q=q.reshape(operands.q.shape),
@@ -106,22 +110,19 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, p
       turning: rotary pairs whose frequencies get a gradient here.
     """
     (q, k, v, out, lse, d_out, d_lse, correction), (slopes, strip, sinks) = by_token, by_head
-    row = row._replace(contiguous=plan.contiguous)
     # A query that saw nothing has zero gradients, whatever it holds: zero times NaN would reach the phases.
     q = jnp.where(lse[..., None] > NOTHING, q, 0)
     # Every gradient is linear in weight * cotangent, row by row.
     d_out, d_lse = d_out * correction[..., None], d_lse * correction
     groups = q.shape[1]
-    dtype = product_dtype(q, k, v, together=plan.together)
     swap = lambda x: jnp.swapaxes(x, 1, 2)  # noqa: E731
     turned_q, turn_back_q = jax.vjp(lambda x, turn: turned_tiles(x, turn, layout, plan.rows), q, row.q_turn)
     turned_k, turn_back_k = jax.vjp(lambda x, turn: turned_tiles(x[:, None], turn, layout, plan.columns), k, row.k_turn)
-    q_tiles = (turned_q * row.scale).astype(dtype)
-    k_tiles, v_tiles = turned_k.astype(dtype), in_tiles(v[:, None], plan.columns).astype(dtype)
+    q_tiles = turned_q * row.scale
+    k_tiles, v_tiles = turned_k, in_tiles(v[:, None], plan.columns).astype(jnp.float32)
     delta = jnp.sum(d_out * out, axis=-1)  # [N, G]
     through_lse = delta - d_lse
     do_tiles, lse_tiles, delta_tiles = (in_tiles(x, plan.rows) for x in (d_out, lse, through_lse))
-    do_tiles = do_tiles.astype(dtype)
     bounds = logit_bounds(q_tiles, k_tiles, slopes, strip, row.pairs, settings)
     wanted = row.pairs.sees
     if settings.skip_tiles:
@@ -153,7 +154,7 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, p
             d_weights = jnp.dot(v, at(do_across, i), preferred_element_type=jnp.float32).reshape(shape)
             d_logits = p * (d_weights - at(delta_tiles, i).reshape(1, *shape[1:]))
             d_raw = d_logits if slope is None else d_logits * slope
-            flat_p, flat = p.reshape(plan.columns, -1).astype(dtype), d_raw.reshape(plan.columns, -1).astype(dtype)
+            flat_p, flat = p.reshape(plan.columns, -1), d_raw.reshape(plan.columns, -1)
             d_q = jnp.dot(k_across, flat, preferred_element_type=jnp.float32)
             far = jnp.tile((at(row.queries.positions, i) - here).astype(jnp.float32), groups)
             moments = phase_moments(at(q_across, i), d_q, far, turning, layout)
@@ -255,21 +256,15 @@ def phase_moments(
 
 
 def _void(bounds, k_tiles, v_tiles, out, lse, row: Row, plan: Plan):
-    """Returns which tiles cannot change any gradient beyond rounding, `[query tiles, key tiles]`.
-
-    Every weight of such a tile, times the number of keys, times the farthest offset (for the slopes), times how far its
-    keys and values exceed what the rows and the other tiles have, vanishes beside one.
-    """
+    """Returns which tiles cannot change any gradient beyond rounding, `[query tiles, key tiles]`."""
     groups = lse.shape[1]
     rows_of = lambda x: in_tiles(x, plan.rows).reshape(-1, groups, plan.rows)  # noqa: E731
     counts = jnp.broadcast_to(
         (row.queries.segments >= 0)[:, None, :], (row.queries.segments.shape[0], groups, plan.rows)
     )
-    lowest = lambda x: jnp.min(rows_of(x), axis=2, where=counts, initial=-NOTHING).T[:, :, None]  # noqa: E731
+    lowest = lambda x: jnp.min(rows_of(x), axis=2, where=counts, initial=-NOTHING).T  # noqa: E731
     of_output = lse + jnp.log(jnp.abs(out).max(axis=-1))
     k_sizes, v_sizes = (jnp.abs(x.astype(jnp.float32)).max(axis=(1, 2)) for x in (k_tiles, v_tiles))
-    some = row.keys.some
-    excess_k = jnp.log(k_sizes / jnp.min(k_sizes, where=some, initial=jnp.inf))[None, None, :]
-    keys_and_offsets = k_tiles.shape[0] * k_tiles.shape[1] * jnp.maximum(row.pairs.farthest, 1).astype(jnp.float32)
-    excess = bounds + jnp.log(keys_and_offsets / ROUNDING)[None] + excess_k
-    return (excess <= jnp.minimum(lowest(lse), lowest(of_output) - jnp.log(v_sizes)[None, None, :])).all(axis=0)
+    return without_effect(
+        bounds, k_sizes, v_sizes, lowest(lse), lowest(of_output), row.keys.some, row.pairs.farthest, plan.columns
+    )

@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from rope_jax import rotation
 from rope_jax.attention import blockwise_backward
 from rope_jax.attention.call import NOTHING, Settings, Tokens, offsets, visible, without_padding
-from rope_jax.attention.operands import Operands, heads_at_once, product_dtype, turns_of_fixed, vary_together
+from rope_jax.attention.machine import product_dtype
+from rope_jax.attention.operands import Operands, turns_of_fixed, vary_together
 from rope_jax.scheme import Scheme
 
 QUERIES = 16  # a sequence; more are for blockwise
@@ -155,7 +156,7 @@ def _forward(operands: Operands, queries: Tokens, keys: Tokens, settings: Settin
     groups = heads // kv_heads
     turns_keys = operands.k_turn[0].size > 0
     size = min(max(CHUNK // batch, 128), slots)
-    dtype = product_dtype(operands.q, operands.k, operands.v, together=heads_at_once())
+    dtype = product_dtype(operands.q, operands.k, operands.v)
 
     scale = (operands.scale * settings.scale)[:, None, None, None]
     rows = operands.q.astype(jnp.float32) * scale

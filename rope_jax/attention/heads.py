@@ -1,4 +1,4 @@
-"""One sequence and one key head at a time on a CPU, where a tile fills every core; all at once elsewhere."""
+"""One sequence and one key head at a time, with the memory of one, where a tile of one head fills every core."""
 
 from typing import Any, NamedTuple
 
@@ -15,9 +15,7 @@ class Results(NamedTuple):
     by_row: Any = ()  # a pytree of arrays that the heads of a sequence add to; all heads: [batch, ...]
 
 
-def each_head(
-    function, by_token: tuple[Array, ...], by_head: tuple[Array, ...], by_row, zeros: Results, *, together: bool
-) -> Results:
+def each_head(function, by_token: tuple[Array, ...], by_head: tuple[Array, ...], by_row, zeros: Results) -> Results:
     """Returns the results of `function(tokens, heads, row)` for every sequence and key head.
 
     Args:
@@ -27,13 +25,7 @@ def each_head(
       by_head: arrays `[batch, kv_heads, ...]`.
       by_row: a pytree of arrays `[batch, ...]`, the same for every head.
       zeros: zeros in the shape of all heads' results; `by_head` is not read.
-      together: whether all run at once; otherwise one after the other, with the memory of one.
     """
-    if together:
-        axes: Any = Results(by_token=1, by_head=0, by_row=0)  # type: ignore[arg-type] # a tree of axes, not of arrays
-        of_all_heads = jax.vmap(function, in_axes=(1, 0, None), out_axes=axes)
-        results = jax.vmap(of_all_heads)(by_token, by_head, by_row)
-        return results._replace(by_row=jax.tree.map(lambda x: x.sum(axis=1), results.by_row))
 
     # Results go straight to their place: stacked by head and moved afterwards they would be held twice.
     def of_row(buffers, row: Array):

@@ -64,9 +64,8 @@ def written_bias(
     slopes: Float32[Array, " groups"], strip: Float32[Array, "groups offsets"], rows: Side, columns: Side
 ) -> Float32[Array, "groups rows columns"]:
     """Returns the bias of every pair of a tile."""
-    line = -slopes[:, None, None] * distance(rows, columns)[None]
     if strip.shape[-1] == 1:
-        return line + strip[:, :, None]
+        return gathered_bias(slopes, strip, rows, columns)
 
     def by_diagonals():
         diagonals = jnp.take(strip, _diagonal_index(strip, rows, columns), axis=1)
@@ -75,7 +74,18 @@ def written_bias(
     def by_offset():
         return jnp.take(strip, _index(strip, _offset(rows, columns)), axis=1)
 
+    line = -slopes[:, None, None] * distance(rows, columns)[None]
     return line + jax.lax.cond(rows.contiguous & columns.contiguous, by_diagonals, by_offset)
+
+
+def gathered_bias(
+    slopes: Float32[Array, " groups"], strip: Float32[Array, "groups offsets"], rows: Side, columns: Side
+) -> Float32[Array, "groups rows columns"]:
+    """Returns what `written_bias` does, without a choice at run time: a gather for any positions."""
+    line = -slopes[:, None, None] * distance(rows, columns)[None]
+    if strip.shape[-1] == 1:
+        return line + strip[:, :, None]
+    return line + jnp.take(strip, _index(strip, _offset(rows, columns)), axis=1, mode="clip")
 
 
 def strip_gradient(
@@ -89,9 +99,16 @@ def strip_gradient(
         return jnp.zeros_like(strip).at[:, _diagonal_index(strip, rows, columns)].add(sum_diagonals(d_bias))
 
     def by_offset():
-        return jnp.zeros_like(strip).at[:, _index(strip, _offset(rows, columns))].add(d_bias)
+        return offset_gradient(d_bias, strip, rows, columns)
 
     return jax.lax.cond(rows.contiguous & columns.contiguous, by_diagonals, by_offset)
+
+
+def offset_gradient(
+    d_bias: Float32[Array, "groups rows columns"], strip: Float32[Array, "groups offsets"], rows: Side, columns: Side
+) -> Float32[Array, "groups offsets"]:
+    """Returns what `strip_gradient` does, by scattering: for any positions."""
+    return jnp.zeros_like(strip).at[:, _index(strip, _offset(rows, columns))].add(d_bias)
 
 
 def skew(diagonals: Float32[Array, "groups slots"], rows: int, columns: int) -> Float32[Array, "groups rows columns"]:
@@ -108,6 +125,23 @@ def sum_diagonals(tile: Float32[Array, "groups rows columns"]) -> Float32[Array,
     slots = rows + columns
     wide = jnp.pad(tile, ((0, 0), (0, 0), (0, rows - 1))).reshape(groups, rows * (slots - 1))
     return jnp.pad(wide, ((0, 0), (rows - 1, 1))).reshape(groups, rows, slots).sum(axis=1)
+
+
+def strip_of_diagonals(
+    diagonals: Float32[Array, "groups slots"], strip: Float32[Array, "groups offsets"], rows: Side, columns: Side
+) -> Float32[Array, "groups offsets"]:
+    """Returns the gradient of the strip from the sums of the diagonals of a tile of contiguous positions.
+
+    Nothing is scattered: where scattered sums are atomic additions, two runs differ in their last bits.
+    """
+    reach, slots = strip.shape[-1] // 2, diagonals.shape[-1]
+    lower_left = rows.sign * (rows.positions[-1] - columns.positions[0])
+    offset = lower_left - rows.sign * jnp.arange(slots, dtype=jnp.int32)
+    inner = rows.sign * (lower_left - jnp.arange(1 - reach, reach, dtype=jnp.int32))
+    taken = jnp.take(diagonals, inner, axis=1, mode="clip")
+    end = lambda there: jnp.sum(diagonals, axis=1, where=there, keepdims=True)  # noqa: E731
+    middle = jnp.where((inner >= 0) & (inner < slots), taken, 0.0)
+    return jnp.concatenate([end(offset <= -reach), middle, end(offset >= reach)], axis=1)
 
 
 def _offset(rows: Side, columns: Side) -> Int[Array, "rows columns"]:

@@ -43,12 +43,6 @@ class Head(NamedTuple):
     def columns(self) -> int:
         return self.k_tiles.shape[-1]
 
-    @property
-    def margin(self) -> Float32[Array, ""]:
-        """The nats that a logit may lie above its row's reference, where every key had such a logit."""
-        keys = self.k_tiles.shape[0] * self.columns
-        return jnp.clip(_OVERFLOW - jnp.log(keys * jnp.maximum(self.v_sizes.max(), 1.0)), 0.0, MARGIN)
-
     def logits(self, q: Array, j: Array, settings: Settings) -> Float32[Array, "rows columns"]:
         """Returns the soft-capped logits of rows and a tile of keys, without the bias."""
         s = jnp.dot(q, at(self.k_tiles, j), preferred_element_type=jnp.float32)
@@ -116,7 +110,7 @@ def along(
     of_query = of_query.reshape(2, -1)
     lowest = lambda x: _lowest(x, rows.held, groups)  # noqa: E731
     excess, excess_values = _excess(rows, head, order, count, count_all)
-    margin = head.margin
+    margin = margin_of(head.k_tiles.shape[0] * head.columns, head.v_sizes.max())
 
     def plain(j, sums: Sums, shifts) -> Sums:
         shift = shifts[0] if settings.causal else at(shifts, at(side, j))
@@ -150,6 +144,16 @@ def along(
     zero = head.row.origin.astype(jnp.int32)
     begin = (zero, count > 0, sums) if first else stretch(zero, sums)
     return jax.lax.while_loop(lambda state: state[1], step, begin)[2]
+
+
+def margin_of(keys: int, largest: Float32[Array, "*heads"]) -> Float32[Array, "*heads"]:
+    """Returns the nats that a logit may lie above its row's reference, where every key had such a logit.
+
+    Args:
+      keys: how many there are.
+      largest: entry of their values.
+    """
+    return jnp.clip(_OVERFLOW - jnp.log(keys * jnp.maximum(largest, 1.0)), 0.0, MARGIN)
 
 
 def _excess(rows: Rows, head: Head, order: Array, count: Array, count_all: Array) -> tuple[Array, Array]:

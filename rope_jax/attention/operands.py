@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Shaped
+from jaxtyping import Array, Bool, Float, Float32, Int, Shaped
 
 from rope_jax import rotation
 from rope_jax.attention.call import NOTHING, Settings, Tokens
@@ -108,7 +108,6 @@ class Row(NamedTuple):
     keys: Tiles
     pairs: Pairs
     origin: Array  # [], a zero that varies over the same mesh axes as the operands
-    contiguous: Array | None = None  # [], of the plan, for heads that run at once
 
     def zeros(self, *shape: int) -> Array:
         """Returns zeros to begin a loop with."""
@@ -120,51 +119,28 @@ class Row(NamedTuple):
     def side_of_keys(self, j: Array) -> Side:
         return self._side(self.keys, j, -1)
 
-    def contiguous_tiles(self, tiles: Tiles) -> Array:
-        """Returns whether each tile may be taken for contiguous."""
-        if self.contiguous is None:
-            return tiles.contiguous
-        return jnp.broadcast_to(self.contiguous, tiles.contiguous.shape)
-
     def _side(self, tiles: Tiles, index: Array, sign: int) -> Side:
-        contiguous = at(tiles.contiguous, index) if self.contiguous is None else self.contiguous
-        return Side(at(tiles.positions, index), at(tiles.segments, index), contiguous, sign)
+        return Side(at(tiles.positions, index), at(tiles.segments, index), at(tiles.contiguous, index), sign)
 
 
 class Plan(NamedTuple):
-    """How a call is cut into tiles; static but for the last."""
+    """How a call is cut into tiles, one head at a time; static."""
 
     rows: int  # queries of a tile
     columns: int  # keys of a tile
     block: int  # tiles of queries that may go on together; there is a multiple of as many
-    together: bool  # whether all heads run at once
-    contiguous: Array | None  # [], then: whether all tiles are, as what differs among heads would be done both ways
-
-
-def product_dtype(*arrays: Array, together: bool):
-    """Returns the dtype of the operands of products: bfloat16 off the CPU where all of them are, else float32.
-
-    Not float16: it holds neither weights of e^30 nor, next to its least normal number, scaled queries.
-    """
-    return jnp.bfloat16 if together and all(x.dtype == jnp.bfloat16 for x in arrays) else jnp.float32
-
-
-def heads_at_once() -> bool:
-    """Returns whether all heads run at once: not on a CPU, where a tile of one head fills every core."""
-    return jax.default_backend() != "cpu"
 
 
 def prepare(operands: Operands, queries: Tokens, keys: Tokens, settings: Settings, *, block: int = 1):
-    """Returns a call's arrays by token, by head and by sequence, and how they are cut."""
+    """Returns a call's arrays by token, by head and by sequence, and how they are cut for one head at a time."""
     batch, tokens, heads, _ = operands.q.shape
     kv_heads = operands.k.shape[2]
     groups = heads // kv_heads
     round_up = lambda x: -(-x // 8) * 8  # noqa: E731
     rows, columns = min(max(ROWS // groups, 64), round_up(tokens)), min(COLUMNS, round_up(operands.k.shape[1]))
-    together = heads_at_once()
     few = tokens < LEAST_BLOCKS * block * rows
     # A block has tiles of keys in common that it takes later, together: with a single tile of keys there are none.
-    block = 1 if few or together or operands.k.shape[1] <= columns else block
+    block = 1 if few or operands.k.shape[1] <= columns else block
     by_token = (operands.q.reshape(batch, tokens, kv_heads, groups, -1), operands.k, operands.v)
     by_head = tuple(x.reshape(batch, kv_heads, groups, *x.shape[2:]) for x in operands[-3:])
     q_tiles = jax.vmap(lambda x: cut(x, rows, multiple=block))(queries)
@@ -173,10 +149,8 @@ def prepare(operands: Operands, queries: Tokens, keys: Tokens, settings: Setting
     pairs = jax.vmap(lambda a, b: meet(a, b, settings, max_offset=reach))(q_tiles, k_tiles)
     scale = operands.scale * settings.scale
     origin = jnp.where(scale == scale, 0.0, 0.0).astype(jnp.float32)
-    contiguous = q_tiles.contiguous.all() & k_tiles.contiguous.all() if together else None
-    plan = Plan(rows, columns, block, together, contiguous)
     row = Row(scale, operands.q_turn, operands.k_turn, q_tiles, k_tiles, pairs, origin)
-    return by_token, by_head, row, plan
+    return by_token, by_head, row, Plan(rows, columns, block)
 
 
 def at(x: Shaped[Array, "tiles *shape"], index: Array) -> Shaped[Array, "*shape"]:
@@ -214,15 +188,59 @@ def logit_bounds(
     pairs: Pairs,
     settings: Settings,
 ) -> Float32[Array, "groups q_tiles k_tiles"]:
+    """Returns what no logit of a tile exceeds; queries come scaled."""
+    norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1))  # noqa: E731
+    of_q = norm(q_tiles).reshape(q_tiles.shape[0], slopes.shape[0], -1).max(axis=-1).T
+    return bounds_by_norm(of_q, norm(k_tiles).max(axis=1), slopes, strip, pairs, settings)
+
+
+def bounds_by_norm(
+    of_q: Float32[Array, "groups q_tiles"],
+    of_k: Float32[Array, " k_tiles"],
+    slopes: Float32[Array, " groups"],
+    strip: Float32[Array, "groups offsets"],
+    pairs: Pairs,
+    settings: Settings,
+) -> Float32[Array, "groups q_tiles k_tiles"]:
     """Returns what no logit of a tile exceeds: Cauchy-Schwarz for `q.k`, the line's ends, the highest of the strip.
 
-    Queries come scaled; a capped product is at most the cap. For a negative slope the line is highest at the far end.
+    Norms are the largest of each tile, those of scaled queries; a capped product is at most the cap. For a negative
+    slope the line is highest at the far end.
     """
-    groups = slopes.shape[0]
-    norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1))  # noqa: E731
-    of_q = norm(q_tiles).reshape(q_tiles.shape[0], groups, -1).max(axis=-1).T
-    product = of_q[:, :, None] * norm(k_tiles).max(axis=1)[None, None, :] * 1.0001  # beyond what rounding can add
+    product = of_q[:, :, None] * of_k[None, None, :] * 1.0001  # beyond what rounding can add
     if settings.soft_cap is not None:
         product = jnp.minimum(product, settings.soft_cap)
     near, far = (-slopes[:, None, None] * x.astype(jnp.float32)[None] for x in (pairs.nearest, pairs.farthest))
     return product + jnp.maximum(near, far) + strip.max(axis=1)[:, None, None]
+
+
+def without_effect(
+    bounds: Float32[Array, "groups q_tiles k_tiles"],
+    k_sizes: Float32[Array, " k_tiles"],
+    v_sizes: Float32[Array, " k_tiles"],
+    lse: Float32[Array, "groups q_tiles"],
+    of_output: Float32[Array, "groups q_tiles"],
+    some: Bool[Array, " k_tiles"],
+    farthest: Int[Array, "q_tiles k_tiles"],
+    columns: int,
+) -> Bool[Array, "q_tiles k_tiles"]:
+    """Returns which tiles cannot change any gradient of a key head beyond rounding.
+
+    Every weight of such a tile, times the number of keys, times the farthest offset (for the slopes), times how far its
+    keys and values exceed what the rows and the other tiles have, vanishes beside one.
+
+    Args:
+      bounds: of the tile's logits.
+      k_sizes: how large its keys are.
+      v_sizes: the same of its values.
+      lse: the lowest log-sum-exp of its rows.
+      of_output: the same, plus the logarithm of the row's largest output.
+      some: whether it holds any key.
+      farthest: its largest distance.
+      columns: its keys.
+    """
+    excess_k = jnp.log(k_sizes / jnp.min(k_sizes, where=some, initial=jnp.inf))[None, None, :]
+    keys_and_offsets = k_sizes.shape[0] * columns * jnp.maximum(farthest, 1).astype(jnp.float32)
+    excess = bounds + jnp.log(keys_and_offsets / ROUNDING)[None] + excess_k
+    most = jnp.minimum(lse[:, :, None], of_output[:, :, None] - jnp.log(v_sizes)[None, None, :])
+    return (excess <= most).all(axis=0)

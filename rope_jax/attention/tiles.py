@@ -51,12 +51,14 @@ class Pairs:
 
     Attributes:
       sees: whether any query may see any key.
-      plain: whether every query sees every key, at offsets of one sign that share one value of the strip.
+      level: whether all offsets are of one sign and share one value of the strip.
+      plain: whether that is so and every query sees every key.
       nearest: smallest distance between a query and a key.
       farthest: largest distance.
     """
 
     sees: Array
+    level: Array
     plain: Array
     nearest: Array
     farthest: Array
@@ -112,9 +114,11 @@ def meet(queries: Tiles, keys: Tiles, settings: Settings, *, max_offset: int) ->
     if settings.window is not None:
         sees &= (least < settings.window) & (most > -settings.window)
         sees_all &= (most < settings.window) & (least > -settings.window)
+    level = (least >= max_offset) | (most <= -max_offset)
     return Pairs(
         sees=sees,
-        plain=sees_all & ((least >= max_offset) | (most <= -max_offset)),
+        level=level,
+        plain=sees_all & level,
         nearest=jnp.maximum(jnp.maximum(least, -most), 0),
         farthest=jnp.maximum(jnp.abs(least), jnp.abs(most)),
     )

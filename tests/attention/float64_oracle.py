@@ -110,7 +110,9 @@ def gradients(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, float]
     d_out, through_lse = problem.d_out, np.swapaxes(problem.d_lse - (problem.d_out * made["out"]).sum(axis=-1), 1, 2)
     d_weights = np.einsum("bqhe,bkhe->bhqk", d_out, np.repeat(x["v"], groups, axis=2))
     d_logits = made["weights"] * (d_weights + through_lse[..., None])
-    magnitude = made["weights"] * (np.abs(d_weights) + np.abs(through_lse[..., None]))
+    # What a row's cotangents sum to may be a small difference: its parts count.
+    of_out = (np.abs(problem.d_out) * np.abs(made["out"])).sum(axis=-1) + np.abs(problem.d_lse)
+    magnitude = made["weights"] * (np.abs(d_weights) + np.swapaxes(of_out, 1, 2)[..., None])
     d_sinks = made["by_sink"] * through_lse
     d_raw = d_logits * (1 - made["bent"] ** 2)
     d_q = np.einsum("bhqk,bkhd->bqhd", made["scale"] * d_raw, made["k"])
@@ -135,7 +137,6 @@ def gradients(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, float]
         sizes[name] = sum(np.abs(term).sum(axis=axes) for term in magnitudes)
     sizes["frequencies, absolute"] = sizes["inverse_frequencies"].sum(axis=0)
     grown = np.abs(made["scale"]) * magnitude * (1 + made["bent"] ** 2)  # a cap's slope is the difference of these two
-    of_out = (np.abs(problem.d_out) * np.abs(made["out"])).sum(axis=-1) + np.abs(problem.d_lse)
     sizes["sinks"] = (made["by_sink"] * np.swapaxes(of_out, 1, 2)).sum(axis=(0, 2))
     sizes["q"] = np.einsum("bhqk,bkhd->bqhd", grown, np.abs(made["k"]))
     sizes["k"] = by_kv_head(np.einsum("bhqk,bqhd->bkhd", grown, np.abs(made["q"])))

@@ -11,7 +11,7 @@ from backend_suite import SHAPES, BackendSuite, Checks, named, quick_compilation
 from jax.extend.core import jaxprs_in_params
 from problems import problem_of
 
-from rope_jax.attention import blockwise, operands
+from rope_jax.attention import blockwise, blockwise_wide_backward, machine, operands, wide_tiles
 
 
 class OnSmallTiles:
@@ -78,28 +78,44 @@ class TestInBlocks(OnSmallTiles, Checks):
         self.check(dataclasses.replace(problem, scheme=scheme))
 
 
-class TestAllHeadsAtOnce(OnSmallTiles, Checks):
-    """What runs where a tile does not fill the machine: every sequence and head under one `vmap`."""
+class TestWide(BackendSuite):
+    """All heads in a tile, as off a CPU: tiles of 64 queries and 32 keys, and two of keys to a block."""
+
+    attend = staticmethod(blockwise.attend)
 
     @pytest.fixture(autouse=True)
-    def _all_at_once(self, monkeypatch):
-        monkeypatch.setattr(operands, "heads_at_once", lambda: True)
+    def _wide(self, monkeypatch):
+        monkeypatch.setattr(machine, "heads_at_once", lambda: True)
+        monkeypatch.setattr(wide_tiles, "sizes", lambda *_: (64, 32))
+        monkeypatch.setattr(blockwise_wide_backward, "BLOCK", 2 * 32 * 2 * 2 * 16)
+
+    @pytest.mark.parametrize("block", [1, 2, 3, 100])
+    @pytest.mark.parametrize("steps", [1, 3])
+    def test_blocks_of_keys_and_steps_at_a_time(self, block, steps, monkeypatch):
+        class OfThisSize(Checks):  # a class of its own has programs of its own
+            attend = staticmethod(blockwise.attend)
+
+        monkeypatch.setattr(blockwise_wide_backward, "BLOCK", block * 32 * 2 * 2 * 16)
+        monkeypatch.setattr(wide_tiles, "STEPS", steps)
+        OfThisSize.check(problem_of(bias="line and strip", segments="packed"))
 
     @pytest.mark.parametrize("segments", ["one", "ragged", "strangers"])
     @pytest.mark.parametrize("bias", ["learned", "line and strip"])
     def test_groups_of_heads(self, bias, segments):
         self.check(problem_of(bias=bias, segments=segments, sinks=True))
 
-    @pytest.mark.parametrize("positions", ["far away", "permuted", "some permuted", "restarting"])
-    def test_positions_in_any_order(self, positions):
-        """Where one sequence alone does not count on, nothing is taken to, in any."""
-        self.check(problem_of(bias="line and strip", positions=positions))
+    def test_a_sequence_whose_positions_do_not_count_on(self):
+        """Where one sequence alone does not, the strip's gradient is scattered in all."""
+        self.check(problem_of(bias="line and strip", positions="some permuted"))
 
-    def test_both_ways(self):
-        self.check(problem_of(kv_heads=4, causal=False, window=70, soft_cap=1.5, bias="line and strip", each=True))
+    def test_references_that_grow_with_distance(self):
+        problem = problem_of(**SHAPES, tokens=500, bias="none", max_offset=0)
+        scheme = dataclasses.replace(problem.scheme, slopes=jnp.asarray([-1.5, -0.9]))
+        self.check(dataclasses.replace(problem, scheme=scheme))
 
-    def test_bfloat16_products(self):
-        self.check(problem_of(dtype="bfloat16"))
+    @pytest.mark.parametrize(("bias", "reach"), [("none", 0), ("line and strip", 24)])
+    def test_bfloat16_products(self, bias, reach):
+        self.check(problem_of(dtype="bfloat16", bias=bias, max_offset=reach, tokens=300, window=200))
 
 
 class TestAtFullSize(Checks):
@@ -119,8 +135,11 @@ class TestAtFullSize(Checks):
         self.check(problem_of(**SHAPES, tokens=100, keys=1500, bias="learned", max_offset=0))
 
 
-def test_no_array_grows_with_queries_times_keys():
+@pytest.mark.parametrize("wide", [False, True])
+def test_no_array_grows_with_queries_times_keys(wide, monkeypatch):
     """The largest array of the program, forward and backward, is one of tokens or one of a tile."""
+    monkeypatch.setattr(machine, "heads_at_once", lambda: wide)
+    monkeypatch.setattr(wide_tiles, "sizes", lambda *_: (operands.ROWS, operands.COLUMNS))
     problem = problem_of(batch=1, heads=1, kv_heads=1, tokens=4096)
 
     def loss(q, k, v):

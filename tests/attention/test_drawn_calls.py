@@ -11,18 +11,20 @@ import pytest
 from backend_suite import Checks, exactly, plainly
 from drawn_calls import FEW, FULL, SMALL, draw_call, draw_structure
 
-from rope_jax.attention import blockwise, decode, operands
+from rope_jax.attention import blockwise, blockwise_wide_backward, decode, machine, operands, wide_tiles
 
 SEED = int(os.environ.get("ROPE_JAX_FUZZ_SEED", "41"))
 PARTS, STRUCTURES, CALLS = 5, 12, 14  # under each plan: 1,680 calls of small tiles; few queries add 280, whole tiles 48
 
 
-def draw_and_check(attend, part: int, sizes, structures: int, calls: int, monkeypatch, *, together: bool) -> int:
+def draw_and_check(attend, part: int, sizes, structures: int, calls: int, monkeypatch, *, wide: bool) -> int:
     """Checks `calls` calls of each of several structures; returns how many there were."""
     monkeypatch.setattr(operands, "ROWS", sizes.rows)
     monkeypatch.setattr(operands, "COLUMNS", sizes.columns)
     monkeypatch.setattr(operands, "LEAST_BLOCKS", sizes.least_blocks)
-    monkeypatch.setattr(operands, "heads_at_once", lambda: together)
+    monkeypatch.setattr(machine, "heads_at_once", lambda: wide)
+    monkeypatch.setattr(wide_tiles, "sizes", lambda *_: (sizes.rows, sizes.columns))
+    monkeypatch.setattr(blockwise_wide_backward, "BLOCK", 40 * sizes.columns)  # one to four tiles of keys
     monkeypatch.setattr(decode, "CHUNK", 128)
 
     class Drawn(Checks):  # a class has compiled programs of its own
@@ -31,7 +33,7 @@ def draw_and_check(attend, part: int, sizes, structures: int, calls: int, monkey
     Drawn.attend = staticmethod(attend)
     made = 0
     for which in range(structures):
-        rng = np.random.default_rng([SEED, part, which, int(together), sizes.rows])
+        rng = np.random.default_rng([SEED, part, which, int(wide), sizes.rows])
         structure = draw_structure(rng, sizes)
         for number in range(calls):
             problem = draw_call(rng, structure)
@@ -47,23 +49,24 @@ def draw_and_check(attend, part: int, sizes, structures: int, calls: int, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("together", [False, True], ids=["one by one", "heads at once"])
+@pytest.mark.parametrize("wide", [False, True], ids=["one head at a time", "all heads in a tile"])
 @pytest.mark.parametrize("part", range(PARTS))
-def test_small_tiles(part, together, monkeypatch):
-    calls = draw_and_check(blockwise.attend, part, SMALL, STRUCTURES, CALLS, monkeypatch, together=together)
+def test_small_tiles(part, wide, monkeypatch):
+    calls = draw_and_check(blockwise.attend, part, SMALL, STRUCTURES, CALLS, monkeypatch, wide=wide)
     assert calls == STRUCTURES * CALLS
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("together", [False, True], ids=["one by one", "heads at once"])
-def test_tiles_as_they_are(together, monkeypatch):
-    draw_and_check(blockwise.attend, 0, FULL, 4, 6, monkeypatch, together=together)
+@pytest.mark.parametrize("wide", [False, True], ids=["one head at a time", "all heads in a tile"])
+def test_tiles_as_they_are(wide, monkeypatch):
+    draw_and_check(blockwise.attend, 0, FULL, 4, 6, monkeypatch, wide=wide)
 
 
 @pytest.mark.slow
 def test_few_queries(monkeypatch):
-    draw_and_check(decode.attend, 0, FEW, 20, CALLS, monkeypatch, together=False)
+    draw_and_check(decode.attend, 0, FEW, 20, CALLS, monkeypatch, wide=False)
 
 
-def test_a_few(monkeypatch):
-    draw_and_check(blockwise.attend, 100, SMALL, 3, 10, monkeypatch, together=False)
+@pytest.mark.parametrize("wide", [False, True], ids=["one head at a time", "all heads in a tile"])
+def test_a_few(wide, monkeypatch):
+    draw_and_check(blockwise.attend, 100, SMALL, 3, 10, monkeypatch, wide=wide)

@@ -11,11 +11,11 @@ from backend_suite import Checks, quick_compilation
 from problems import problem_of
 
 from rope_jax import biases
-from rope_jax.attention import attention, blockwise, decode, operands, reference
+from rope_jax.attention import attention, blockwise, decode, machine, reference, wide_tiles
 from rope_jax.attention.call import Settings, Tokens
 from rope_jax.scheme import build
 
-AT_ONCE = pytest.mark.parametrize("together", [False, True], ids=["one by one", "heads at once"])
+AT_ONCE = pytest.mark.parametrize("wide", [False, True], ids=["one head at a time", "all heads in a tile"])
 
 
 class TestFewKeys(Checks):
@@ -54,9 +54,10 @@ def test_a_memory_of_equal_keys_has_the_log_sum_exp_of_their_number():
 
 
 @AT_ONCE
-def test_gradients_where_far_keys_outweigh_the_reference_by_more_than_its_margin(together, monkeypatch):
+def test_gradients_where_far_keys_outweigh_the_reference_by_more_than_its_margin(wide, monkeypatch):
     """512 keys, each 29 nats above the near ones: their sum is beyond e^30 against a reference made near."""
-    monkeypatch.setattr(operands, "heads_at_once", lambda: together)
+    monkeypatch.setattr(machine, "heads_at_once", lambda: wide)
+    monkeypatch.setattr(wide_tiles, "sizes", lambda *_: (512, 512))
     jax.clear_caches()
     scheme = build(None, biases.Alibi(jnp.asarray([-2.9e-4])), num_heads=1, head_dim=8)
     q, k = jnp.zeros((1, 512, 1, 8)), jnp.zeros((1, 1024, 1, 8))
@@ -80,9 +81,9 @@ def extreme(dtype, size):
     ("dtype", "size", "tolerance"),
     [("float16", 1, 2e-3), ("bfloat16", 1, 2e-2), *(("float32", x, 1e-5) for x in (1e-30, 1e27, 1e33))],
 )
-def test_large_values_and_narrow_dtypes(attend, dtype, size, tolerance, together, monkeypatch):
-    monkeypatch.setattr(operands, "heads_at_once", lambda: together)
-    monkeypatch.setattr(decode, "heads_at_once", lambda: together)
+def test_large_values_and_narrow_dtypes(attend, dtype, size, tolerance, wide, monkeypatch):
+    monkeypatch.setattr(machine, "heads_at_once", lambda: wide)
+    monkeypatch.setattr(wide_tiles, "sizes", lambda *_: (512, 512))
     if attend is decode.attend and size > 1e30:
         pytest.skip("a cache's values are read once, and summed as they are")
     problem = extreme(dtype, size)

@@ -18,7 +18,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from rope_jax import biases, frequencies, scaling
-from rope_jax.attention import reference
+from rope_jax.attention import machine, reference, wide_tiles
 from rope_jax.attention.call import NOTHING, Settings, Tokens
 from rope_jax.attention.ring import ring_attention, unzigzag, zigzag
 from rope_jax.attention.tiles import cut, meet
@@ -189,6 +189,18 @@ def test_values_and_gradients_equal_the_oracles(devices, settings):
             hole = np.asarray(make_segments(True)) < 0
             assert not any(np.any(np.asarray(x)[hole]) for x in (out, of_q, of_k, of_v))
             assert "sinks" in SETTINGS[settings] or (np.asarray(lse)[hole] == np.float32(NOTHING)).all()
+
+
+@on_devices
+def test_all_heads_in_a_tile(monkeypatch):
+    """What runs off the CPU, on tiles of which a device has several."""
+    monkeypatch.setattr(machine, "heads_at_once", lambda: True)
+    monkeypatch.setattr(wide_tiles, "sizes", lambda *_: (16, 8))
+    q, k, v = make_inputs()
+    arguments = (q, k, v, make_scheme("t5"), jnp.zeros(HEADS), positions_of(), make_segments(True), make_weights(q, v))
+    got = with_gradients(sharded(4, SETTINGS["both ways"]))(*in_ring_order(arguments, 4, zigzag))
+    # As everywhere, sums of either sign: either plan is as far off as the other.
+    assert_close(in_ring_order(got, 4, unzigzag), theirs("both ways")(*arguments), tolerance=1e-5)
 
 
 @on_devices

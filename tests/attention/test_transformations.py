@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rope_jax import biases, frequencies, scaling
-from rope_jax.attention import attention, operands
+from rope_jax.attention import attention, machine, wide_tiles
 from rope_jax.decoder import Decoder, DecoderConfig
 from rope_jax.scheme import build, stack
 
@@ -165,9 +165,10 @@ def test_pmap(expected):
 
 
 @on_devices
-@pytest.mark.parametrize("together", [False, True], ids=["as on a CPU", "all heads at once"])
-def test_shard_map_over_batch_and_heads(together, expected, monkeypatch):
-    monkeypatch.setattr(operands, "heads_at_once", lambda: together)
+@pytest.mark.parametrize("wide", [False, True], ids=["one head at a time", "all heads in a tile"])
+def test_shard_map_over_batch_and_heads(wide, expected, monkeypatch):
+    monkeypatch.setattr(machine, "heads_at_once", lambda: wide)
+    monkeypatch.setattr(wide_tiles, "sizes", lambda *_: (8, 8) if TOKENS < 100 else (256, 128))
     jax.clear_caches()  # what was traced with the other plan
     # A scheme's leaves in order: frequencies, remainder, factor, logit scale; then the heads' slopes and strips.
     arguments = make_arguments()
