@@ -329,7 +329,8 @@ def _inputs(
     far = operands.strip[..., -1:]
     padded = -(-operands.q.shape[1] // TILE) * TILE
     inside = (jnp.arange(padded) % TILE).astype(jnp.float32)
-    shift = far - operands.slopes[..., None] * inside[None, None]
+    # What the slopes get through the kernels counts from each query, and holds all of their gradient.
+    shift = far - jax.lax.stop_gradient(operands.slopes)[..., None] * inside[None, None]
     sinks = operands.sinks[..., None]
     sinks = jnp.where(sinks > NOTHING, sinks - shift, NOTHING)
     inputs = Inputs(

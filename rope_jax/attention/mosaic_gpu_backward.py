@@ -63,8 +63,8 @@ def of_queries(
     last = tokens // (wgs * HALF) - 1
 
     def kernel(
-        q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, slopes_ref, strip_ref, base_ref, q_segments_ref,
-        k_segments_ref, spans_ref, d_q_ref, d_slope_ref, q_smems, d_out_smems, d_slope_smems, here,
+        q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, slopes_ref, strip_ref, inside_ref, base_ref,
+        q_segments_ref, k_segments_ref, spans_ref, d_q_ref, d_slope_ref, q_smems, d_out_smems, d_slope_smems, here,
     ):  # fmt: skip
         row, head, wg = lax.axis_index("batch"), lax.axis_index("heads"), lax.axis_index("wg")
         kv_head = lax.div(head, plan.groups)
@@ -80,11 +80,12 @@ def of_queries(
             plgpu.copy_gmem_to_smem(q_ref.at[tokens_at], q_smem, here.at[wg])
             plgpu.copy_gmem_to_smem(d_out_ref.at[tokens_at], d_out_smem, here.at[wg])
             lse, delta = row_of(lse_ref, *numbers_at), row_of(delta_ref, *numbers_at)
+            in_tile = row_of(inside_ref, pl.ds(start, HALF))
             none = plgpu.layout_cast(jnp.zeros((HALF,), jnp.float32), BY_ROW)
             plgpu.barrier_wait(here.at[wg])
 
             def run(sums):
-                *_, d_slope = pipeline((sums, lse, delta, none))
+                *_, d_slope = pipeline((sums, lse, delta, in_tile, none))
                 return sums[...], d_slope
 
             d_q, d_slope = pl.run_scoped(run, plgpu.ACC((HALF, dim), jnp.float32))
@@ -96,7 +97,7 @@ def of_queries(
             plgpu.wait_smem_to_gmem(0)
 
         def step(at, v_smem, k_smem, v_free, k_free, carry):
-            sums, lse, delta, d_slope = carry
+            sums, lse, delta, in_tile, d_slope = carry
             number = first + at[0]
             start_k = number * HALF
 
@@ -120,13 +121,13 @@ def of_queries(
             t = lax.cond((number >= plain_first) & (number < plain_end), lambda: t, general)
             _, d_logits = gradient(t, by_row(lse, shape), d_weights, by_row(delta, shape))
             if slopes:
-                d_slope += slope_gradient(d_logits, key, place)
+                d_slope += slope_gradient(d_logits, key, place, in_tile)
             if bend is not None:
                 d_logits *= bend
             plgpu.wgmma(sums, d_logits.astype(jnp.bfloat16), k_smem)
             plgpu.wgmma_wait(0)
             plgpu.barrier_arrive(k_free)
-            return sums, lse, delta, d_slope
+            return sums, lse, delta, in_tile, d_slope
 
         side = block((HALF, dim), lambda i: (first + i, 0))
         plgpu.emit_pipeline_warp_specialized(
@@ -160,7 +161,8 @@ def of_queries(
         compiler_params=compiler(),
         kernel_name="rope_jax_backward_queries",
     )
-    return run(*_arguments(plan, inputs, back), *slots, spans)
+    in_tile = (jnp.arange(tokens) % TILE).astype(jnp.float32)
+    return run(*_arguments(plan, inputs, back), in_tile, *slots, spans)
 
 
 def of_keys(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents, spans: Array) -> tuple[Array, Array]:

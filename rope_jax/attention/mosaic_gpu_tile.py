@@ -165,9 +165,14 @@ def gradient(t: Array, lse: Array, d_weights: Array, delta: Array) -> tuple[Arra
     return weights, weights * (d_weights - delta)
 
 
-def slope_gradient(d_logits: Array, key: Array, place: Place) -> Array:
-    """Returns each row's part of the gradient of the slope."""
-    return (d_logits * (key + place.distance).astype(jnp.float32)).sum(axis=1)
+def slope_gradient(d_logits: Array, key: Array, place: Place, inside: Array) -> Array:
+    """Returns each row's part of the gradient of the slope, `sum of dS (j - i)`.
+
+    Counted from the query itself, `inside` being its slot in the tile of `TILE`: the gradients of a row sum to little,
+    and what rounding leaves of that sum would be multiplied by as much as the tile is long.
+    """
+    moment = (d_logits * (key + place.distance).astype(jnp.float32)).sum(axis=1)
+    return moment - inside * d_logits.sum(axis=1)
 
 
 @jax.tree_util.register_dataclass

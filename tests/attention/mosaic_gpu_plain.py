@@ -120,7 +120,7 @@ def of_queries(plan, inputs, slots, back, spans, *, slopes):
             t = jnp.where((at >= plain_first) & (at < plain_end), t, full)
             d_logits = gradient(t, lse[:, None], _product(d_out, v.T), delta[:, None])[1]
             if slopes:
-                d_slope += slope_gradient(d_logits, key, place)
+                d_slope += slope_gradient(d_logits, key, place, (start + jnp.arange(HALF)) % TILE)
             d_logits = d_logits if bend is None else d_logits * bend
             return sums + _product(_rounded(d_logits), k), d_slope
 
