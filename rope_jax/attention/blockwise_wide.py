@@ -17,7 +17,7 @@ from rope_jax import rotation
 from rope_jax.attention.call import NOTHING, Settings, Tokens
 from rope_jax.attention.online_softmax import MARGIN, margin_of
 from rope_jax.attention.operands import ROUNDING, Operands
-from rope_jax.attention.wide_tiles import Call, by_token, over_pairs, slots, with_slots
+from rope_jax.attention.wide_tiles import Call, by_token, index, over_pairs, slots, with_slots
 
 LOGITS = 2**23  # of a tile, over all heads
 
@@ -99,7 +99,7 @@ def _plain(call: Call, i: Array, j: Array, valid: Array, sums: Sums) -> Sums:
     """Returns the sums after a plain pair of tiles, whose logits are known not to overflow."""
     reference = slots(sums.reference, i, call.rows, 3)
     of_row, of_column = call.parts(i, j)
-    takes_part = (call.pairs.sees[:, i, j] & valid)[:, None, None, None]
+    takes_part = (index(index(call.pairs.sees, i), j) & valid)[:, None, None, None]
     shift = jnp.where(takes_part, reference - of_row, jnp.inf)
     p = jnp.exp(_capped(call, i, j) + of_column[..., None, :] - shift[..., None])
     return _add(call, i, j, p, jnp.ones_like(reference), sums)

@@ -132,7 +132,11 @@ def backward(
         strip=zeros(call.strip),
         frequencies=zeros(operands.frequencies),
     )
-    of_keys = OfKeys(*(call.buffer(x, x.dtype) for x in (call.k, call.v)), jax.tree.map(call.buffer, call.k_turn))
+    of_keys = OfKeys(
+        k=call.buffer(call.k, call.k.dtype),
+        v=call.buffer(call.v, call.v.dtype),
+        turn=jax.tree.map(call.buffer, call.k_turn),
+    )
     sums, of_keys = jax.lax.fori_loop(0, call.tiles[1] // block, of_block, (start, of_keys))
     d_q, q_turn, scale = _turn_back(call, seen, sums.q)
     by_sink = jnp.where(results.lse > NOTHING, jnp.exp(jnp.minimum(call.sinks[..., None] - results.lse, 0.0)), 0.0)

@@ -96,7 +96,7 @@ def strip_gradient(
         return d_bias.sum(axis=(1, 2))[:, None]
 
     def by_diagonals():
-        return jnp.zeros_like(strip).at[:, _diagonal_index(strip, rows, columns)].add(sum_diagonals(d_bias))
+        return strip_of_diagonals(sum_diagonals(d_bias), strip, rows, columns)
 
     def by_offset():
         return offset_gradient(d_bias, strip, rows, columns)

@@ -22,7 +22,7 @@ from rope_jax import rotation
 from rope_jax.attention.call import Settings, Tokens
 from rope_jax.attention.logits import Side, gathered_bias, separated_line, tile_mask
 from rope_jax.attention.machine import product_dtype
-from rope_jax.attention.operands import Operands, bounds_by_norm
+from rope_jax.attention.operands import Operands, at, bounds_by_norm
 from rope_jax.attention.tiles import Pairs, Tiles, cut, meet
 
 LEAST, MOST = 128, 2048  # rows and columns of a tile
@@ -202,7 +202,7 @@ class Call:
 
     def sides(self, i: Array, j: Array):
         """Returns positions and segments of queries, then of keys, `[B, slots]` each."""
-        of = lambda tiles, at: (index(tiles.positions, at), index(tiles.segments, at))  # noqa: E731
+        of = lambda tiles, tile: (index(tiles.positions, tile), index(tiles.segments, tile))  # noqa: E731
         return *of(self.queries, i), *of(self.keys, j)
 
     def each_sequence(self, function: Callable, i: Array, j: Array, *arrays: Array):
@@ -276,17 +276,18 @@ def padded(x: Array, multiple: int) -> Array:
 
 def slots(x: Array, tile: Array, size: int, axis: int = 1) -> Array:
     """Returns one tile of an array of tokens."""
-    return jax.lax.dynamic_slice_in_dim(x, tile * size, size, axis)
+    return jax.lax.dynamic_slice_in_dim(x, tile * size, size, axis, allow_negative_indices=False)
 
 
 def with_slots(x: Array, of_tile: Array, tile: Array, size: int, axis: int = 1) -> Array:
     """Returns an array of tokens with one tile replaced."""
-    return jax.lax.dynamic_update_slice_in_dim(x, of_tile.astype(x.dtype), tile * size, axis)
+    of_tile = of_tile.astype(x.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(x, of_tile, tile * size, axis, allow_negative_indices=False)
 
 
 def index(x: Array, tile: Array) -> Array:
     """Returns one tile of `[B, tiles, ..]`."""
-    return jax.lax.dynamic_index_in_dim(x, tile, 1, keepdims=False)
+    return jax.lax.dynamic_index_in_dim(x, tile, 1, keepdims=False, allow_negative_indices=False)
 
 
 def by_head(x: Array) -> Array:
@@ -318,9 +319,10 @@ def over_pairs(step: Callable, wanted: Bool[Array, "q_tiles k_tiles"], carry):
 
     def several(n, carry):
         def one(m: Int[Array, ""], carry):
-            n_m = n * together + m
-            pair = order[jnp.minimum(n_m, count - 1)]
-            return step(pair // wanted.shape[1], pair % wanted.shape[1], n_m < count, carry)
+            number = n * together + m
+            pair = at(order, jnp.minimum(number, count - 1))
+            columns = jnp.array(wanted.shape[1], jnp.int32)
+            return step(jax.lax.div(pair, columns), jax.lax.rem(pair, columns), number < count, carry)
 
         return jax.lax.fori_loop(0, together, one, carry)
 

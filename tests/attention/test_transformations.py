@@ -89,6 +89,16 @@ def assert_close(got, expected):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.fixture(params=[False, True], ids=["one head at a time", "all heads in a tile"])
+def plan(request, monkeypatch):
+    """Either way in which `blockwise` may go; what was traced with the other is forgotten."""
+    monkeypatch.setattr(machine, "heads_at_once", lambda: request.param)
+    monkeypatch.setattr(wide_tiles, "sizes", lambda *_: (8, 8) if TOKENS < 100 else (256, 128))
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
 def make_mesh(kind):
     return jax.make_mesh((2, 2), AXES, axis_types=(kind, kind))
 
@@ -107,6 +117,7 @@ def test_checkpoint(expected):
 
 
 @on_devices
+@pytest.mark.usefixtures("plan")
 def test_vmap_over_queries_keys_and_values():
     several = [make_arguments(seed) for seed in range(3)]
     q, k, v = (jnp.stack(parts) for parts in list(zip(*several, strict=True))[:3])
@@ -165,11 +176,8 @@ def test_pmap(expected):
 
 
 @on_devices
-@pytest.mark.parametrize("wide", [False, True], ids=["one head at a time", "all heads in a tile"])
-def test_shard_map_over_batch_and_heads(wide, expected, monkeypatch):
-    monkeypatch.setattr(machine, "heads_at_once", lambda: wide)
-    monkeypatch.setattr(wide_tiles, "sizes", lambda *_: (8, 8) if TOKENS < 100 else (256, 128))
-    jax.clear_caches()  # what was traced with the other plan
+@pytest.mark.usefixtures("plan")
+def test_shard_map_over_batch_and_heads(expected):
     # A scheme's leaves in order: frequencies, remainder, factor, logit scale; then the heads' slopes and strips.
     arguments = make_arguments()
     structure = jax.tree.structure(arguments)
