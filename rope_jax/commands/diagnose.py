@@ -61,7 +61,11 @@ def define_flags(define: Define) -> None:
     define.string(
         "own_bias", None, "A .npy with your own bias, [heads] slopes or a [heads, buckets] T5 table; named own."
     )
-    define.integer("own_distance", None, "From which distance on the own table is one bucket; by default L'.")
+    define.integer(
+        "own_distance",
+        None,
+        "Distance from which on all keys share the last bucket of the T5 table in --own_bias; by default L'.",
+    )
     define.boolean("compose", False, "Scalings come on top of one that the config declares, rather than in its place.")
     define.string("faulty", "exact", "The fault that the deployment is known to run with.")
     define.string("write_items", None, "Write the contexts to this .npz, for a deployment to answer, and stop.")
@@ -257,6 +261,9 @@ def _options(flags: absl_flags.FlagValues) -> dict[str, Any]:
 def _deployed(flags: absl_flags.FlagValues) -> list[Any]:
     """Returns what is deployed, with the user's own bias in the place of its name."""
     if flags.own_bias is None:
+        for text in flags.deployed:
+            if text.split("+")[1:2] == ["own"]:
+                raise InputError(f"--deployed: {text!r} needs --own_bias, the file of your own bias")
         return list(flags.deployed)
     from rope_jax.diagnosis.evaluation.configurations import wanted
     from rope_jax.diagnosis.evaluation.own_bias import read_own_bias

@@ -1,10 +1,11 @@
 """Runs a diagnosis: from a model and what is asked of it to everything that was found."""
 
+import contextlib
 import functools
 import itertools
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from rope_jax.diagnosis.tasks.context_sizes import check_size
 from rope_jax.diagnosis.tasks.subject import Reach, Subject
 from rope_jax.diagnosis.verdict import agreement, sampling
 from rope_jax.errors import InputError
+from rope_jax.scaling.registry import scaling_rule
 from rope_jax.statistics.multiplicity import simultaneous_confidence
 
 _STAGES = ("models and biases", "configurations", "beside them")
@@ -43,6 +45,7 @@ def findings_of(
     settings = _plan_settings(options)
     asked = asked_of(model, options, progress=progress)
     subjects = asked.subjects
+    _different(subjects)
     observed = _observed(options, subjects)
     looks = _looks(options, asked)
     lengths = _other_lengths(options, asked)
@@ -116,11 +119,18 @@ def subjects_of(model: Model | Sequence[Model] | None, options: Options) -> list
 def _plan_settings(options: Options) -> PlanSettings:
     if not options.every_deployed:
         raise InputError("no deployed configuration is named")
-    for fault in (*options.faults, options.faulty):
-        if fault not in (*FAULTS, EXACT):
-            raise InputError(f"unknown fault {fault!r}; there are: {', '.join(FAULTS)}")
+    for option, faults in (("faults", options.faults), ("faulty", (options.faulty,))):
+        for fault in faults:
+            if fault not in (*FAULTS, EXACT):
+                raise InputError(f"{option}: unknown fault {fault!r}; there are: {', '.join(FAULTS)}")
+    with _naming("transforms"):
+        for one in options.transforms:
+            if isinstance(one, str):
+                scaling_rule(one, factor=2.0, original_length=4096)  # that there is one
+    with _naming("deployed"):
+        deployed = tuple(wanted(one) for one in options.every_deployed)
     return PlanSettings(
-        deployed=tuple(wanted(one) for one in options.every_deployed),
+        deployed=deployed,
         transforms=tuple(options.transforms),
         every=options.full,
         fit=FitSettings(options.margins.short_loss, options.num_buckets, options.fit_steps, options.seed),
@@ -128,6 +138,26 @@ def _plan_settings(options: Options) -> PlanSettings:
         phase=options.phase,
         compose=options.compose,
     )
+
+
+@contextlib.contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Puts the name of an option before what is wrong with its value."""
+    try:
+        yield
+    except InputError as error:
+        words = str(error)
+        raise InputError(words if words.startswith(f"{option}: ") else f"{option}: {words}") from error
+
+
+def _different(subjects: Sequence[Subject]) -> None:
+    """Raises `InputError` if a model is given twice: it would count as two that agree."""
+    seen: dict[str, str] = {}
+    for subject in subjects:
+        one = subject.checkpoint
+        if one.sha256 in seen:
+            raise InputError(f"model: {seen[one.sha256]} and {one.origin} hold the same weights")
+        seen[one.sha256] = str(one.origin)
 
 
 def _observed(options: Options, subjects: Sequence[Subject]) -> Mapping[Reach, np.ndarray] | None:

@@ -1,6 +1,7 @@
 """`rope_jax.diagnose` on tiny random models: what it returns and how it shows it, but not whether it means anything."""
 
 import dataclasses
+import importlib.resources
 import json
 import math
 
@@ -293,6 +294,13 @@ def test_what_cannot_be_asked_is_one_line_before_any_work(run, monkeypatch, opti
     monkeypatch.setattr(Runs, "__call__", lambda *_, **__: pytest.fail("the work began"))
     with pytest.raises(InputError, match=message):
         run(**options)
+
+
+def test_a_model_given_twice_would_count_as_two(monkeypatch):
+    monkeypatch.setattr(Runs, "__call__", lambda *_, **__: pytest.fail("the work began"))
+    twice = [str(importlib.resources.files("rope_jax") / "models" / "seed-0")] * 2
+    with pytest.raises(InputError, match=r"model: .*seed-0 and .*seed-0 hold the same weights"):
+        diagnose(twice, contexts=2)
 
 
 def test_what_only_a_bundled_model_can_be_asked_is_refused_for_others(own, unchecked):

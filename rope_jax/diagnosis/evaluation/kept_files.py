@@ -111,7 +111,8 @@ def what_is_kept(store: Path) -> str | None:
         count = sum(1 for entry in os.scandir(store) if not entry.name.startswith("."))
     except OSError:
         return None
-    return f"{count} finished results are kept in {store}: those of the same command are taken" if count else None
+    results = "1 finished result is" if count == 1 else f"{count} finished results are"
+    return f"{results} kept in {store}: what is of the same command is taken" if count else None
 
 
 def _checksum(key: str, content: bytes) -> str:

@@ -183,7 +183,8 @@ def _share(verdict: Record, part: str) -> Iterator[str]:
     costs = [named(task) for task, share in shares.items() if significant(share) > 0 and task != "together"]
     exact = listed([task for task in costs if task in ("event order", "binding")])
     if not costs:
-        said = "none of the tasks significantly"
+        learned = any(task in shares for task in ("retrieval", "binding", "order"))
+        said = f"{'none of the tasks' if learned else 'no prediction of text'} significantly"
     elif "retrieval" in costs and exact:
         said = f"{exact} and retrieval too: alone it is no loss of place only"
     elif "retrieval" in costs:

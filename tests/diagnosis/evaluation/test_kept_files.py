@@ -200,5 +200,5 @@ def test_it_says_how_much_is_kept(tmp_path):
     plain(tmp_path / "two.json")
     (tmp_path / ".two.json.7.partial").write_text("")
     assert kept_files.what_is_kept(tmp_path) == (
-        f"2 finished results are kept in {tmp_path}: those of the same command are taken"
+        f"2 finished results are kept in {tmp_path}: what is of the same command is taken"
     )
