@@ -113,12 +113,18 @@ def _configuration(diagnosis: Findings, condition: Condition) -> dict[str, Any]:
     def outcome(values: np.ndarray) -> Any:
         return intervals.clustered(np.asarray(values)[:judged])
 
+    def share(values: np.ndarray) -> Any:
+        found = outcome(values)  # a symmetric interval may end where no share lies
+        if found.low is None or found.high is None:
+            return found
+        return dataclasses.replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+
     return {
         "name": condition.name,
         "scaling": condition.scaling,
         "bias": condition.bias,
         "temperature": condition.temperature,
-        "accuracy": _each(outcome, panel.accuracy),
+        "accuracy": _each(share, panel.accuracy),
         "log_odds": _each(outcome, panel.log_odds),
         "loss": _each(outcome, panel.loss),
         "by_model": [

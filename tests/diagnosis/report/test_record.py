@@ -71,6 +71,19 @@ def test_numbers_are_those_of_the_panel_and_the_answers():
     assert sum(errors.values()) == (items.probe == 1).sum()
 
 
+def test_a_share_is_never_said_to_lie_beyond_its_bounds():
+    one = diagnoses.diagnosis(models=3)
+    panel = one.conditions["ntk + alibi"].panel
+    rare = np.zeros((3, 20))
+    rare[0, :2], rare[1, 0] = 1.0, 1.0  # a t interval over three models ends below 0
+    panel.accuracy["long"]["order"], panel.accuracy["long"]["binding"] = rare, 1 - rare
+    found = {entry["name"]: entry for entry in record_of(one)["configurations"]}["ntk + alibi"]["accuracy"]["long"]
+    assert found["order"]["low"] == 0.0
+    assert found["binding"]["high"] == 1.0
+    shares = [x for entry in record_of(one)["configurations"] for of in entry["accuracy"].values() for x in of.values()]
+    assert all(0 <= x["low"] <= x["mean"] <= x["high"] <= 1 for x in shares)
+
+
 def test_text_by_position_is_the_mean_of_counted_tokens():
     one = diagnoses.diagnosis(used=())
     found = record_of(one)["configurations"][1]["loss_by_position"]
