@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Float32
 
 from rope_jax import rotation
 from rope_jax.attention import blockwise_wide_backward, machine
-from rope_jax.attention.call import NOTHING, Settings, Tokens
+from rope_jax.attention.call import NOTHING, Settings, Tokens, without_padding
 from rope_jax.attention.heads import Results, each_head
 from rope_jax.attention.logits import distance, separated_line, strip_gradient, tile_mask, written_bias
 from rope_jax.attention.operands import (
@@ -63,6 +63,7 @@ def backward(
     Weights taken from `lse` are off by its rounding; `correction` says by which factor.
     """
     correction = jnp.ones_like(lse) if correction is None else correction
+    d_out = without_padding(d_out, queries)  # with a sink such a query has a log-sum-exp, and NaN would leak from it
     if machine.heads_at_once():
         return blockwise_wide_backward.backward(
             operands, queries, keys, out, lse, d_out, d_lse, settings, layout, correction
