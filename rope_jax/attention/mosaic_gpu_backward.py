@@ -308,7 +308,8 @@ def of_strip(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents) -> Arra
     """
     batch, tokens, heads, dim = inputs.q.shape
     tiles, k_tiles, near = tokens // TILE, inputs.k.shape[1] // TILE, near_tiles(plan)
-    part_size = -(-tiles // _PARTS)
+    parts = max(1, min(_PARTS, 4 * _PARTS // near))  # fewer of a long strip: what they leave is held at once
+    part_size = -(-tiles // parts)
     whole, rest = jnp.divmod(slots.base, TILE)
 
     def kernel(
@@ -316,7 +317,7 @@ def of_strip(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents) -> Arra
         q_segments_ref, k_segments_ref, out_ref, out_smem,
     ):  # fmt: skip
         head, quarter, part = lax.axis_index("heads"), lax.axis_index("quarters"), lax.axis_index("parts")
-        row, part_of_row = lax.div(part, _PARTS), lax.rem(part, _PARTS)
+        row, part_of_row = lax.div(part, parts), lax.rem(part, parts)
         number = lax.div(quarter, 4)
         half_q, half_k = lax.div(lax.rem(quarter, 4), 2) * HALF, lax.rem(quarter, 2) * HALF
         kv_head = lax.div(head, plan.groups)
@@ -378,9 +379,9 @@ def of_strip(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents) -> Arra
 
     run = plgpu.kernel(
         kernel,
-        out_type=jax.ShapeDtypeStruct((heads, 4 * near, batch * _PARTS, HALF, HALF), jnp.float32),
+        out_type=jax.ShapeDtypeStruct((heads, 4 * near, batch * parts, HALF, HALF), jnp.float32),
         scratch_types=[plgpu.SMEM((HALF, HALF), jnp.float32)],
-        grid=(heads, 4 * near, batch * _PARTS),
+        grid=(heads, 4 * near, batch * parts),
         grid_names=("heads", "quarters", "parts"),
         num_threads=2,
         thread_name="wg",
@@ -388,7 +389,7 @@ def of_strip(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents) -> Arra
         kernel_name="rope_jax_backward_strip",
     )
     sums = run(*_arguments(plan, inputs, back), whole, rest, slots.q_segments, slots.k_segments)
-    sums = sums.reshape(heads, near, 2, 2, batch, _PARTS, HALF, HALF).sum(axis=5)
+    sums = sums.reshape(heads, near, 2, 2, batch, parts, HALF, HALF).sum(axis=5)
     return sums.transpose(4, 0, 1, 2, 5, 3, 6).reshape(batch, heads, near, TILE, TILE)
 
 
