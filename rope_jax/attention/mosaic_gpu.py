@@ -1,7 +1,8 @@
 """Attention as Hopper kernels: biases and masks are worked out in the tile; memory grows with the tokens.
 
 The kernels count in slots: a query and a key are as far apart as their slots and one number a sequence. Where positions
-jump otherwise, which is known at run time only, `blockwise` does the call, forward and backward.
+jump otherwise, or a bias is so steep that little else would be left of a logit, which is known at run time only,
+`blockwise` does the call, forward and backward.
 
 Queries and keys are turned before the kernels, in float32, and rounded to bfloat16 once; products are of bfloat16, sums
 of float32. `mosaic_gpu_tile` is the arithmetic of a tile, `mosaic_gpu_spans` says which tiles meet.
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int32
 
 from rope_jax import rotation
 from rope_jax.attention import blockwise, blockwise_backward
@@ -36,6 +37,7 @@ _VERSIONS = ("0.11", "0.12")  # of jax; others may lower the kernels to somethin
 _LARGEST_DIM = 256
 _UNSEEN_QUERY, _UNSEEN_KEY = -1, -2  # segments of slots that hold nothing
 _NO_ROW = 1e30  # log-sum-exp of a slot that holds no query: all its weights are zero
+_STEEPEST = 1e4  # nats that a bias may have in the frame of a tile, and a soft cap; float32 tells thousandths apart
 
 
 class Call(NamedTuple):
@@ -99,19 +101,21 @@ def attend_with(
 
     Raises:
       NotImplementedError: for dtypes other than bfloat16, heads of more than 256, fewer than 128 queries, attention
-        that is not causal, or, without `kernels`, inside a `jax.shard_map` that checks what varies, or with a version
-        of jax that the kernels were not written for.
+        that is not causal, soft caps beyond 1e4, or, without `kernels`, inside a `jax.shard_map` that checks what
+        varies, or with a version of jax that the kernels were not written for.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype != jnp.bfloat16:
             raise NotImplementedError(f"the Hopper kernels take bfloat16, {name} is {x.dtype}")
     if not settings.causal:
         raise NotImplementedError("the Hopper kernels are of causal attention")
+    if settings.soft_cap is not None and settings.soft_cap > _STEEPEST:
+        raise NotImplementedError(f"the Hopper kernels take soft caps of up to {_STEEPEST:g}, got {settings.soft_cap}")
     if 0 in (*q.shape, *k.shape, *v.shape):
         raise NotImplementedError("the Hopper kernels take no empty arrays")
     if q.shape[1] < TILE:
         raise NotImplementedError(f"the Hopper kernels take {TILE} queries or more, got {q.shape[1]}")
-    if kernels is None and varying_axes((q, k, v)):
+    if kernels is None and varying_axes((q, k, v, scheme, sinks, queries, keys)):
         raise NotImplementedError("inside jax.shard_map the Hopper kernels need check_vma=False")
     dim = max(q.shape[3], v.shape[3])
     if dim > _LARGEST_DIM:
@@ -174,7 +178,7 @@ _differentiable.defvjp(_forward_rule, _backward_rule, symbolic_zeros=True)
 
 
 def _forward(operands: Operands, queries: Tokens, keys: Tokens, call: Call) -> tuple[Array, Array]:
-    base, regular = in_slots(queries, keys)
+    base, regular = _fits(operands, queries, keys)
 
     def by_kernels() -> tuple[Array, Array]:
         plan, slots = _plan(operands, queries, keys, call), _slots(base, queries, keys)
@@ -217,7 +221,7 @@ def _backward(
     strip: bool,
 ) -> Operands:
     """Returns the gradient of every operand; `slopes` and `strip` say whether that of the bias is asked for."""
-    base, regular = in_slots(queries, keys)
+    base, regular = _fits(operands, queries, keys)
 
     def by_kernels() -> Operands:
         plan, slots = _plan(operands, queries, keys, call), _slots(base, queries, keys)
@@ -226,7 +230,8 @@ def _backward(
         (inputs, shift), pull = jax.vjp(prepare, operands)
         some = jnp.swapaxes(lse, 1, 2) > NOTHING  # [B, H, N]
         fill = lambda x, value: jnp.pad(x, ((0, 0), (0, 0), (0, -tokens % TILE)), constant_values=value)  # noqa: E731
-        cotangent = jnp.where(jnp.swapaxes(some, 1, 2)[..., None], d_out, 0).astype(jnp.bfloat16)
+        cotangent = jnp.where(jnp.swapaxes(some, 1, 2)[..., None], without_padding(d_out, queries), 0)
+        cotangent = cotangent.astype(jnp.bfloat16)
         of_lse = jnp.where(some, jnp.swapaxes(d_lse, 1, 2), 0.0)
         delta = jnp.sum(cotangent.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
         through_lse = fill(jnp.swapaxes(delta, 1, 2) - of_lse, 0.0)
@@ -274,6 +279,14 @@ def _backward(
 _choose = jax.lax.cond
 
 
+def _fits(operands: Operands, queries: Tokens, keys: Tokens) -> tuple[Array, Array]:
+    """Returns what `in_slots` does, where no bias is too steep either."""
+    base, regular = in_slots(queries, keys)
+    seen = operands.strip[..., operands.strip.shape[-1] // 2 :]
+    steepest = jnp.maximum(jnp.abs(seen - seen[..., -1:]).max(), TILE * jnp.abs(operands.slopes).max())
+    return base, regular & (steepest <= _STEEPEST)
+
+
 def _skips(plan: Plan) -> bool:
     return plan.settings.skip_tiles and plan.keys >= plan.sizes.skip_from
 
@@ -311,9 +324,7 @@ def _inputs(
     What reaches the inverse frequencies is counted from the middle of the sequence, as only offsets matter.
     """
     dim = -(-max(operands.q.shape[-1], operands.v.shape[-1]) // 64) * 64
-    tokens = jnp.concatenate([queries.positions, keys.positions], axis=1)
-    first, last = tokens.min(axis=1, keepdims=True), tokens.max(axis=1, keepdims=True)
-    middle = first + (last // 2 - first // 2)  # the difference itself may be beyond int32
+    middle = _middle(queries, keys)
     change = operands.frequencies - jax.lax.stop_gradient(operands.frequencies)  # zeros
 
     def turned(x: Array, turn: tuple[Array, Array], positions: Array) -> Array:
@@ -344,6 +355,17 @@ def _inputs(
     return inputs, shift
 
 
+def _middle(queries: Tokens, keys: Tokens) -> Int32[Array, "batch 1"]:
+    """Returns the middle position of each sequence, whatever stands in slots that hold nothing."""
+    positions = jnp.concatenate([queries.positions, keys.positions], axis=1)
+    held = [x.positions == x.positions if x.segments is None else x.segments >= 0 for x in (queries, keys)]
+    held = jnp.concatenate(held, axis=1)
+    limits = jnp.iinfo(jnp.int32)
+    first = jnp.min(positions, axis=1, keepdims=True, where=held, initial=limits.max)
+    last = jnp.max(positions, axis=1, keepdims=True, where=held, initial=limits.min)
+    return first + (last // 2 - first // 2)  # the difference itself may be beyond int32
+
+
 def _in_tiles(x: Array, dim: int) -> Array:
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % TILE), (0, 0), (0, dim - x.shape[3])))
 
@@ -356,8 +378,12 @@ def _by_offset(plan: Plan, tiles: Float32[Array, "batch heads near rows columns"
     line = jnp.zeros((batch, heads, (near + 1) * TILE), jnp.float32)
     for n in range(near):
         line = line.at[..., n * TILE : (n + 2) * TILE].add(jnp.flip(diagonals[:, :, n], axis=-1))
-    # Flipped, entry s of tile n has offset base % TILE + TILE (n - 1) - TILE + s.
-    offsets = base[:, None] % TILE - 2 * TILE + jnp.arange(line.shape[-1])[None]
-    index = jnp.clip(offsets, -plan.reach, plan.reach) + plan.reach
-    here = (index[..., None] == jnp.arange(2 * plan.reach + 1)[None, None]).astype(jnp.float32)
-    return jnp.einsum("bhl,blm->bhm", line, here, precision=jax.lax.Precision.HIGHEST)
+    # Flipped, entry s of tile n has offset base % TILE + TILE (n - 1) - TILE + s. Nothing as large as offsets squared.
+    first = base[:, None] % TILE - 2 * TILE
+    offsets = (first + jnp.arange(line.shape[-1])[None])[:, None]
+    inner = jnp.arange(1 - plan.reach, plan.reach)[None] - first
+    here = (inner >= 0) & (inner < line.shape[-1])
+    taken = jnp.take_along_axis(line, jnp.clip(inner, 0, line.shape[-1] - 1)[:, None], axis=-1)
+    end = lambda there: jnp.sum(line, axis=-1, where=there, keepdims=True)  # noqa: E731
+    ends = end(offsets <= -plan.reach), end(offsets >= plan.reach)
+    return jnp.concatenate([ends[0], jnp.where(here[:, None], taken, 0.0), ends[1]], axis=-1)
