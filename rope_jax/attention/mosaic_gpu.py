@@ -1,8 +1,7 @@
 """Attention as Hopper kernels: biases and masks are worked out in the tile; memory grows with the tokens.
 
 The kernels count in slots: a query and a key are as far apart as their slots and one number a sequence. Where positions
-jump otherwise, or a bias is so steep that little else would be left of a logit, which is known at run time only,
-`blockwise` does the call, forward and backward.
+jump otherwise, which is known at run time only, `blockwise` does the call, forward and backward.
 
 Queries and keys are turned before the kernels, in float32, and rounded to bfloat16 once; products are of bfloat16, sums
 of float32. `mosaic_gpu_tile` is the arithmetic of a tile, `mosaic_gpu_spans` says which tiles meet.
@@ -37,7 +36,8 @@ _VERSIONS = ("0.11", "0.12")  # of jax; others may lower the kernels to somethin
 _LARGEST_DIM = 256
 _UNSEEN_QUERY, _UNSEEN_KEY = -1, -2  # segments of slots that hold nothing
 _NO_ROW = 1e30  # log-sum-exp of a slot that holds no query: all its weights are zero
-_STEEPEST = 1e4  # nats that a bias may have in the frame of a tile, and a soft cap; float32 tells thousandths apart
+_LARGEST_CAP = 1e4  # nats; float32 tells thousandths apart
+_HIDES = 2e3  # nats between entries of a strip; more would hide no more, and round what is near alike
 
 
 class Call(NamedTuple):
@@ -109,8 +109,10 @@ def attend_with(
             raise NotImplementedError(f"the Hopper kernels take bfloat16, {name} is {x.dtype}")
     if not settings.causal:
         raise NotImplementedError("the Hopper kernels are of causal attention")
-    if settings.soft_cap is not None and settings.soft_cap > _STEEPEST:
-        raise NotImplementedError(f"the Hopper kernels take soft caps of up to {_STEEPEST:g}, got {settings.soft_cap}")
+    if settings.soft_cap is not None and settings.soft_cap > _LARGEST_CAP:
+        raise NotImplementedError(
+            f"the Hopper kernels take soft caps of up to {_LARGEST_CAP:g}, got {settings.soft_cap}"
+        )
     if 0 in (*q.shape, *k.shape, *v.shape):
         raise NotImplementedError("the Hopper kernels take no empty arrays")
     if q.shape[1] < TILE:
@@ -178,7 +180,7 @@ _differentiable.defvjp(_forward_rule, _backward_rule, symbolic_zeros=True)
 
 
 def _forward(operands: Operands, queries: Tokens, keys: Tokens, call: Call) -> tuple[Array, Array]:
-    base, regular = _fits(operands, queries, keys)
+    base, regular = in_slots(queries, keys)
 
     def by_kernels() -> tuple[Array, Array]:
         plan, slots = _plan(operands, queries, keys, call), _slots(base, queries, keys)
@@ -221,7 +223,7 @@ def _backward(
     strip: bool,
 ) -> Operands:
     """Returns the gradient of every operand; `slopes` and `strip` say whether that of the bias is asked for."""
-    base, regular = _fits(operands, queries, keys)
+    base, regular = in_slots(queries, keys)
 
     def by_kernels() -> Operands:
         plan, slots = _plan(operands, queries, keys, call), _slots(base, queries, keys)
@@ -279,14 +281,6 @@ def _backward(
 _choose = jax.lax.cond
 
 
-def _fits(operands: Operands, queries: Tokens, keys: Tokens) -> tuple[Array, Array]:
-    """Returns what `in_slots` does, where no bias is too steep either."""
-    base, regular = in_slots(queries, keys)
-    seen = operands.strip[..., operands.strip.shape[-1] // 2 :]
-    steepest = jnp.maximum(jnp.abs(seen - seen[..., -1:]).max(), TILE * jnp.abs(operands.slopes).max())
-    return base, regular & (steepest <= _STEEPEST)
-
-
 def _skips(plan: Plan) -> bool:
     return plan.settings.skip_tiles and plan.keys >= plan.sizes.skip_from
 
@@ -340,8 +334,12 @@ def _inputs(
     far = operands.strip[..., -1:]
     padded = -(-operands.q.shape[1] // TILE) * TILE
     inside = (jnp.arange(padded) % TILE).astype(jnp.float32)
+    # Counted from the far entry; where a strip hides what is far by -1e9, from no farther than it takes.
+    highest = jax.lax.stop_gradient(operands.strip[..., plan.reach :].max(axis=-1, keepdims=True))
+    above = jnp.minimum(highest - far, _HIDES)
+    strip = jnp.maximum(operands.strip - highest, -_HIDES) + above
     # What the slopes get through the kernels counts from each query, and holds all of their gradient.
-    shift = far - jax.lax.stop_gradient(operands.slopes)[..., None] * inside[None, None]
+    shift = highest - above - jax.lax.stop_gradient(operands.slopes)[..., None] * inside[None, None]
     sinks = operands.sinks[..., None]
     sinks = jnp.where(sinks > NOTHING, sinks - shift, NOTHING)
     inputs = Inputs(
@@ -349,7 +347,7 @@ def _inputs(
         k=_in_tiles(k.astype(jnp.bfloat16), dim),
         v=_in_tiles(operands.v, dim),
         slopes=operands.slopes,
-        strip=operands.strip - far,
+        strip=strip,
         sinks=sinks,
     )
     return inputs, shift

@@ -301,24 +301,21 @@ def test_slots_tell_all_offsets_wherever_a_call_is_said_to_be_regular():
     assert regular > 600
 
 
-STEEP = {"far": -1e9, "hidden": -np.inf, "slope": 1e6}
-
-
-@pytest.mark.parametrize("kind", STEEP)
-def test_a_bias_too_steep_for_the_frame_of_a_tile_goes_to_blockwise(kind):
+@pytest.mark.parametrize("value", [-1e9, -np.inf, -1e30])
+@pytest.mark.parametrize("near", [False, True])
+def test_a_strip_may_hide_keys(value, near):
     rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.standard_normal((1, 128, 1, 64)), jnp.bfloat16) for _ in range(3))
-    at, settings = Tokens(jnp.arange(128, dtype=jnp.int32)[None]), Settings(scale=0.125)
+    q, k, v = (jnp.asarray(rng.standard_normal((1, 300, 1, 64)), jnp.bfloat16) for _ in range(3))
+    at, settings = Tokens(jnp.arange(300, dtype=jnp.int32)[None]), Settings(scale=0.125)
     scheme = build(None, None, num_heads=1, head_dim=64, max_offset=32)
-    if kind == "slope":
-        scheme = dataclasses.replace(scheme, slopes=jnp.full(1, STEEP[kind]))
-    else:
-        strip = scheme.offset_bias.at[:, jnp.asarray([0, -1])].set(STEEP[kind])
-        scheme = dataclasses.replace(scheme, offset_bias=strip)
-    ours = mosaic_gpu.attend_with(q, k, v, scheme, jnp.zeros(1), at, at, settings, kernels=mosaic_gpu_plain)
+    hidden = jnp.arange(35, 40) if near else jnp.asarray([0, 64])  # from offset 3 on, or all from offset 32 on
+    strip = (scheme.offset_bias + jnp.asarray(rng.standard_normal((1, 65)), jnp.float32)).at[:, hidden].set(value)
+    scheme = dataclasses.replace(scheme, offset_bias=strip)
+    with mock.patch.object(mosaic_gpu, "_choose", kernels_alone):
+        ours = mosaic_gpu.attend_with(q, k, v, scheme, jnp.zeros(1), at, at, settings, kernels=mosaic_gpu_plain)
     theirs = blockwise.attend(q, k, v, scheme, jnp.zeros(1), at, at, settings)
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=2e-6)
+    for a, b, limit in zip(ours, theirs, (2e-2, 4e-3), strict=True):
+        np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=limit)
 
 
 @pytest.mark.parametrize("attend", [blockwise.attend, Drawn.attend], ids=["blockwise", "kernels"])
