@@ -356,8 +356,8 @@ def _inputs(
 def _middle(queries: Tokens, keys: Tokens) -> Int32[Array, "batch 1"]:
     """Returns the middle position of each sequence, whatever stands in slots that hold nothing."""
     positions = jnp.concatenate([queries.positions, keys.positions], axis=1)
-    held = [x.positions == x.positions if x.segments is None else x.segments >= 0 for x in (queries, keys)]
-    held = jnp.concatenate(held, axis=1)
+    sides = [x.positions == x.positions if x.segments is None else x.segments >= 0 for x in (queries, keys)]
+    held = jnp.concatenate(sides, axis=1)
     limits = jnp.iinfo(jnp.int32)
     first = jnp.min(positions, axis=1, keepdims=True, where=held, initial=limits.max)
     last = jnp.max(positions, axis=1, keepdims=True, where=held, initial=limits.min)
