@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Float32
 
 from rope_jax import rotation
 from rope_jax.attention import blockwise_backward, blockwise_wide, machine
-from rope_jax.attention.call import NOTHING, Settings, Tokens, without_padding
+from rope_jax.attention.call import NOTHING, Settings, Tokens
 from rope_jax.attention.heads import Results, each_head
 from rope_jax.attention.logits import Side
 from rope_jax.attention.online_softmax import MARGIN, Head, Rows, Sums, along
@@ -26,9 +26,9 @@ from rope_jax.attention.operands import (
     from_tiles,
     in_tiles,
     logit_bounds,
+    operands_of,
     prepare,
     turned_tiles,
-    turns_of_fixed,
     vary_together,
 )
 from rope_jax.scheme import Scheme
@@ -47,16 +47,7 @@ def attend(
     settings: Settings,
 ) -> tuple[Float[Array, "batch queries heads v_dim"], Float32[Array, "batch queries heads"]]:
     """Returns outputs and log-sum-exps; arguments as in `rope_jax.attention.attention`."""
-    operands = Operands.of(
-        without_padding(q, queries),
-        without_padding(k, keys),
-        without_padding(v, keys),
-        scheme,
-        sinks,
-        turns_of_fixed(scheme, queries),
-        turns_of_fixed(scheme, keys),
-        scheme.inverse_frequencies,
-    )
+    operands = operands_of(q, k, v, scheme, sinks, queries, keys)
     operands, queries, keys = vary_together((operands, queries, keys))
     return differentiable(operands, queries, keys, settings, scheme.layout)
 

@@ -19,7 +19,7 @@ from rope_jax import rotation
 from rope_jax.attention import blockwise_wide_backward, machine
 from rope_jax.attention.call import NOTHING, Settings, Tokens, without_padding
 from rope_jax.attention.heads import Results, each_head
-from rope_jax.attention.logits import distance, separated_line, strip_gradient, tile_mask, written_bias
+from rope_jax.attention.logits import capped, distance, separated_line, strip_gradient, tile_mask, written_bias
 from rope_jax.attention.operands import (
     Operands,
     Plan,
@@ -32,6 +32,7 @@ from rope_jax.attention.operands import (
     turned_tiles,
     without_effect,
 )
+from rope_jax.attention.tiles import midpoint
 
 
 class Gradients(NamedTuple):
@@ -137,8 +138,7 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, p
         k, k_across, v, j, wanted, is_plain = tile
         rows = row.side_of_keys(j)
         # Every pair of a query and a key adds nothing to the sum of all phases' gradients: the tile's own place is 0.
-        first, last = at(row.keys.first, j), at(row.keys.last, j)
-        here = first + (last // 2 - first // 2)  # the difference itself may be beyond int32
+        here = midpoint(at(row.keys.first, j), at(row.keys.last, j))
         is_plain &= is_plain.shape[0] > 1  # for a single tile only the general form is compiled
         order = jnp.argsort(jnp.where(wanted, is_plain, 2), stable=True)  # what needs the general form comes first
         general_ones, all_ones = (x.sum(dtype=jnp.int32) for x in (wanted & ~is_plain, wanted))
@@ -146,10 +146,7 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, p
         def products(i):
             """Returns `dS` of what the soft cap made, from the weights; and how to add it."""
             raw = jnp.dot(k, at(q_across, i), preferred_element_type=jnp.float32).reshape(shape)
-            if settings.soft_cap is None:
-                return raw, None
-            bent = jnp.tanh(raw / settings.soft_cap)
-            return settings.soft_cap * bent, (1 - bent) * (1 + bent)  # near 1 the square loses what is left
+            return capped(raw, settings.soft_cap)
 
         def add(i, p, slope, sums: Gradients):
             d_weights = jnp.dot(v, at(do_across, i), preferred_element_type=jnp.float32).reshape(shape)

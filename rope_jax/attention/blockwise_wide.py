@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float32
 
 from rope_jax import rotation
 from rope_jax.attention.call import NOTHING, Settings, Tokens
+from rope_jax.attention.logits import capped
 from rope_jax.attention.online_softmax import MARGIN, margin_of
 from rope_jax.attention.operands import ROUNDING, Operands
 from rope_jax.attention.wide_tiles import Call, by_token, index, over_pairs, slots, with_slots
@@ -106,9 +107,7 @@ def _plain(call: Call, i: Array, j: Array, valid: Array, sums: Sums) -> Sums:
 
 
 def _capped(call: Call, i: Array, j: Array) -> Float32[Array, "batch kv_heads groups rows keys"]:
-    s = call.logits(call.query_tile(i), call.key_tile(j))
-    cap = call.settings.soft_cap
-    return s if cap is None else cap * jnp.tanh(s / cap)
+    return capped(call.logits(call.query_tile(i), call.key_tile(j)), call.settings.soft_cap)[0]
 
 
 def _add(call: Call, i: Array, j: Array, p: Array, kept: Array, sums: Sums) -> Sums:

@@ -19,8 +19,9 @@ from jaxtyping import Array, Bool, Float, Float32
 
 from rope_jax import rotation
 from rope_jax.attention.call import NOTHING, Settings, Tokens
-from rope_jax.attention.logits import distance, offset_gradient, strip_of_diagonals, sum_diagonals
+from rope_jax.attention.logits import capped, distance, offset_gradient, strip_of_diagonals, sum_diagonals
 from rope_jax.attention.operands import Operands, without_effect
+from rope_jax.attention.tiles import midpoint
 from rope_jax.attention.wide_tiles import (
     Call,
     by_head,
@@ -178,10 +179,7 @@ def _add(
     d_out = d_out.astype(call.dtype)
     row = lambda x: of_rows(x, axis=3)[..., None]  # noqa: E731
     ahead = (index(call.keys.last, at) > index(call.queries.first, i))[:, None, None]
-    s, slope = call.logits(q, k), None
-    if call.settings.soft_cap is not None:
-        bent = jnp.tanh(s / call.settings.soft_cap)
-        s, slope = call.settings.soft_cap * bent, (1 - bent) * (1 + bent)  # near 1 the square loses what is left
+    s, slope = capped(call.logits(q, k), call.settings.soft_cap)
     if near:
         bias = call.bias(i, at)
     else:
@@ -196,7 +194,7 @@ def _add(
     d_k = by_token(product("bkrc,bkrd->bkcd", flat, q), call.columns)[:, :, :, 0]
     d_v = by_token(product("bkrc,bkre->bkce", flat_p, d_out), call.columns)[:, :, :, 0]
     away = call.each_sequence(distance, i, at)[:, None, None]
-    far = index(call.queries.positions, i) - middle(index(call.keys.first, at), index(call.keys.last, at))[:, None]
+    far = index(call.queries.positions, i) - midpoint(index(call.keys.first, at), index(call.keys.last, at))[:, None]
     pairs = sums.frequencies.shape[-1]
     moments = phase_moments(by_token(q, call.rows), d_q, far.astype(jnp.float32), pairs, call.layout)
     of_keys = functools.partial(slots, tile=j, size=call.columns)
@@ -273,15 +271,10 @@ def phase_moments(
     return (by_token * distances[..., None]).sum(axis=1)
 
 
-def middle(first: Array, last: Array) -> Array:
-    """Returns the place in the middle; the difference itself may be beyond int32."""
-    return first + (last // 2 - first // 2)
-
-
 def index_distance(call: Call, b: Array, block: int) -> Float32[Array, "batch tokens"]:
     """Returns how far the keys of a block are from the middle of their tile."""
     of_block = lambda x: jax.lax.dynamic_slice_in_dim(x, b * block, block, 1)  # noqa: E731
-    here = middle(of_block(call.keys.first), of_block(call.keys.last))
+    here = midpoint(of_block(call.keys.first), of_block(call.keys.last))
     far = of_block(call.keys.positions) - here[..., None]
     return far.reshape(far.shape[0], -1).astype(jnp.float32)
 

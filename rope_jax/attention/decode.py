@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from rope_jax import rotation
 from rope_jax.attention import blockwise_backward
 from rope_jax.attention.call import NOTHING, Settings, Tokens, offsets, visible, without_padding
+from rope_jax.attention.logits import capped
 from rope_jax.attention.machine import product_dtype
 from rope_jax.attention.operands import Operands, turns_of_fixed, vary_together
 from rope_jax.scheme import Scheme
@@ -189,8 +190,7 @@ def _forward(operands: Operands, queries: Tokens, keys: Tokens, settings: Settin
         if keys.segments is not None:  # zero times NaN is NaN
             v = jnp.where((cut(keys.segments, axis=1) >= 0)[:, None, :, None], v, 0)
         s = jnp.einsum("bkrd,bkdc->bkrc", rows, k, preferred_element_type=jnp.float32).reshape(*shape, size)
-        if settings.soft_cap is not None:
-            s = settings.soft_cap * jnp.tanh(s / settings.soft_cap)
+        s, _ = capped(s, settings.soft_cap)
         offset = offsets(queries.positions, cut(keys.positions, axis=1)).astype(jnp.int32)
         s = s + _bias(operands.slopes, operands.strip, offset, seen).reshape(*shape, -1)
         seen = seen[:, None, None]

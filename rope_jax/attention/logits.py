@@ -23,6 +23,14 @@ class Side(NamedTuple):
     sign: int | Array  # 1 for queries, -1 for keys
 
 
+def capped(logits: Float32[Array, "*shape"], soft_cap: float | None) -> tuple[Array, Array | None]:
+    """Returns soft-capped logits and their derivative; None where there is no cap."""
+    if soft_cap is None:
+        return logits, None
+    bent = jnp.tanh(logits / soft_cap)
+    return soft_cap * bent, (1 - bent) * (1 + bent)  # near 1 a square loses what is left
+
+
 def separated_line(
     slopes: Float32[Array, " groups"],
     strip: Float32[Array, "groups offsets"],

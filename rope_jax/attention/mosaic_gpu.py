@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Bool, Float, Float32
 
 from rope_jax import rotation
 from rope_jax.attention import blockwise, blockwise_backward
 from rope_jax.attention.call import NOTHING, Settings, Tokens, without_padding
 from rope_jax.attention.logits import sum_diagonals
 from rope_jax.attention.mosaic_gpu_spans import (
+    Known,
     bounds,
     in_slots,
     known,
@@ -29,7 +30,7 @@ from rope_jax.attention.mosaic_gpu_spans import (
     void_forward,
 )
 from rope_jax.attention.mosaic_gpu_tile import LOG2E, TILE, Cotangents, Inputs, Plan, Sizes, Slots
-from rope_jax.attention.operands import Operands, turns_of_fixed, vary_together, varying_axes
+from rope_jax.attention.operands import Operands, middle, operands_of, turns_from, varying_axes
 from rope_jax.scheme import Scheme
 
 _VERSIONS = ("0.11", "0.12")  # of jax; others may lower the kernels to something else
@@ -123,18 +124,7 @@ def attend_with(
     if dim > _LARGEST_DIM:
         raise NotImplementedError(f"the Hopper kernels take heads of up to {_LARGEST_DIM}, got {dim}")
     call = Call(settings, scheme.layout, tiles or candidates(dim)[0], kernels or _hopper())
-    operands = Operands.of(
-        without_padding(q, queries),
-        without_padding(k, keys),
-        without_padding(v, keys),
-        scheme,
-        sinks,
-        turns_of_fixed(scheme, queries),
-        turns_of_fixed(scheme, keys),
-        scheme.inverse_frequencies,
-    )
-    operands, queries, keys = vary_together((operands, queries, keys))
-    return _differentiable(operands, queries, keys, call)
+    return _differentiable(operands_of(q, k, v, scheme, sinks, queries, keys), queries, keys, call)
 
 
 @functools.cache
@@ -186,19 +176,13 @@ def _forward(operands: Operands, queries: Tokens, keys: Tokens, call: Call) -> t
         plan, slots = _plan(operands, queries, keys, call), _slots(base, queries, keys)
         inputs, shift = _inputs(plan, operands, queries, keys, call.layout)
         tokens = operands.q.shape[1]
-        tiles = known(plan, slots, tokens)
-        sees, plain = (x[:, None] for x in (tiles.pairs.sees, tiles.pairs.plain))
-        shape = (*inputs.slopes.shape, *sees.shape[2:])
-        if _skips(plan):
 
-            def void() -> Array:
-                limits = bounds(plan, inputs, tiles, operands.strip)
-                lowest = least_lse(plan, inputs, slots, tokens, operands.strip, operands.sinks)
-                return void_forward(plan, limits, lowest, inputs, tiles)
+        def void(tiles: Known, limits: Array) -> Array:
+            lowest = least_lse(plan, inputs, slots, tokens, operands.strip, operands.sinks)
+            return void_forward(plan, limits, lowest, inputs, tiles)
 
-            sees = sees & ~_if_sloped(operands, void, shape)
-        spans = span(jnp.broadcast_to(sees, shape), jnp.broadcast_to(plain, shape))
-        out, lse = call.kernels.forward(plan, inputs, slots, spans)
+        sees, plain = _meetings(plan, operands, inputs, slots, void)
+        out, lse = call.kernels.forward(plan, inputs, slots, span(sees, plain))
         lse = jnp.where(lse > NOTHING, lse + shift, NOTHING)
         return out[:, :tokens, :, : operands.v.shape[-1]], jnp.swapaxes(lse[:, :, :tokens], 1, 2)
 
@@ -240,19 +224,13 @@ def _backward(
         framed = fill(jnp.swapaxes(lse, 1, 2), _NO_ROW)
         framed = jnp.where((framed > NOTHING) & (framed < _NO_ROW), framed - shift, framed)
         back = Cotangents(out=_in_tiles(cotangent, inputs.q.shape[-1]), delta=through_lse, lse=framed * LOG2E)
-        tiles = known(plan, slots, tokens)
-        sees, plain = (x[:, None] for x in (tiles.pairs.sees, tiles.pairs.plain))
-        shape = (*inputs.slopes.shape, *sees.shape[2:])
-        if _skips(plan):
 
-            def void() -> Array:
-                limits = bounds(plan, inputs, tiles, operands.strip)
-                seeing = fill(jnp.where(some, jnp.swapaxes(lse, 1, 2), _NO_ROW), _NO_ROW)
-                padded = jnp.pad(out, ((0, 0), (0, -tokens % TILE), (0, 0), (0, 0)), constant_values=1)
-                return void_backward(plan, limits, inputs, seeing, padded, tiles)
+        def void(tiles: Known, limits: Array) -> Array:
+            seeing = fill(jnp.where(some, jnp.swapaxes(lse, 1, 2), _NO_ROW), _NO_ROW)
+            padded = jnp.pad(out, ((0, 0), (0, -tokens % TILE), (0, 0), (0, 0)), constant_values=1)
+            return void_backward(plan, limits, inputs, seeing, padded, tiles)
 
-            sees = sees & ~_if_sloped(operands, void, shape)
-        sees, plain = jnp.broadcast_to(sees, shape), jnp.broadcast_to(plain, shape)
+        sees, plain = _meetings(plan, operands, inputs, slots, void)
         d_q, d_slopes = call.kernels.of_queries(plan, inputs, slots, back, span(sees, plain), slopes=slopes)
         by_group = lambda x: x.reshape(x.shape[0], -1, plan.groups, *x.shape[2:])  # noqa: E731
         across = lambda x: jnp.swapaxes(x, 2, 3)  # noqa: E731
@@ -270,10 +248,8 @@ def _backward(
         return found
 
     def by_blocks() -> Operands:
-        f32 = lambda x: x.astype(jnp.float32)  # noqa: E731
-        return blockwise_backward.backward(
-            operands, queries, keys, f32(out), lse, f32(d_out), d_lse, call.settings, call.layout
-        )
+        wide = out.astype(jnp.float32)
+        return blockwise_backward.backward(operands, queries, keys, wide, lse, d_out, d_lse, call.settings, call.layout)
 
     return _choose(regular, by_kernels, by_blocks)
 
@@ -281,13 +257,26 @@ def _backward(
 _choose = jax.lax.cond
 
 
-def _skips(plan: Plan) -> bool:
-    return plan.settings.skip_tiles and plan.keys >= plan.sizes.skip_from
+def _meetings(
+    plan: Plan, operands: Operands, inputs: Inputs, slots: Slots, void: Callable[[Known, Array], Array]
+) -> tuple[Bool[Array, "batch heads q_tiles k_tiles"], Bool[Array, "batch heads q_tiles k_tiles"]]:
+    """Returns which tiles meet, but for those that cannot matter, and which of them are plain.
 
-
-def _if_sloped(operands: Operands, void: Callable[[], Array], shape: tuple[int, ...]) -> Array:
-    """Returns which tiles are void; none where no head has a slope, without working it out."""
-    return jax.lax.cond((operands.slopes > 0).any(), void, lambda: jnp.zeros(shape, bool))
+    Args:
+      plan: of the call.
+      operands: of the call.
+      inputs: what the kernels read.
+      slots: where tokens stand.
+      void: returns which tiles cannot matter, from what is known of them and what their logits do not exceed. It is
+        asked only where a head has a slope.
+    """
+    tiles = known(plan, slots, operands.q.shape[1])
+    shape = (*inputs.slopes.shape, *tiles.pairs.sees.shape[1:])
+    sees, plain = (jnp.broadcast_to(x[:, None], shape) for x in (tiles.pairs.sees, tiles.pairs.plain))
+    if plan.settings.skip_tiles and plan.keys >= plan.sizes.skip_from:
+        found = lambda: void(tiles, bounds(plan, inputs, tiles, operands.strip))  # noqa: E731
+        sees &= ~jax.lax.cond((operands.slopes > 0).any(), found, lambda: jnp.zeros(shape, bool))
+    return sees, plain
 
 
 def _plan(operands: Operands, queries: Tokens, keys: Tokens, call: Call) -> Plan:
@@ -318,15 +307,11 @@ def _inputs(
     What reaches the inverse frequencies is counted from the middle of the sequence, as only offsets matter.
     """
     dim = -(-max(operands.q.shape[-1], operands.v.shape[-1]) // 64) * 64
-    middle = _middle(queries, keys)
-    change = operands.frequencies - jax.lax.stop_gradient(operands.frequencies)  # zeros
+    place = middle(queries, keys)
 
     def turned(x: Array, turn: tuple[Array, Array], positions: Array) -> Array:
-        cos, sin = turn
-        if cos.shape[-1]:
-            angle = (positions - middle).astype(jnp.float32)[..., None] * change[:, None, :]
-            cos, sin = cos - sin * angle, sin + cos * angle
-        return jax.vmap(functools.partial(rotation.rotate, layout=layout))(x.astype(jnp.float32), cos, sin)
+        turn = turns_from(place, turn, operands.frequencies, positions)
+        return jax.vmap(functools.partial(rotation.rotate, layout=layout))(x.astype(jnp.float32), *turn)
 
     scale = (operands.scale * plan.settings.scale)[:, None, None, None]
     q = turned(operands.q, operands.q_turn, queries.positions) * scale
@@ -351,17 +336,6 @@ def _inputs(
         sinks=sinks,
     )
     return inputs, shift
-
-
-def _middle(queries: Tokens, keys: Tokens) -> Int32[Array, "batch 1"]:
-    """Returns the middle position of each sequence, whatever stands in slots that hold nothing."""
-    positions = jnp.concatenate([queries.positions, keys.positions], axis=1)
-    sides = [x.positions == x.positions if x.segments is None else x.segments >= 0 for x in (queries, keys)]
-    held = jnp.concatenate(sides, axis=1)
-    limits = jnp.iinfo(jnp.int32)
-    first = jnp.min(positions, axis=1, keepdims=True, where=held, initial=limits.max)
-    last = jnp.max(positions, axis=1, keepdims=True, where=held, initial=limits.min)
-    return first + (last // 2 - first // 2)  # the difference itself may be beyond int32
 
 
 def _in_tiles(x: Array, dim: int) -> Array:

@@ -1,5 +1,6 @@
 """Where the Hopper kernels begin and end: which tiles of keys a tile of queries goes along, and the reverse."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
 from rope_jax.attention.call import NOTHING, Tokens
+from rope_jax.attention.logits import capped
 from rope_jax.attention.mosaic_gpu_tile import TILE, Inputs, Plan, Slots
-from rope_jax.attention.operands import ROUNDING
+from rope_jax.attention.operands import ROUNDING, bounds_by_norm, without_effect
 from rope_jax.attention.tiles import Pairs, Tiles, aligned, cut, meet
 
 FARTHEST = 2**30  # between the first query and the first key; the kernels count in int32
@@ -71,7 +73,7 @@ def span(sees: Bool[Array, "*shape tiles others"], plain: Bool[Array, "*shape ti
 
 
 def bounds(plan: Plan, inputs: Inputs, tiles: Known, strip: Array) -> Float32[Array, "batch heads q_tiles k_tiles"]:
-    """Returns what no logit of a tile exceeds, in nats: as `operands.logit_bounds`, for all heads.
+    """Returns what no logit of a tile exceeds, in nats: as `operands.bounds_by_norm`, for all heads.
 
     Args:
       plan: of the call.
@@ -85,13 +87,11 @@ def bounds(plan: Plan, inputs: Inputs, tiles: Known, strip: Array) -> Float32[Ar
         size = jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1))
         return size.reshape(batch, -1, TILE, x.shape[2]).max(axis=2).swapaxes(1, 2)
 
-    of_keys = jnp.repeat(largest(inputs.k), plan.groups, axis=1)
-    product = largest(inputs.q)[..., :, None] * of_keys[..., None, :] * 1.0001  # beyond what rounding can add
-    if plan.settings.soft_cap is not None:
-        product = jnp.minimum(product, plan.settings.soft_cap)
-    slopes = inputs.slopes[..., None, None]
-    near, far = (-slopes * x.astype(jnp.float32)[:, None] for x in (tiles.pairs.nearest, tiles.pairs.farthest))
-    return product + jnp.maximum(near, far) + strip.max(axis=-1)[..., None, None]
+    by_group = lambda x: x.reshape(batch, -1, plan.groups, *x.shape[2:])  # noqa: E731
+    of_sequence = jax.vmap(functools.partial(bounds_by_norm, settings=plan.settings), (0, 0, 0, 0, None))
+    arrays = by_group(largest(inputs.q)), largest(inputs.k), by_group(inputs.slopes), by_group(strip)
+    found = jax.vmap(of_sequence)(*arrays, tiles.pairs)
+    return found.reshape(batch, -1, *found.shape[3:])
 
 
 def least_lse(plan: Plan, inputs: Inputs, slots: Slots, tokens: int, strip: Array, sinks: Array) -> Array:
@@ -109,8 +109,7 @@ def least_lse(plan: Plan, inputs: Inputs, slots: Slots, tokens: int, strip: Arra
     keys = jnp.take_along_axis(inputs.k, slot[:, :, None, None], axis=1).astype(jnp.float32)
     q = inputs.q.reshape(batch, padded, -1, plan.groups, dim).astype(jnp.float32)
     product = jnp.sum(q * keys[:, :, :, None], axis=-1).reshape(batch, padded, heads)
-    if plan.settings.soft_cap is not None:
-        product = plan.settings.soft_cap * jnp.tanh(product / plan.settings.soft_cap)
+    product, _ = capped(product, plan.settings.soft_cap)
     logit = jnp.swapaxes(product, 1, 2) + strip[:, :, plan.reach, None]
     logit = jnp.where(sees[:, None], logit, NOTHING)
     logit = jnp.maximum(logit, sinks[:, :, None])
@@ -153,8 +152,7 @@ def void_backward(plan: Plan, limits: Array, inputs: Inputs, lse: Array, out: Ar
     least = lambda x: x.reshape(*x.shape[:2], -1, TILE).min(axis=-1)  # noqa: E731
     of_output = lse + jnp.log(jnp.abs(out.astype(jnp.float32)).max(axis=-1)).swapaxes(1, 2)
     keys, values = (jnp.repeat(sizes(x), plan.groups, axis=1) for x in (inputs.k, inputs.v))
-    some = tiles.keys.some[:, None]
-    excess = jnp.log(keys / jnp.min(keys, axis=-1, where=some, initial=jnp.inf)[..., None])[..., None, :]
-    offsets = jnp.maximum(tiles.pairs.farthest, 1).astype(jnp.float32)[:, None]
-    excess += limits + jnp.log(inputs.k.shape[1] * offsets / ROUNDING)
-    return excess <= jnp.minimum(least(lse)[..., None], least(of_output)[..., None] - jnp.log(values)[..., None, :])
+    # Heads of queries one by one: those of a key head may begin elsewhere.
+    arrays = limits[:, :, None], keys, values, least(lse)[:, :, None], least(of_output)[:, :, None]
+    of_sequence = jax.vmap(functools.partial(without_effect, columns=TILE), (0, 0, 0, 0, 0, None, None))
+    return jax.vmap(of_sequence)(*arrays, tiles.keys.some, tiles.pairs.farthest)

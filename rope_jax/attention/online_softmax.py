@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from rope_jax.attention.call import NOTHING, Settings
-from rope_jax.attention.logits import Side, separated_line, tile_mask, written_bias
+from rope_jax.attention.logits import Side, capped, separated_line, tile_mask, written_bias
 from rope_jax.attention.operands import ROUNDING, Row, at
 
 MARGIN = 30.0  # nats that a logit may lie above its row's reference before the reference is renewed, at most
@@ -46,7 +46,7 @@ class Head(NamedTuple):
     def logits(self, q: Array, j: Array, settings: Settings) -> Float32[Array, "rows columns"]:
         """Returns the soft-capped logits of rows and a tile of keys, without the bias."""
         s = jnp.dot(q, at(self.k_tiles, j), preferred_element_type=jnp.float32)
-        return s if settings.soft_cap is None else settings.soft_cap * jnp.tanh(s / settings.soft_cap)
+        return capped(s, settings.soft_cap)[0]
 
     def mix(self, p: Array, j: Array) -> Float32[Array, "rows e"]:
         """Returns the values of a tile of keys, mixed by weights."""

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int, Shaped
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Shaped
 
 from rope_jax import rotation
-from rope_jax.attention.call import NOTHING, Settings, Tokens
+from rope_jax.attention.call import NOTHING, Settings, Tokens, without_padding
 from rope_jax.attention.logits import Side
-from rope_jax.attention.tiles import Pairs, Tiles, cut, meet
+from rope_jax.attention.tiles import Pairs, Tiles, cut, meet, midpoint
 from rope_jax.scheme import Scheme
 
 ROWS, COLUMNS = 512, 512  # of a tile of logits; the forward pass takes several tiles of rows at once where it can
@@ -68,6 +68,22 @@ class Operands(NamedTuple):
         )
 
 
+def operands_of(
+    q: Array, k: Array, v: Array, scheme: Scheme, sinks: Array | None, queries: Tokens, keys: Tokens
+) -> Operands:
+    """Returns the operands of a call, zeros where a slot holds nothing, and turns through which no gradient goes."""
+    return Operands.of(
+        without_padding(q, queries),
+        without_padding(k, keys),
+        without_padding(v, keys),
+        scheme,
+        sinks,
+        turns_of_fixed(scheme, queries),
+        turns_of_fixed(scheme, keys),
+        scheme.inverse_frequencies,
+    )
+
+
 def turns_of_fixed(scheme: Scheme, tokens: Tokens) -> tuple[Array, Array]:
     """Returns cos and sin at the positions of one side, through which no gradient reaches the inverse frequencies.
 
@@ -76,6 +92,37 @@ def turns_of_fixed(scheme: Scheme, tokens: Tokens) -> tuple[Array, Array]:
     """
     fixed = jax.lax.stop_gradient(scheme.inverse_frequencies)
     return dataclasses.replace(scheme, inverse_frequencies=fixed).cos_sin(tokens.positions)
+
+
+def middle(queries: Tokens, keys: Tokens) -> Int32[Array, "batch 1"]:
+    """Returns the middle position of each sequence, whatever stands in slots that hold nothing."""
+    positions = jnp.concatenate([queries.positions, keys.positions], axis=1)
+    sides = [x.positions == x.positions if x.segments is None else x.segments >= 0 for x in (queries, keys)]
+    held = jnp.concatenate(sides, axis=1)
+    limits = jnp.iinfo(jnp.int32)
+    first = jnp.min(positions, axis=1, keepdims=True, where=held, initial=limits.max)
+    last = jnp.max(positions, axis=1, keepdims=True, where=held, initial=limits.min)
+    return midpoint(first, last)
+
+
+def turns_from(
+    place: Int32[Array, "batch 1"],
+    turn: tuple[Array, Array],
+    frequencies: Float32[Array, "batch pairs"],
+    positions: Int32[Array, "batch tokens"],
+) -> tuple[Float32[Array, "batch tokens pairs"], Float32[Array, "batch tokens pairs"]]:
+    """Returns cos and sin as they are, with a gradient to the frequencies that is counted from a place.
+
+    Args:
+      place: position that counts as 0; only offsets matter, and near ones lose least.
+      turn: what `turns_of_fixed` returns.
+      frequencies: inverse frequencies.
+      positions: of the tokens.
+    """
+    cos, sin = turn
+    change = frequencies - jax.lax.stop_gradient(frequencies)  # zeros
+    angle = (positions - place).astype(jnp.float32)[..., None] * change[:, None, :]
+    return cos - sin * angle, sin + cos * angle
 
 
 def varying_axes(tree) -> frozenset:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from rope_jax.attention.call import NOTHING, Settings, Tokens, without_padding
-from rope_jax.attention.operands import turns_of_fixed
+from rope_jax.attention.operands import middle, turns_from, turns_of_fixed
 from rope_jax.attention.pallas_tpu_backward import backward
 from rope_jax.attention.pallas_tpu_forward import forward
 from rope_jax.attention.pallas_tpu_tile import LANES, Extent, Layout, Operands, Plan, meet
@@ -76,13 +76,13 @@ def attend_with(
     q, k, v = without_padding(q, queries), without_padding(k, keys), without_padding(v, keys)
     if scheme.layout == "interleaved":
         q, k = _halves(q, pairs), _halves(k, pairs)
-    middle = _middle(queries, keys)
+    place = middle(queries, keys)
     operands = Operands(
         q=_heads_first(q.astype(shared), size_q),
         k=_heads_first(k.astype(shared), size_k),
         v=_heads_first(v, size_k),
-        q_turn=_turns(scheme, queries, middle, size_q),
-        k_turn=_turns(scheme, keys, middle, size_k),
+        q_turn=_turns(scheme, queries, place, size_q),
+        k_turn=_turns(scheme, keys, place, size_k),
         table=_table(scheme, sinks, plan),
     )
     out, lse = _attention(plan, operands, _layout(queries, keys, plan))
@@ -105,23 +105,15 @@ def _heads_first(x: Array, size: int) -> Array:
     return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, -x.shape[1] % size), (0, 0)))
 
 
-def _middle(queries: Tokens, keys: Tokens) -> Array:
-    """Returns a position in the midst of each sequence, `[B, 1]`."""
-    positions = jnp.concatenate([queries.positions, keys.positions], axis=1)
-    first, last = positions.min(axis=1, keepdims=True), positions.max(axis=1, keepdims=True)
-    return first + (last // 2 - first // 2)  # the difference itself may be beyond int32
-
-
-def _turns(scheme: Scheme, tokens: Tokens, middle: Array, size: int) -> Array:
-    """Returns cos and sin; what reaches the inverse frequencies is counted from the middle, as only offsets matter."""
+def _turns(scheme: Scheme, tokens: Tokens, place: Array, size: int) -> Array:
+    """Returns cos and sin; what reaches the inverse frequencies is counted from a place, as only offsets matter."""
     if scheme.rotary_dim == 0:
         return jnp.zeros((1, 8, LANES), jnp.float32)
-    cos, sin = turns_of_fixed(scheme, tokens)
-    frequencies = scheme.inverse_frequencies
-    change = jnp.broadcast_to(frequencies - jax.lax.stop_gradient(frequencies), (cos.shape[0], cos.shape[2]))  # zeros
-    angle = (tokens.positions - middle).astype(jnp.float32)[..., None] * change[:, None, :]
-    turn = jnp.concatenate([cos - sin * angle, sin + cos * angle], axis=-1)
-    return jnp.pad(turn, ((0, 0), (0, -turn.shape[1] % size), (0, 0)))
+    turn = turns_of_fixed(scheme, tokens)
+    batch, _, pairs = turn[0].shape
+    frequencies = jnp.broadcast_to(scheme.inverse_frequencies, (batch, pairs))
+    both = jnp.concatenate(turns_from(place, turn, frequencies, tokens.positions), axis=-1)
+    return jnp.pad(both, ((0, 0), (0, -both.shape[1] % size), (0, 0)))
 
 
 def _table(scheme: Scheme, sinks: Array | None, plan: Plan) -> Array:

@@ -124,6 +124,11 @@ def meet(queries: Tiles, keys: Tiles, settings: Settings, *, max_offset: int) ->
     )
 
 
+def midpoint(first: Array, last: Array) -> Array:
+    """Returns the position in the middle of two; the difference itself may be beyond int32."""
+    return first + (last // 2 - first // 2)
+
+
 def aligned(queries: Tokens, keys: Tokens) -> Array:
     """Returns whether queries and keys are the same packed documents, each in one piece and counted by ones.
 

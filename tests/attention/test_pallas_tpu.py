@@ -112,6 +112,13 @@ def half_rotary(bias, seed=0):
     return make_scheme(bias, rotary_dim=DIM // 2, layout="interleaved", seed=seed)
 
 
+def test_positions_of_slots_that_hold_nothing_do_not_matter():
+    """What reaches the frequencies is counted from the middle of the sequence, which they must not move."""
+    held = counted(TOKENS) < 250
+    positions, segments = jnp.where(held, counted(TOKENS), 2**30), jnp.where(held, 0, -1)
+    agree_causal(half_rotary(None), positions, (segments, segments))
+
+
 @pytest.mark.parametrize("bias", [None, "alibi", "t5", "kerple"])
 def test_biases(bias):
     gradients = agree_causal(half_rotary(bias), counted(TOKENS))[2]
