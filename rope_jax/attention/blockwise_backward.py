@@ -64,10 +64,9 @@ def backward(
     Weights taken from `lse` are off by its rounding; `correction` says by which factor.
     """
     correction = jnp.ones_like(lse) if correction is None else correction
-    d_out = without_padding(d_out, queries)  # with a sink such a query has a log-sum-exp, and NaN would leak from it
     if machine.heads_at_once():
         return blockwise_wide_backward.backward(
-            operands, queries, keys, out, lse, d_out, d_lse, settings, layout, correction
+            operands, queries, keys, out, lse, without_padding(d_out, queries), d_lse, settings, layout, correction
         )
     by_token, by_head, row, plan = prepare(operands, queries, keys, settings)
     batch, tokens, kv_heads, groups, _ = by_token[0].shape
@@ -122,9 +121,12 @@ def _backward_head(by_token, by_head, row: Row, *, settings: Settings, layout, p
     turned_k, turn_back_k = jax.vjp(lambda x, turn: turned_tiles(x[:, None], turn, layout, plan.columns), k, row.k_turn)
     q_tiles = turned_q * row.scale
     k_tiles, v_tiles = turned_k, in_tiles(v[:, None], plan.columns).astype(jnp.float32)
-    delta = jnp.sum(d_out * out, axis=-1)  # [N, G]
+    # Where a slot holds nothing a cotangent of the output may be NaN, and with a sink its query has a log-sum-exp.
+    held = row.queries.segments >= 0
+    delta = jnp.where(held.reshape(-1)[: q.shape[0], None], jnp.sum(d_out * out, axis=-1), 0)  # [N, G]
     through_lse = delta - d_lse
     do_tiles, lse_tiles, delta_tiles = (in_tiles(x, plan.rows) for x in (d_out, lse, through_lse))
+    do_tiles = jnp.where(jnp.tile(held, (1, groups))[..., None], do_tiles, 0)
     bounds = logit_bounds(q_tiles, k_tiles, slopes, strip, row.pairs, settings)
     wanted = row.pairs.sees
     if settings.skip_tiles:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import rounded_oracle
 from backend_suite import Checks, exactly, plainly, quick_compilation
-from drawn_calls import Sizes, draw_call, draw_structure
+from drawn_calls import Sizes, Structure, draw_call, draw_structure
 from float64_oracle import Problem
 from test_drawn_calls import SEED
 from test_mosaic_gpu import kernels_alone
@@ -71,32 +71,18 @@ def test_many(part):
 
 
 @dataclasses.dataclass(frozen=True)
-class Structure:
-    """What a compiled program depends on."""
+class Sized(Structure):
+    """What a compiled program depends on, sizes of tiles too."""
 
-    batch: int
-    queries: int
-    keys: int
-    heads: int
-    kv_heads: int
-    dim: int
-    v_dim: int
-    rotary_dim: int
-    layout: str
-    reach: int
-    each: bool
-    segments: bool
-    sinks: bool
-    settings: Settings
     sizes: tile.Sizes
 
 
-def structure_of(rng: np.random.Generator) -> Structure:
+def structure_of(rng: np.random.Generator) -> Sized:
     one_of = lambda *values: values[rng.integers(len(values))]  # noqa: E731
     kv_heads, groups = one_of((1, 1), (1, 2), (1, 4), (2, 1))
     queries = one_of(128, 129, 191, 192, 200, 256, 320, 500)
     dim, v_dim = one_of((64, 64), (64, 64), (40, 64), (64, 40), (80, 16), (128, 192), (192, 64), (256, 8))
-    return Structure(
+    return Sized(
         batch=one_of(1, 1, 2),
         queries=queries,
         keys=one_of(queries, queries, queries, 1, 100, 128, 300, 513),
@@ -107,9 +93,10 @@ def structure_of(rng: np.random.Generator) -> Structure:
         rotary_dim=one_of(0, dim // 4 * 2, dim, dim),
         layout=one_of("half", "interleaved"),
         reach=one_of(0, 0, 1, 2, 63, 64, 127, 128, 129, 300),
-        each=one_of(True, False, False, False),
+        own_scheme=one_of(True, False, False, False),
         segments=one_of(True, False),
         sinks=one_of(True, False),
+        dtype="bfloat16",
         settings=Settings(
             scale=dim**-0.5,
             window=one_of(None, None, 1, 2, 63, 64, 65, 127, 128, 129, 500),
@@ -192,14 +179,14 @@ def call_of(rng: np.random.Generator, of: Structure) -> Problem:
     spoilt = lambda x, at: (  # noqa: E731
         x if at.segments is None else jnp.where(at.segments[..., None, None] < 0, jnp.nan, x)
     )
-    schemes = [scheme_of(rng, of) for _ in range(of.batch if of.each else 1)]
+    schemes = [scheme_of(rng, of) for _ in range(of.batch if of.own_scheme else 1)]
     sinks = one_of(normal(of.heads), 10 * normal(of.heads) + 30, *(np.full(of.heads, x) for x in (NOTHING, 1e4, -1e4)))
     d_lse = one_of(0.0, 1.0) * normal(of.batch, of.queries, of.heads)
     return Problem(
         q=spoilt(narrow(one_of(0.3, 1.0, 1.0, 3.0) * normal(of.batch, of.queries, of.heads, of.dim)), queries),
         k=spoilt(narrow(normal(of.batch, of.keys, of.kv_heads, of.dim)), keys),
         v=spoilt(narrow(normal(of.batch, of.keys, of.kv_heads, of.v_dim)), keys),
-        scheme=stack(schemes) if of.each else schemes[0],
+        scheme=stack(schemes) if of.own_scheme else schemes[0],
         sinks=jnp.asarray(sinks, jnp.float32) if of.sinks else None,
         queries=queries,
         keys=keys,
