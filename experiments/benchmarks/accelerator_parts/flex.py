@@ -2,8 +2,6 @@
 
 import functools
 import importlib.util
-import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,7 +9,7 @@ import jax
 import numpy as np
 from problem import BUCKETS, buckets
 
-from accelerator_parts import shapes
+from accelerator_parts import shapes, timing
 from accelerator_parts.jobs import Found, Job
 from accelerator_parts.shapes import Shape
 from rope_jax.biases import paper_slopes
@@ -19,7 +17,6 @@ from rope_jax.biases import paper_slopes
 jax.config.update("jax_platforms", "cpu")  # the card's memory is PyTorch's
 
 FIXED, LEARNED = "FlexAttention", "FlexAttention, bias learned"
-_CALLS, _SAMPLES = 10, 5
 _MEBIBYTE = 2**20
 
 
@@ -85,14 +82,14 @@ def measured(shape: Shape, bias: str, *, learned: bool, device: str, backward: b
         out = attend(q, k, v, score_mod=score_mod, block_mask=blocks)
         return out, *torch.autograd.grad(out, (q, k, v, parameter) if learned else (q, k, v), cotangent)
 
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    forward_time = _milliseconds(forward, inputs, wait)
+    wait = lambda _: torch.cuda.synchronize() if device == "cuda" else None  # noqa: E731
+    forward_time = timing.milliseconds(forward, inputs, wait)
     yield from shapes.speeds(shape, forward_time)
     if not backward:
         return
     for x in (*arrays[:6], *([parameter] if learned else [])):
         x.requires_grad_()
-    both_time = _milliseconds(both, inputs, wait)
+    both_time = timing.milliseconds(both, inputs, wait)
     yield from shapes.speeds(shape, forward_time, both_time)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -119,17 +116,3 @@ def _score_mod(bias: str, heads: int, learned: bool, device: str) -> tuple[Calla
         return (lambda score, batch, head, i, j: score + table[head, bucket[torch.clamp(i - j, 0, last)]]), table
     by_offset = table[:, bucket].contiguous()
     return (lambda score, batch, head, i, j: score + by_offset[head, torch.clamp(i - j, 0, last)]), table
-
-
-def _milliseconds(function: Callable[..., Any], inputs: list[list[Any]], wait: Callable[[], None]) -> float:
-    """Returns the time of a call: the median of samples of some calls queued behind each other and waited for once."""
-
-    def sample() -> float:
-        begun = time.perf_counter()
-        for number in range(_CALLS):
-            function(*inputs[number % len(inputs)])
-        wait()
-        return (time.perf_counter() - begun) / _CALLS
-
-    sample()
-    return 1e3 * statistics.median(sample() for _ in range(_SAMPLES))

@@ -1,8 +1,6 @@
 """What the parts on JAX share: the card, the implementations, calls of attention, and time on a device that queues."""
 
 import functools
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,13 +10,12 @@ import numpy as np
 from jax_contenders import scheme_of
 from problem import BUCKETS
 
+from accelerator_parts import timing
 from accelerator_parts.jobs import Found
 from rope_jax.attention import api
 from rope_jax.biases import paper_slopes
 
 CUDNN = "jax.nn (cuDNN)"
-_CALLS, _SAMPLES = 10, 5
-_SAMPLE = 0.2  # seconds; a sample of slow calls has fewer
 _MEBIBYTE = 2**20
 
 
@@ -111,23 +108,8 @@ def compiled(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
 
 
 def milliseconds(program: Callable[..., Any], inputs: Sequence[Sequence[Any]]) -> float:
-    """Returns the time of a call: the median of samples of some calls queued behind each other and waited for once.
-
-    Args:
-      program: compiled.
-      inputs: arguments of calls, taken in turn.
-    """
-
-    def sample(calls: int) -> float:
-        begun = time.perf_counter()
-        for number in range(calls):
-            out = program(*inputs[number % len(inputs)])
-        jax.block_until_ready(out)
-        return (time.perf_counter() - begun) / calls
-
-    sample(len(inputs))  # the first calls allocate
-    calls = max(1, min(_CALLS, int(_SAMPLE / sample(1))))
-    return 1e3 * statistics.median(sample(calls) for _ in range(_SAMPLES))
+    """Returns the time of a call of a compiled program; `inputs` are arguments of calls, taken in turn."""
+    return timing.milliseconds(program, inputs, jax.block_until_ready)
 
 
 def beside(program: Any) -> Found:
