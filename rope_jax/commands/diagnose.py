@@ -260,24 +260,20 @@ def _options(flags: absl_flags.FlagValues) -> dict[str, Any]:
 
 def _deployed(flags: absl_flags.FlagValues) -> list[Any]:
     """Returns what is deployed, with the user's own bias in the place of its name."""
+    own = [text for text in flags.deployed if text.split("+")[1:2] == ["own"]]
     if flags.own_bias is None:
-        for text in flags.deployed:
-            if text.split("+")[1:2] == ["own"]:
-                raise InputError(f"--deployed: {text!r} needs --own_bias, the file of your own bias")
+        if own:
+            raise InputError(f"--deployed: {own[0]!r} needs --own_bias, the file of your own bias")
         return list(flags.deployed)
     from rope_jax.diagnosis.evaluation.configurations import wanted
     from rope_jax.diagnosis.evaluation.own_bias import read_own_bias
 
     bias = read_own_bias(pathlib.Path(flags.own_bias), max_distance=flags.own_distance or flags.target_length)
-    found: list[Any] = []
-    for text in flags.deployed:
-        scaling, _, name = text.partition("+")
-        own, _, sharpened = name.partition("+")
-        # A name that is known stands in for the file's while the rest of the text is read.
-        found.append(wanted(f"{scaling}+none+{sharpened}".rstrip("+"))._replace(bias=bias) if own == "own" else text)
-    if not any(isinstance(one, tuple) for one in found):
+    if not own:
         raise InputError("--own_bias: --deployed has no configuration with it, such as ntk+own")
-    return found
+    # A name that is known stands in for the file's while the rest of the text is read.
+    named = {text: wanted(text.replace("+own", "+none", 1))._replace(bias=bias) for text in own}
+    return [named.get(text, text) for text in flags.deployed]
 
 
 def _margins(given: list[str]) -> dict[str, float]:

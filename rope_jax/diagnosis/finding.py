@@ -31,7 +31,6 @@ from rope_jax.diagnosis.tasks.context_sizes import check_size
 from rope_jax.diagnosis.tasks.subject import Reach, Subject
 from rope_jax.diagnosis.verdict import agreement, sampling
 from rope_jax.errors import InputError
-from rope_jax.scaling.registry import scaling_rule
 from rope_jax.statistics.multiplicity import simultaneous_confidence
 
 _STAGES = ("models and biases", "configurations", "beside them")
@@ -126,7 +125,7 @@ def _plan_settings(options: Options) -> PlanSettings:
     with _naming("transforms"):
         for one in options.transforms:
             if isinstance(one, str):
-                scaling_rule(one, factor=2.0, original_length=4096)  # that there is one
+                wanted((one, None))  # that there is one
     with _naming("deployed"):
         deployed = tuple(wanted(one) for one in options.every_deployed)
     return PlanSettings(

@@ -182,9 +182,9 @@ def _share(verdict: Record, part: str) -> Iterator[str]:
         return
     costs = [named(task) for task, share in shares.items() if significant(share) > 0 and task != "together"]
     exact = listed([task for task in costs if task in ("event order", "binding")])
+    learned = any(task in shares for task in ("retrieval", "binding", "order"))
     if not costs:
-        learned = any(task in shares for task in ("retrieval", "binding", "order"))
-        said = f"{'none of the tasks' if learned else 'no prediction of text'} significantly"
+        said = "none of the tasks significantly" if learned else "nothing significant in the prediction of text"
     elif "retrieval" in costs and exact:
         said = f"{exact} and retrieval too: alone it is no loss of place only"
     elif "retrieval" in costs:
@@ -194,7 +194,7 @@ def _share(verdict: Record, part: str) -> Iterator[str]:
     else:
         said = f"{listed(costs)} significantly"
     yield f"measured, it costs {said}"
-    unit = "nats" if any(task in shares for task in ("retrieval", "binding", "order")) else "nats a token"
+    unit = "nats" if learned else "nats a token"
     parts = ", ".join(f"{named(task)} {estimate(share)}" for task, share in shares.items())
     yield f"its share of what is lost: {parts} {unit}"
 

@@ -8,7 +8,7 @@ import pytest
 
 from rope_jax.diagnosis.report import labels
 from rope_jax.diagnosis.report.why import links
-from rope_jax.diagnosis.verdict.answers import Cause
+from rope_jax.diagnosis.verdict.answers import TEXT, Cause
 
 ASKED = diagnoses.subject()
 ORIGINAL = diagnoses.condition("none + none", ASKED)
@@ -79,6 +79,8 @@ def test_buckets_leave_odds_inside_one_unchanged():
         ({"retrieval": (0.9, 0), "order": (0.0, 0)}, "costs retrieval and not significantly place"),
         ({"retrieval": (0.0, 0), "order": (-0.9, 0)}, "costs none of the tasks significantly"),
         ({"order": (0.9, 0)}, "costs event order significantly"),
+        ({TEXT: (0.9, 0)}, f"costs {TEXT} significantly"),
+        ({TEXT: (0.0, 0)}, "costs nothing significant in the prediction of text"),
     ],
 )
 def test_what_the_scaling_costs_is_what_was_measured(tasks, said):
