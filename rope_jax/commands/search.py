@@ -289,10 +289,12 @@ def _resumed(file: pathlib.Path, key: str) -> "Population | None":
 
 
 def _table(record: Mapping[str, Any]) -> str:
+    from rope_jax.diagnosis.verdict.wording import named
+
     lengths, settings, winner, gain = (record[key] for key in ("lengths", "settings", "winner", "gain"))
     lines = [
         f"{record['model']['origin']}: {lengths['trained']} -> {lengths['target']} tokens, bias {settings['bias']}, "
-        f"tasks {', '.join(record['tasks']['used'])}",
+        f"tasks {', '.join(map(named, record['tasks']['used']))}",
         "",
         f"{'factors':<12} {'objective in nats':>44} {'log-odds':>10} {'accuracy, fresh':>17}",
         f"{'':<12} {'searched':>10} {'fresh, 95 % interval':>33} {'long':>10} {'short':>8} {'long':>8}",
@@ -324,4 +326,6 @@ def _shown(value: Mapping[str, float]) -> str:
 
 
 def _shares(accuracy: Mapping[str, float]) -> str:
-    return ", ".join(f"{value:.0%} of {name}" for name, value in accuracy.items())
+    from rope_jax.diagnosis.verdict.wording import named
+
+    return ", ".join(f"{value:.0%} of {named(name)}" for name, value in accuracy.items())

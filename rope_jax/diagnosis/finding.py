@@ -28,7 +28,7 @@ from rope_jax.diagnosis.prediction.agreement import prediction_of
 from rope_jax.diagnosis.result import Condition, Findings
 from rope_jax.diagnosis.tasks.context_sizes import check_size
 from rope_jax.diagnosis.tasks.subject import Reach, Subject
-from rope_jax.diagnosis.verdict import agreement, sampling
+from rope_jax.diagnosis.verdict import agreement, sampling, wording
 from rope_jax.errors import InputError, named
 from rope_jax.scaling.registry import scaling_rule
 from rope_jax.statistics.multiplicity import simultaneous_confidence
@@ -189,7 +189,7 @@ def _check_learned(cases: Cases, options: Options) -> None:
     tasks = tasks_of(cases.panel(cases.scores(ORIGINAL)), cases.subjects[0], learned=options.margins.learned)
     if not tasks.used:
         name = "ratios" if options.ratios else "adapt_steps"
-        shares = ", ".join(f"{share:.0%} of {task}" for task, share in tasks.accuracy.items())
+        shares = ", ".join(f"{share:.0%} of {wording.named(task)}" for task, share in tasks.accuracy.items())
         raise InputError(
             f"{name}: it needs a task that the model has learned, and there is none: right in {shares} at the trained "
             f"length, {options.margins.learned:.0%} needed"

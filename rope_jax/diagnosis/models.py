@@ -25,7 +25,7 @@ _CONTEXTS, _OWN_CONTEXTS = 100, 20
 _RATIO = 1.5
 _WHY = (
     f"no target length was asked for, so it is {_RATIO:g} times the trained one: at several times its length a small "
-    "model may lose all of its tasks, and that says little about order"
+    "model may lose all of its tasks, and that says little about event order"
 )
 
 

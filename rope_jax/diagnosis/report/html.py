@@ -75,7 +75,7 @@ def page(record: Record, *, command: str = "", costs: Sequence[Record] = ()) -> 
 
 
 def _card(one: Reading) -> str:
-    steps = "".join(f"<li>{_escaped(capital(step))}</li>" for step in one.verdict["next"])
+    steps = "".join(f"<li>{_escaped(capital(step))}</li>" for step in screen.steps(one))
     why = _paragraphs(f"{heading}: {text}" for heading, text in screen.gist(one.judgement["links"]).items())
     left = "".join(_advice(advice, first=not at) for at, advice in enumerate(screen.advice(one)))
     left += f"<h3>ENOUGH TO SHIP?</h3><p>{_escaped(screen.ship(one))}</p>"

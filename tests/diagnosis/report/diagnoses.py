@@ -159,7 +159,7 @@ def verdict(
             )
             for option, one in options.items()
         ),
-        cause=Cause(by_task, part, about(0.85), f"{part} costs order most"),  # type: ignore[arg-type]
+        cause=Cause(by_task, part, about(0.85), f"{part} costs event order most"),  # type: ignore[arg-type]
         shipping=Shipping(
             ships, decides, "", f"{ships.capitalize()}: after it text loses 0.770 nats a token, with 0.02 allowed."
         ),  # type: ignore[arg-type]

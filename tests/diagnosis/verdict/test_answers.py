@@ -1,11 +1,13 @@
 """Each answer by itself on made-up outcomes: contrasts, the regression, the cause, shipping, what would resolve it."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
 from rope_jax.diagnosis.evaluation.panel import LIMIT, Evidence, Option, Panel
+from rope_jax.diagnosis.verdict import next_steps, wording
 from rope_jax.diagnosis.verdict.answers import Margins
 from rope_jax.diagnosis.verdict.cause import cause, shapley
 from rope_jax.diagnosis.verdict.contrasts import Contrasts, Paired, above
@@ -108,6 +110,39 @@ def test_the_cause_is_the_part_that_costs_more(of_corners, part):
     values = found.by_task["together"]
     total = of_corners.get("both", 0.0)
     assert values["scaling"].mean + values["bias"].mean == pytest.approx(total, abs=0.1)  # all that is lost is divided
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0])
+def test_what_wins_is_not_said_to_cost(noise):
+    said = found_cause(corners(scaling=-1.82, both=-1.82, noise=noise)).sentence
+    assert re.search(r"the scaling wins 1\.\d", said)
+    assert "-1." not in said
+    made = evidence({}, (Option("2", "undo the scaling", "none + none"),))
+    assert (
+        "the scaling wins 1."
+        in cause(dataclasses.replace(made, as_deployed=panel(long=4.5)), CONTRASTS, MARGINS).sentence
+    )
+
+
+def test_what_rises_is_not_said_to_fall():
+    after = panel(seed=3, noise=0.05, order=3.5)
+    assert "event order (" in (told := regression(after, ORIGINAL, CONTRASTS, MARGINS).sentence)
+    assert "a rise of 0.5" in told
+    assert "a fall of -" not in told
+    said = ships(panel(seed=3, noise=0.0, long=3.2, short=3.2, loss=(2.0, 1.9)), original=ORIGINAL).sentence
+    assert "by -" not in said
+
+
+def test_more_than_can_be_asked_for_is_no_advice():
+    noisy = {"short": 3.0, "order": 2.701, "noise": 2.0}
+    found = regression(panel(60, seed=2, **noisy), panel(60, seed=1, noise=2.0), CONTRASTS, MARGINS)
+    assert "order" in found.open
+    assert not wording.is_practical(wording.number(66_543, "contexts"))
+    steps = list(next_steps._ask(wording.number(66_543, "contexts"), "whether it may ship").split(" takes "))
+    assert steps == ["To know whether it may ship", "more contexts than is practical (about 67,000)."]
+    assert (
+        next_steps._ask("190 contexts", "whether it may ship") == "Ask about 190 contexts, to know whether it may ship."
+    )
 
 
 def test_a_runner_up_that_costs_nearly_as_much_leaves_the_cause_open():
