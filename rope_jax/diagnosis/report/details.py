@@ -17,7 +17,7 @@ from rope_jax.diagnosis.report.wording import (
     points,
     probability,
 )
-from rope_jax.diagnosis.verdict.wording import listed, named
+from rope_jax.diagnosis.verdict.wording import listed, milliseconds, named
 
 __all__ = ["Section", "Table", "details"]
 
@@ -318,12 +318,14 @@ def _value(value: Any) -> str:
 
 
 def _costs(one: Reading) -> Parts:
-    rows = [(name, f"{cost['milliseconds']:.3g}", f"{cost['mib']:.3g}") for name, cost in one.costs.items()]
+    rows = [(name, milliseconds(cost) or "not repeated", f"{cost['mib']:.3g} MiB") for name, cost in one.costs.items()]
     missing = [each["deployed"] for each in one.record["judgements"] if each["deployed"] not in one.costs]
     rows += [(name, "not measured", "not measured") for name in missing]
-    note = f"Time and temporary memory of reading one row of {one.long} tokens on this machine."
     if one.costs:
-        yield Table(("configuration", "milliseconds", "MiB"), rows, note)
+        rounds = min(cost["rounds"] for cost in one.costs.values())
+        timed = f", the median of {rounds} rounds with the fastest and the slowest," if rounds > 1 else ""
+        note = f"Time{timed} and temporary memory of reading one row of {one.long} tokens on this machine."
+        yield Table(("configuration", "time", "memory"), rows, note, whole=True)
 
 
 def _findings(one: Reading) -> Parts:

@@ -56,7 +56,7 @@ def page(record: Record, *, command: str = "", costs: Sequence[Record] = ()) -> 
     Args:
       record: from `record.record_of`.
       command: the command line that made it; "" where none did.
-      costs: objects with `configuration`, `milliseconds` and `mib`, where they were measured.
+      costs: from `costs_record`, where they were measured.
     """
     parts = ["<h1>Which part of the context extension broke what, and what to try first</h1>"]
     parts += [_card(one) for one in readings(record, costs)]

@@ -14,7 +14,7 @@ class Reading:
 
     Args:
       record: from `record.record_of`.
-      costs: objects with `configuration`, `milliseconds` and `mib`, where they were measured.
+      costs: from `costs_record`, where they were measured.
       judgement: of a deployed configuration; None for none.
 
     Attributes:

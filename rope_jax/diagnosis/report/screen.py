@@ -23,7 +23,7 @@ from rope_jax.diagnosis.report.wording import (
     significant,
 )
 from rope_jax.diagnosis.verdict.answers import TEXT
-from rope_jax.diagnosis.verdict.wording import listed, named
+from rope_jax.diagnosis.verdict.wording import listed, milliseconds, named
 
 __all__ = ["Advice", "advice", "finding", "gist", "notes", "said", "ship", "steps", "table", "title", "tone"]
 
@@ -222,10 +222,9 @@ def _on_first(one: Reading, place: Record) -> Iterator[str]:
     yield f"price against the original: {_price(one, change['against_original'])}"
     before, after = one.costs.get(one.verdict["deployed"]), one.costs.get(change["configuration"])
     if before and after:
-        yield (
-            f"one row of {one.long} tokens takes {after['milliseconds']:.3g} ms and {after['mib']:.3g} MiB "
-            f"(deployed {before['milliseconds']:.3g} ms, {before['mib']:.3g} MiB)"
-        )
+        now, was = ([*filter(None, [milliseconds(cost)]), f"{cost['mib']:.3g} MiB"] for cost in (after, before))
+        rounds = f", median and range of {after['rounds']} rounds" if len(now) > 1 else ""
+        yield f"one row of {one.long} tokens takes {' and '.join(now)} (deployed {', '.join(was)}){rounds}"
     if place["demoted"]:
         yield place["demoted"]
     yield from _apart(one.verdict)

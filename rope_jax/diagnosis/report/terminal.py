@@ -20,7 +20,7 @@ def table(record: Record, *, costs: Sequence[Record] = ()) -> str:
 
     Args:
       record: from `record.record_of`.
-      costs: objects with `configuration`, `milliseconds` and `mib`, where they were measured.
+      costs: from `costs_record`, where they were measured.
     """
     below = [line for section in details(Reading(record, costs)) for line in _section(section)]
     return "\n".join([first_screen(record, costs=costs), "-" * WIDTH, *below, ""])

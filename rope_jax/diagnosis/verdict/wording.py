@@ -1,7 +1,8 @@
 """Numbers in words: log-odds in nats with accuracy beside them, each with its interval."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,18 @@ from rope_jax.diagnosis.verdict.answers import TEXT, Shift
 from rope_jax.diagnosis.verdict.contrasts import MOST
 from rope_jax.statistics.intervals import Estimate
 
-__all__ = ["accuracy_change", "interval", "is_practical", "listed", "named", "number", "shift", "signed", "unit"]
+__all__ = [
+    "accuracy_change",
+    "interval",
+    "is_practical",
+    "listed",
+    "milliseconds",
+    "named",
+    "number",
+    "shift",
+    "signed",
+    "unit",
+]
 
 
 def named(task: str) -> str:
@@ -61,6 +73,17 @@ def shift(name: str, value: Shift) -> str:
         points = round(100 * value.accuracy.mean)
         beside = f" ({points:+d} point{'' if abs(points) == 1 else 's'})"
     return f"{named(name)} {interval(value.log_odds, sign=True)} nats{beside}"
+
+
+def milliseconds(cost: Mapping[str, Any]) -> str:
+    """Returns the time of a row, from `costs_record`: the median with the fastest and the slowest; "" of one alone.
+
+    >>> milliseconds({"milliseconds": 12.04, "fastest": 11.4, "slowest": 13.1})
+    '12 ms [11.4, 13.1]'
+    """
+    if cost["fastest"] is None:
+        return ""
+    return f"{cost['milliseconds']:.3g} ms [{cost['fastest']:.3g}, {cost['slowest']:.3g}]"
 
 
 def accuracy_change(original: Panel, deployed: Panel, task: str) -> str:

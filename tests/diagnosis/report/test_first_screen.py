@@ -257,6 +257,19 @@ def test_every_deployed_configuration_is_in_the_table_of_costs():
     assert costs.count("not measured") == 4
 
 
+def test_a_time_is_shown_with_its_noise_or_not_at_all():
+    record, costs = recorded("the regression"), CASES["the regression"].costs
+    shown_time = "12 ms [11.4, 13.1]"
+    text = words(terminal.table(record, costs=costs))
+    assert f"takes {shown_time} and 30.5 MiB (deployed {shown_time}, 30.5 MiB), median and range of 5 rounds" in text
+    assert f"ntk + alibi {shown_time} 30.5 MiB" in text
+    once = [{**one, "rounds": 1, "fastest": None, "slowest": None} for one in costs]
+    text = words(terminal.table(record, costs=once))
+    assert "takes 30.5 MiB (deployed 30.5 MiB)" in text
+    assert "ntk + alibi not repeated 30.5 MiB" in text
+    assert " ms" not in text
+
+
 def test_models_by_themselves_and_their_agreement_are_shown():
     text = words(terminal.table(recorded("three models")))
     assert "2 of 3 models put 3 first" in text
