@@ -219,17 +219,18 @@ def _outcomes(panel: "Panel", used: tuple[str, ...]) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for reach, of_task in panel.log_odds.items():
         record[reach] = {
-            "accuracy": _estimate(mean_of(panel, reach, used, accuracy=True)),
+            "accuracy": _estimate(mean_of(panel, reach, used, accuracy=True), share=True),
             "log_odds": _estimate(mean_of(panel, reach, used)),
             "by_task": {name: _estimate(of_task[name][0]) for name in used},
         }
     return record
 
 
-def _estimate(rows) -> dict[str, float | None]:
+def _estimate(rows, *, share: bool = False) -> dict[str, float | None]:
     from rope_jax.statistics import intervals
 
-    return dataclasses.asdict(intervals.clustered(rows[None]))
+    found = intervals.clustered(rows[None])
+    return dataclasses.asdict(found.within(0.0, 1.0) if share else found)
 
 
 def _key(subject: "Subject", settings: Mapping[str, Any], searched: "Judge") -> str:

@@ -155,5 +155,5 @@ def _lean(value: Estimate, none: float = 0.0) -> tuple[Estimate, bool] | None:
 
 
 def _percent(share: Estimate) -> str:
-    low, high = (min(max(end, 0.0), 1.0) for end in (share.low or 0.0, share.high or 0.0))
-    return f"{100 * share.mean:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+    share = share.within(0.0, 1.0)
+    return f"{100 * share.mean:.0f} % [{100 * (share.low or 0):.0f}, {100 * (share.high or 0):.0f}]"

@@ -230,6 +230,24 @@ def test_what_would_resolve_it_does(spread):
     assert above(estimate(rows(int(0.8 * wanted))[0]), 0.3) == "not resolved"
 
 
+def test_no_accuracy_falls_by_more_than_all_of_it():
+    """Three contexts, of which one answers nothing any more: a t interval would reach beyond 100 points."""
+    before, after = panel(3, seed=1, noise=0.0), panel(3, seed=2, noise=0.0)
+    for reach in ("short", "long"):
+        for task in USED:
+            before.accuracy[reach][task], after.accuracy[reach][task] = np.ones((1, 3)), np.array([[1.0, 0.0, 1.0]])
+    short = next(one for one in criteria(after, before, before, CONTRASTS, MARGINS) if one.name == "short accuracy")
+    assert short.needed > 3
+    for fall in (
+        -CONTRASTS.shift(after, before, "order").accuracy,
+        CONTRASTS.price(after, before).short_accuracy,
+        short.loss,
+    ):
+        assert fall.mean == pytest.approx(1 / 3)
+        assert fall.high == 1.0
+        assert fall.low >= -1.0
+
+
 def test_one_configuration_by_two_names_differs_by_nothing():
     same = dataclasses.replace(ORIGINAL)
     assert CONTRASTS.shift(same, ORIGINAL, "retrieval").log_odds == Estimate(0.0, 0.0, 0.0)
