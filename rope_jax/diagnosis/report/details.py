@@ -207,7 +207,7 @@ def _cause(one: Reading) -> Parts:
     cause = one.verdict["cause"]
     yield capital(cause["sentence"])
     if cause["ahead"] is not None:
-        yield f"The larger part is ahead of the other by {estimate(cause['ahead'])} {one.unit}."
+        yield f"What the two cost differs by {estimate(cause['ahead'], sign=False)} {one.unit}."
     parts = list(dict.fromkeys(part for values in cause["by_task"].values() for part in values))
     rows = [
         (TASKS.get(task, task), *(estimate(values.get(part)) for part in parts))

@@ -167,6 +167,8 @@ def said(one: Reading) -> Iterator[str]:
 def ship(one: Reading) -> str:
     """Returns whether the first change may ship, and by how much the tasks stay below the original after it."""
     text = _timed(one, answered(one.verdict["shipping"]["sentence"]))
+    if not one.used:
+        return f"{text} That is of the loss of text alone: no task was {'answered' if one.asked else 'asked'}."
     if one.changed is None or one.verdict["first"] == "repair":
         return text
     parts = []
@@ -215,7 +217,7 @@ def _on_first(one: Reading, place: Record) -> Iterator[str]:
     if significant(place["gain"]) < 0:
         yield "even this loses: what is deployed is better"
     if kept := all_kept(one.verdict):
-        yield f"{kept}: nothing needs to change"
+        yield f"{kept}: nothing needs to change" if one.used else kept
     if change["gain"]:
         yield f"at {one.long}: {_shifts(change['gain'])}"
     yield f"price against deployed: {_price(one, change['against_deployed'])}"

@@ -72,6 +72,8 @@ def _of_change(verdict: Verdict, best: Change, repair_first: bool) -> str:
     opening = "Then" if repair_first else "Try first"
     if symptom.answer == "no" and not symptom.lost and not symptom.open and not repair_first:
         opening = "Nothing needs to change; what gains most"
+    if verdict.decisive.by == TEXT:
+        opening = f"By the loss of text alone, {opening[0].lower()}{opening[1:]}"
     if place.gain.low == place.gain.high == 0:
         return f"{opening}: {what}; it changes nothing."
     return f"{opening}: {what}{'' if _gains(place) else '; that it gains at all is not resolved'}."

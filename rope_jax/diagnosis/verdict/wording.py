@@ -41,12 +41,15 @@ def interval(value: Estimate, *, sign: bool = False, digits: int = 2) -> str:
     >>> interval(Estimate(0.331, 0.2, 0.452), sign=True), interval(Estimate(0.5, None, None))
     ('+0.33 [+0.20, +0.45]', '0.50')
     """
-    form = f"{'+' if sign else ''}.{digits}f"
+
+    def shown(number: float) -> str:
+        return f"{round(number, digits) + 0.0:{'+' if sign else ''}.{digits}f}"  # so that no -0 comes out
+
     if math.isnan(value.mean):
         return "not measured"
     if value.low is None or value.high is None:
-        return f"{value.mean:{form}}"
-    return f"{value.mean:{form}} [{value.low:{form}}, {value.high:{form}}]"
+        return shown(value.mean)
+    return f"{shown(value.mean)} [{shown(value.low)}, {shown(value.high)}]"
 
 
 def signed(value: Estimate, above: str, below: str, *, digits: int = 2) -> str:
