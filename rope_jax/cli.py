@@ -13,7 +13,7 @@ from typing import NoReturn
 from absl import flags as absl_flags
 
 from rope_jax import __version__
-from rope_jax.commands.flags import Define
+from rope_jax.commands.flags import Define, by_flag
 from rope_jax.commands.streams import guarded
 from rope_jax.commands.termination import INTERRUPTED, TERMINATED, Terminated, raised_on_signals
 from rope_jax.errors import RopeJaxError
@@ -99,12 +99,15 @@ def _dispatch(arguments: list[str]) -> int:
         return _refuse("rope-jax", f"unknown command {name!r}; there are: {known}")
     try:
         command, positional, flags = _parsed(arguments)
-        if flags.help:
-            print(_help(command, flags))
-            return 0
+    except absl_flags.Error as error:
+        return _refuse(f"rope-jax {name}", str(error))
+    if flags.help:
+        print(_help(command, flags))
+        return 0
+    try:
         return command.run(positional, flags)
     except (absl_flags.Error, RopeJaxError) as error:
-        return _refuse(f"rope-jax {name}", str(error))
+        return _refuse(f"rope-jax {name}", by_flag(str(error), flags))
 
 
 def _parsed(arguments: list[str]) -> tuple[ModuleType, list[str], absl_flags.FlagValues]:

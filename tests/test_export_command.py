@@ -121,7 +121,7 @@ def test_bad_factors(content, message, workdir, capsys):
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert message in err
-    assert "factors.json" in err
+    assert err.startswith("rope-jax export: error: --factors=factors.json: ")
     assert files(workdir) == ["factors.json", "tiny"]
 
 
@@ -132,10 +132,10 @@ def test_bad_factors(content, message, workdir, capsys):
         (["export", "tiny", "--to=llama.cpp"], "llama.cpp"),
         (CASE, "give either --scaling=NAME or --factors=FILE"),
         ([*CASE, "--scaling=yarn", "--factors=f.json"], "not both"),
-        ([*CASE, "--factors=f.json"], "f.json: cannot be read"),
+        ([*CASE, "--factors=f.json"], "--factors=f.json: cannot be read"),
         ([*CASE, "--factors="], "--factors is empty"),
         ([*CASE, "--scaling=yarn", "--out=out.json/"], "--out=out.json/: names a directory"),
-        ([*CASE, "--scaling=ropey"], "unknown scaling 'ropey'"),
+        ([*CASE, "--scaling=ropey"], "--scaling=ropey: unknown scaling 'ropey'"),
         ([*CASE, "--scaling=config"], "name a scaling, or none"),
         ([*CASE, "--scaling=yarn", "--bias=alibi"], "--bias=alibi: transformers has no key that adds a bias"),
         ([*CASE, "--scaling=yarn", "--bias=t5", "--to=vllm"], "--bias=t5: vllm has no key that adds a bias"),

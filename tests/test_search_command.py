@@ -100,7 +100,7 @@ def test_a_killed_search_goes_on_to_the_same_result(tiny, all_learned, workdir, 
     for name in ("search.json", "search-state.json"):
         assert (workdir / "parts" / name).read_bytes() == (workdir / "whole" / name).read_bytes()
     lines = out.splitlines()
-    assert lines[0].endswith("192 -> 256 tokens, bias none, tasks retrieval, binding, order")
+    assert lines[0].endswith("192 -> 256 tokens, bias none, tasks retrieval, binding, event order")
     assert lines[-1] == "written to parts/search.json"
     # The result is what export reads, every key of it.
     assert set(record) == set(factors_file.KEYS)

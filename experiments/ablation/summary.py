@@ -237,7 +237,7 @@ def configurations_table(results: Results, ratio: float) -> list[str]:
 
 
 def _shown(value: Estimate, *, sign: bool = False, percent: bool = False) -> str:
-    form = ".0%" if percent else "+.2f" if sign else ".2f"
+    form, value = (".0%", value.within(0, 1)) if percent else ("+.2f" if sign else ".2f", value)
     if value.low is None or value.high is None:
         return f"{value.mean:{form}}"
     return f"{value.mean:{form}} [{value.low:{form}}, {value.high:{form}}]"

@@ -21,7 +21,7 @@ from rope_jax.commands.output import STORE, checked_out, checked_store, kept_in,
 from rope_jax.commands.output_file import checked_file, replacing
 from rope_jax.commands.progress import Progress
 from rope_jax.diagnosis.ranges import LARGEST_RATIO, MOST, RANGES
-from rope_jax.errors import InputError, RopeJaxError
+from rope_jax.errors import InputError, RopeJaxError, named
 
 if TYPE_CHECKING:
     from rope_jax.diagnosis.api import Diagnosis
@@ -30,6 +30,7 @@ SUMMARY = "measure on a model which part of a context extension broke what, and 
 USAGE = "rope-jax diagnose [CHECKPOINT --text=FILE --target_length=N] [flags]"
 
 DEFAULT_OUT = "rope-jax-diagnosis"
+_ASKED_OF_A_RUN = ("observed", "faults", "ratios", "adapt_steps", "most_contexts", "fail_if", "budget")
 _FILES = ("diagnosis.json", "diagnosis.txt", "diagnosis.html", "costs.json")
 
 
@@ -64,7 +65,8 @@ def define_flags(define: Define) -> None:
     define.integer(
         "own_distance",
         None,
-        "Distance from which on all keys share the last bucket of the T5 table in --own_bias; by default L'.",
+        "Of a T5 table in --own_bias: the distance in tokens from which on all keys share its last bucket; by default "
+        "--target_length.",
     )
     define.boolean("compose", False, "Scalings come on top of one that the config declares, rather than in its place.")
     define.string("faulty", "exact", "The fault that the deployment is known to run with.")
@@ -138,7 +140,11 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
             return _write_items(model, options, pathlib.Path(flags.write_items), items)
         if (finished := what_is_kept(out / STORE)) is not None:
             print(f"rope-jax diagnose: {finished}", file=sys.stderr)
-        found = diagnose(model, store=out / STORE, progress=progress, **options)
+        try:
+            found = diagnose(model, store=out / STORE, progress=progress, **options)
+        except InputError as error:
+            of_file = flags.own_bias is not None and str(error).startswith("bias own ")
+            raise InputError(f"--own_bias={flags.own_bias}: {error}") if of_file else error from None
     return _conclude(found, flags, out)
 
 
@@ -231,6 +237,9 @@ def _check(flags: absl_flags.FlagValues) -> None:
             raise InputError(f"--{name} is of one model: leave --full out")
         if getattr(flags, name) == "":
             raise InputError(f"--{name} is empty: name a file")
+    for name in _ASKED_OF_A_RUN if flags.write_items is not None else ():
+        if getattr(flags, name):
+            raise InputError(f"--{name} has no effect with --write_items, which runs no configuration: leave it out")
     for text in flags.ratios:
         _number("ratios", text, least=1, most=LARGEST_RATIO)
     _margins(flags.margins)
@@ -241,7 +250,11 @@ def _check(flags: absl_flags.FlagValues) -> None:
     if flags.budget is not None:
         from rope_jax.diagnosis.verdict.budget import parse
 
-        parse(flags.budget)
+        steps = parse(flags.budget).steps
+        if steps and not flags.adapt_steps:
+            raise InputError(f"--budget: steps={steps} is for configurations that were trained: give --adapt_steps")
+        if 0 < steps < flags.adapt_steps:
+            raise InputError(f"--budget: steps={steps} leaves out all that was trained, for {flags.adapt_steps} steps")
 
 
 def _options(flags: absl_flags.FlagValues) -> dict[str, Any]:
@@ -265,15 +278,19 @@ def _deployed(flags: absl_flags.FlagValues) -> list[Any]:
         if own:
             raise InputError(f"--deployed: {own[0]!r} needs --own_bias, the file of your own bias")
         return list(flags.deployed)
+    from rope_jax.biases import Alibi
     from rope_jax.diagnosis.evaluation.configurations import wanted
     from rope_jax.diagnosis.evaluation.own_bias import read_own_bias
 
     bias = read_own_bias(pathlib.Path(flags.own_bias), max_distance=flags.own_distance or flags.target_length)
+    if flags.own_distance is not None and isinstance(bias, Alibi):
+        raise InputError(f"--own_distance is of a [heads, buckets] table: {flags.own_bias} holds slopes")
     if not own:
         raise InputError("--own_bias: --deployed has no configuration with it, such as ntk+own")
     # A name that is known stands in for the file's while the rest of the text is read.
-    named = {text: wanted(text.replace("+own", "+none", 1))._replace(bias=bias) for text in own}
-    return [named.get(text, text) for text in flags.deployed]
+    with named("deployed"):
+        with_own = {text: wanted(text.replace("+own", "+none", 1))._replace(bias=bias) for text in own}
+    return [with_own.get(text, text) for text in flags.deployed]
 
 
 def _margins(given: list[str]) -> dict[str, float]:

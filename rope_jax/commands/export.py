@@ -22,7 +22,7 @@ from rope_jax.commands.factors_file import read_factors
 from rope_jax.commands.flags import Define, config_of
 from rope_jax.commands.output_file import checked_file, replacing
 from rope_jax.diagnosis.theory.extension import LARGEST_TARGET
-from rope_jax.errors import InputError, RopeJaxError
+from rope_jax.errors import InputError, RopeJaxError, named
 from rope_jax.rules import Rule
 
 SUMMARY = "write a chosen scaling as transformers' or vLLM's config, read it back and compare"
@@ -68,7 +68,8 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     """Runs the command; returns the exit status."""
     source, out = _checked(arguments, flags)
     if source is None:
-        config, origin = preset(flags.preset), f"preset {flags.preset}"
+        with named("preset"):
+            config, origin = preset(flags.preset), f"preset {flags.preset}"
     else:
         config, origin = read_config(source), os.fspath(source)
     positions = positions_of(config, origin=origin)

@@ -1,6 +1,8 @@
 """What commands share in reading their flags: how flags are declared, the numbers they may be, and the model named."""
 
 import functools
+import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +32,21 @@ def check_ranges(flags: absl_flags.FlagValues, ranges: Mapping[str, tuple[int, i
         value = getattr(flags, name)
         if value is not None and not least <= value <= most:
             raise InputError(f"--{name} must be from {least} to {most}, got {value}")
+
+
+def by_flag(message: str, flags: absl_flags.FlagValues) -> str:
+    """Returns an error with the flag that it comes from before it.
+
+    That is where the error begins with the name of an option, as those of the library do, or with a file that is given.
+    """
+    for name in flags:
+        option = name.replace("_", "[_ ]")
+        if found := re.match(rf"{option}(?=[:=]| must | cannot | \d)", message):
+            return f"--{name}{message[found.end() :]}"
+        value = flags[name].value
+        if isinstance(value, str) and value and message.startswith((f"{value}:", f"{pathlib.Path(value)}:")):
+            return f"--{name}={message}"
+    return message
 
 
 def config_of(arguments: list[str], flags: absl_flags.FlagValues, *, hint: str = "") -> str | None:

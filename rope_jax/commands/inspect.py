@@ -16,7 +16,7 @@ from rope_jax.checkpoints.presets import PRESETS, preset
 from rope_jax.commands.flags import Define, config_of
 from rope_jax.commands.output_file import checked_file, replacing
 from rope_jax.diagnosis.theory.inspection import Inspection, inspect
-from rope_jax.errors import InputError
+from rope_jax.errors import InputError, named
 from rope_jax.scaling.registry import SCALINGS
 
 SUMMARY = "predict from a config alone what serving a longer context changes and puts at risk"
@@ -63,7 +63,8 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         return 0
     path = config_of(arguments, flags, hint="; --list_presets lists names")
     if flags.preset is not None:
-        preset(flags.preset)  # refuses an unknown name
+        with named("preset"):
+            preset(flags.preset)  # refuses an unknown name
     if flags.target_length is None:
         raise InputError("--target_length=TOKENS is required")
     target = None

@@ -219,17 +219,18 @@ def _outcomes(panel: "Panel", used: tuple[str, ...]) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for reach, of_task in panel.log_odds.items():
         record[reach] = {
-            "accuracy": _estimate(mean_of(panel, reach, used, accuracy=True)),
+            "accuracy": _estimate(mean_of(panel, reach, used, accuracy=True), share=True),
             "log_odds": _estimate(mean_of(panel, reach, used)),
             "by_task": {name: _estimate(of_task[name][0]) for name in used},
         }
     return record
 
 
-def _estimate(rows) -> dict[str, float | None]:
+def _estimate(rows, *, share: bool = False) -> dict[str, float | None]:
     from rope_jax.statistics import intervals
 
-    return dataclasses.asdict(intervals.clustered(rows[None]))
+    found = intervals.clustered(rows[None])
+    return dataclasses.asdict(found.within(0.0, 1.0) if share else found)
 
 
 def _key(subject: "Subject", settings: Mapping[str, Any], searched: "Judge") -> str:
@@ -289,10 +290,12 @@ def _resumed(file: pathlib.Path, key: str) -> "Population | None":
 
 
 def _table(record: Mapping[str, Any]) -> str:
+    from rope_jax.diagnosis.verdict.wording import named
+
     lengths, settings, winner, gain = (record[key] for key in ("lengths", "settings", "winner", "gain"))
     lines = [
         f"{record['model']['origin']}: {lengths['trained']} -> {lengths['target']} tokens, bias {settings['bias']}, "
-        f"tasks {', '.join(record['tasks']['used'])}",
+        f"tasks {', '.join(map(named, record['tasks']['used']))}",
         "",
         f"{'factors':<12} {'objective in nats':>44} {'log-odds':>10} {'accuracy, fresh':>17}",
         f"{'':<12} {'searched':>10} {'fresh, 95 % interval':>33} {'long':>10} {'short':>8} {'long':>8}",
@@ -324,4 +327,6 @@ def _shown(value: Mapping[str, float]) -> str:
 
 
 def _shares(accuracy: Mapping[str, float]) -> str:
-    return ", ".join(f"{value:.0%} of {name}" for name, value in accuracy.items())
+    from rope_jax.diagnosis.verdict.wording import named
+
+    return ", ".join(f"{value:.0%} of {named(name)}" for name, value in accuracy.items())

@@ -95,7 +95,7 @@ def target_lengths(ratios: Sequence[float], trained_length: int) -> list[int]:
     lengths = [round(ratio * trained_length) for ratio in ratios]
     for ratio, length in zip(ratios, lengths, strict=True):
         if length <= trained_length:
-            raise InputError(f"ratio {ratio:g}: {ratio:g} times {trained_length} tokens is no longer context")
+            raise InputError(f"ratios: {ratio:g} times {trained_length} tokens is no longer context")
     return lengths
 
 

@@ -1,11 +1,10 @@
 """Runs a diagnosis: from a model and what is asked of it to everything that was found."""
 
-import contextlib
 import functools
 import itertools
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ from rope_jax.diagnosis.prediction.agreement import prediction_of
 from rope_jax.diagnosis.result import Condition, Findings
 from rope_jax.diagnosis.tasks.context_sizes import check_size
 from rope_jax.diagnosis.tasks.subject import Reach, Subject
-from rope_jax.diagnosis.verdict import agreement, sampling
-from rope_jax.errors import InputError
+from rope_jax.diagnosis.verdict import agreement, sampling, wording
+from rope_jax.errors import InputError, named
 from rope_jax.statistics.multiplicity import simultaneous_confidence
 
 _STAGES = ("models and biases", "configurations", "beside them")
@@ -61,6 +60,9 @@ def findings_of(
         exempt_first=options.exempt_first,
         observed=observed,
     )
+    if options.ratios or options.adapt_steps:
+        progress(ORIGINAL, 0, len(plan.retrofits))
+        _check_learned(cases, options)
     conditions = _conditions(cases, plan, progress)
     original = conditions[ORIGINAL].panel
     tasks = tasks_of(original, subjects[0], learned=options.margins.learned)
@@ -122,11 +124,11 @@ def _plan_settings(options: Options) -> PlanSettings:
         for fault in faults:
             if fault not in (*FAULTS, EXACT):
                 raise InputError(f"{option}: unknown fault {fault!r}; there are: {', '.join(FAULTS)}")
-    with _naming("transforms"):
+    with named("transforms"):
         for one in options.transforms:
             if isinstance(one, str):
                 wanted((one, None))  # that there is one
-    with _naming("deployed"):
+    with named("deployed"):
         deployed = tuple(wanted(one) for one in options.every_deployed)
     return PlanSettings(
         deployed=deployed,
@@ -137,16 +139,6 @@ def _plan_settings(options: Options) -> PlanSettings:
         phase=options.phase,
         compose=options.compose,
     )
-
-
-@contextlib.contextmanager
-def _naming(option: str) -> Iterator[None]:
-    """Puts the name of an option before what is wrong with its value."""
-    try:
-        yield
-    except InputError as error:
-        words = str(error)
-        raise InputError(words if words.startswith(f"{option}: ") else f"{option}: {words}") from error
 
 
 def _different(subjects: Sequence[Subject]) -> None:
@@ -164,7 +156,7 @@ def _observed(options: Options, subjects: Sequence[Subject]) -> Mapping[Reach, n
     if given is None:
         return None
     if len(subjects) > 1:
-        raise InputError("what was observed is of one model, and several are asked")
+        raise InputError("observed: it is of one model, and several are asked")
     if isinstance(given, str | Path):
         return read_observed(Path(given), subjects[0])
     return checked(given, subjects[0], origin="observed")
@@ -174,7 +166,7 @@ def _looks(options: Options, asked: Asked) -> int:
     if options.most_contexts is None:
         return 1
     if asked.further is None:
-        raise InputError("a checkpoint of your own cannot be asked more contexts: leave most_contexts out")
+        raise InputError("most_contexts: a checkpoint of your own cannot be asked more contexts")
     return sampling.number_of_looks(asked.subjects[0].num_contexts, options.most_contexts)
 
 
@@ -189,6 +181,18 @@ def _other_lengths(options: Options, asked: Asked) -> list[int]:
         check_size(rows=first.num_contexts, lengths=[first.trained_length, length], text_rows=len(first.items.text))
         check_copies(first.trained_length, length)
     return lengths
+
+
+def _check_learned(cases: Cases, options: Options) -> None:
+    """Raises `InputError` where a question is asked again of a model that has learned no task."""
+    tasks = tasks_of(cases.panel(cases.scores(ORIGINAL)), cases.subjects[0], learned=options.margins.learned)
+    if not tasks.used:
+        name = "ratios" if options.ratios else "adapt_steps"
+        shares = ", ".join(f"{share:.0%} of {wording.named(task)}" for task, share in tasks.accuracy.items())
+        raise InputError(
+            f"{name}: it needs a task that the model has learned, and there is none: right in {shares} at the trained "
+            f"length, {options.margins.learned:.0%} needed"
+        )
 
 
 def _conditions(cases: Cases, plan: ModelPlan, progress: Progress) -> dict[str, Condition]:

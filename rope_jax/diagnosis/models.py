@@ -25,7 +25,7 @@ _CONTEXTS, _OWN_CONTEXTS = 100, 20
 _RATIO = 1.5
 _WHY = (
     f"no target length was asked for, so it is {_RATIO:g} times the trained one: at several times its length a small "
-    "model may lose all of its tasks, and that says little about order"
+    "model may lose all of its tasks, and that says little about event order"
 )
 
 
@@ -96,10 +96,11 @@ def _is_bundled(model: Model) -> bool:
 
 
 def _bundled(known: Sequence[BundledModel], options: Options) -> Asked:
-    if options.text is not None or options.fit_text is not None:
-        raise InputError("a bundled test model makes its own text: text is for a checkpoint of your own")
+    for name in ("text", "fit_text"):
+        if getattr(options, name) is not None:
+            raise InputError(f"{name}: a bundled test model makes its own text: it is for a checkpoint of your own")
     if options.contexts == 0:
-        raise InputError("a bundled test model is asked questions: contexts must be at least 1")
+        raise InputError("contexts: a bundled test model is asked questions, at least 1")
     trained = known[0].checkpoint.positions.original_length
     if options.trained_length not in (None, trained):
         raise InputError(
@@ -147,9 +148,9 @@ def check_copies(trained_length: int, target_length: int) -> None:
 
 def _own(checkpoint: Checkpoint, options: Options, progress: Callable[[str, int, int], None]) -> Asked:
     if options.text is None:
-        raise InputError(f"{checkpoint.origin}: a checkpoint of your own is asked on text: give text (--text=FILE)")
+        raise InputError(f"text: a checkpoint of your own is asked on text, and none is given for {checkpoint.origin}")
     if options.target_length is None:
-        raise InputError(f"{checkpoint.origin}: say how far the context is to be extended (--target_length=N)")
+        raise InputError(f"target_length: say how far the context of {checkpoint.origin} is to be extended")
     progress("reading the text", 0, 1)
     settings = OwnSettings(
         trained_length=options.trained_length,

@@ -49,6 +49,18 @@ class Estimate:
         low, high = (None if end is None else -end for end in (self.high, self.low))
         return Estimate(-self.mean, low, high)
 
+    def within(self, least: float, most: float) -> "Estimate":
+        """The same of what lies in a range, such as a share from 0 to 1: no interval ends where it cannot lie.
+
+        What is cut off never holds the truth, so that the rest holds it as often.
+
+        >>> Estimate(0.9, 0.7, 1.1).within(0, 1)
+        Estimate(mean=0.9, low=0.7, high=1)
+        """
+        if self.low is None or self.high is None:
+            return self
+        return Estimate(self.mean, max(self.low, least), min(self.high, most))
+
 
 def method(rows: int) -> str:
     """Returns, in words, how intervals over this many rows are made."""

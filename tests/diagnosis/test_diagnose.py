@@ -200,7 +200,7 @@ def test_observed_answers_are_read_judged_and_recognised(run, directories, tmp_p
     assert asked_on.findings.judgements[0].verdict.changes[0].contexts == 6
     with pytest.raises(InputError, match="'long' must hold the logits of all choices"):
         run(observed=seen | {"long": seen["long"][:2]})
-    with pytest.raises(InputError, match="observed is of one model"):
+    with pytest.raises(InputError, match="observed: it is of one model"):
         run(directories[:2], observed=seen)
 
 
@@ -333,7 +333,7 @@ def test_every_number_of_the_record_is_finite_or_null(found):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"contexts": 0}, "contexts must be at least 1"),
+        ({"contexts": 0}, "contexts: a bundled test model is asked questions, at least 1"),
         ({"contexts": -1}, "contexts must be a whole number from 0 to 16384, got -1"),
         ({"contexts": True}, "contexts must be a whole number from 0 to 16384, got True"),
         ({"text_rows": 0}, "text_rows must be a whole number from 1 to 16384, got 0"),

@@ -148,20 +148,20 @@ def test_a_bias_of_ones_own_is_deployed(directory, out, tmp_path):
         (("--fail_if=short_loss_rise",), "is not NAME OP NUMBER"),
         (("--fail_if=magic>1",), "'magic' is no measure; there are order_fall"),
         (("--budget=magic=1",), "--budget: 'magic=1' is not one of"),
-        (("--deployed=ntk",), "deployed: 'ntk' is not SCALING+BIAS"),
+        (("--deployed=ntk",), "--deployed: 'ntk' is not SCALING+BIAS"),
         (("--deployed=ntk+own",), "--deployed: 'ntk+own' needs --own_bias"),
-        (("--deployed=magic+alibi",), "deployed: unknown scaling 'magic'"),
+        (("--deployed=magic+alibi",), "--deployed: unknown scaling 'magic'"),
         (("--deployed=",), "--deployed names no configuration"),
-        (("--transforms=magic",), "transforms: unknown scaling 'magic'"),
-        (("--faults=magic",), "faults: unknown fault 'magic'"),
-        (("--faulty=magic",), "faulty: unknown fault 'magic'"),
+        (("--transforms=magic",), "--transforms: unknown scaling 'magic'"),
+        (("--faults=magic",), "--faults: unknown fault 'magic'"),
+        (("--faulty=magic",), "--faulty: unknown fault 'magic'"),
         (("--margins=magic=1",), "--margins: 'magic=1' is not NAME=NUMBER"),
         (("--margins=gain=nan",), "--margins=gain: 'nan' is not a number"),
         (("--margins=gain=0,gain=1",), "--margins: 'gain' is given twice"),
         (("--out=",), "--out is empty: name a directory"),
         (("--own_distance=9",), "--own_distance is of the table that --own_bias gives"),
-        ((f"--trained_length={TRAINED + 1}",), f"trained_length {TRAINED + 1}: a bundled test model was trained on"),
-        ((f"--target_length={TRAINED}",), f"target length {TRAINED} must be above"),
+        ((f"--trained_length={TRAINED + 1}",), f"--trained_length {TRAINED + 1}: a bundled test model was trained on"),
+        ((f"--target_length={TRAINED}",), f"--target_length {TRAINED} must be above"),
         ((f"--target_length={TRAINED + 1}", "--text_rows=64"), "no copied token beyond"),
         (("--target_length=0",), "--target_length must be from 1"),
         (("--contexts=0",), "--contexts must be from 1"),
@@ -170,7 +170,10 @@ def test_a_bias_of_ones_own_is_deployed(directory, out, tmp_path):
         (("--contexts=2800", "--ratios=2,1024"), "2800 contexts of 192 and 196608 tokens"),
         (("--text_rows=-1",), "--text_rows must be from 1"),
         (("--ratios=x",), "--ratios: 'x' is not a number"),
-        (("--ratios=1",), "is no longer context"),
+        (("--ratios=1",), "--ratios: 1 times 192 tokens is no longer context"),
+        (("--ratios=2", "--write_items=x.npz"), "--ratios has no effect with --write_items"),
+        (("--budget=steps=9",), "--budget: steps=9 is for configurations that were trained: give --adapt_steps"),
+        (("--budget=steps=9", "--adapt_steps=10"), "--budget: steps=9 leaves out all that was trained"),
         (("--exempt_first=-1",), "--exempt_first must be from 0"),
         (("--seed=-1",), "--seed must be from 0"),
         (("--num_buckets=1",), "--num_buckets must be from 2"),
@@ -195,6 +198,41 @@ def test_bad_input_is_one_line_and_writes_nothing(directory, tmp_path, capsys, m
     assert printed.err.count("error:") == 1
     assert printed.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "flags", "message"),
+    [
+        (np.zeros(HEADS, np.int32), (), "needs floats, [heads] slopes or a [heads, buckets] table, got int32"),
+        (np.zeros((HEADS, 8), np.float32), ("--own_distance=1",), "max_distance must be above"),
+        (np.zeros(HEADS + 1, np.float32), (), f"bias own has {HEADS + 1} heads, the model {HEADS}"),
+        (b"no array", (), "not a readable .npy array"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_ones_own_names_flag_and_file(directory, tmp_path, capsys, values, flags, message):
+    file = tmp_path / "mine.npy"
+    file.write_bytes(values) if isinstance(values, bytes) else np.save(file, values)
+    assert diagnose(directory, tmp_path / "out", f"--own_bias={file}", "--deployed=ntk+own", *flags) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: --own_bias={file}: " in err
+    assert message in err
+    assert err.count(str(file)) == 1
+
+
+def test_a_distance_is_of_a_table_only(directory, tmp_path, capsys):
+    np.save(tmp_path / "slopes.npy", np.full(HEADS, 0.1, np.float32))
+    flags = (f"--own_bias={tmp_path / 'slopes.npy'}", "--deployed=ntk+own", "--own_distance=9")
+    assert diagnose(directory, tmp_path / "out", *flags) == 2
+    assert "--own_distance is of a [heads, buckets] table" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["ratios=2", "adapt_steps=1"])
+def test_what_is_asked_again_needs_a_learned_task(directory, out, tmp_path, capsys, flag):
+    """Otherwise nothing would be said of it anywhere."""
+    again = shutil.copytree(out, tmp_path / "again")
+    assert diagnose(directory, again, f"--{flag}", learned="--margins=learned=1.01") == 2
+    name = flag.partition("=")[0]
+    assert f"--{name}: it needs a task that the model has learned, and there is none" in capsys.readouterr().err
 
 
 def test_a_bias_of_ones_own_may_stand_beside_a_temperature(without_type_checks, tmp_path):
@@ -302,9 +340,9 @@ def test_a_checkpoint_of_ones_own_is_one_command_too(tmp_path, capsys):
     assert record["lengths"]["trained"] == 64
     assert record["judgements"][0]["verdict"]["first"]
     assert main([*argv, "--ratios=2"]) == 2
-    assert "only a bundled test model" in capsys.readouterr().err
+    assert "--ratios: only a bundled test model" in capsys.readouterr().err
     assert main([argv[0], argv[1], *argv[3:]]) == 2
-    assert "give text (--text=FILE)" in capsys.readouterr().err
+    assert "--text: a checkpoint of your own is asked on text, and none is given" in capsys.readouterr().err
 
 
 def test_reported_frequencies_include_the_rule_that_the_config_declares(tmp_path, capsys, monkeypatch):

@@ -13,7 +13,7 @@ from flax import nnx
 from rope_jax.decoder import Schemes
 from rope_jax.diagnosis.tasks.subject import Subject
 
-_ROUNDS = 3
+_ROUNDS = 5
 _SECONDS = 20.0  # after which no further round begins
 
 
@@ -21,9 +21,10 @@ def costs_record(subject: Subject, schemes: Mapping[str, Schemes]) -> list[dict[
     """Returns what it costs on this machine to read one row of the target length under each configuration.
 
     Returns:
-      plain values, in the order given: `configuration`; `milliseconds`, the median wall time of three interleaved
-      rounds, so that a busy machine slows all alike, of fewer where they take long; `mib`, temporary memory of the
-      compiled program, the same for every scheme.
+      plain values, in the order given: `configuration`; `milliseconds`, the median wall time of five interleaved
+      rounds, so that a busy machine slows all alike, of fewer where they take long; `rounds`, how many; `fastest` and
+      `slowest` of them, None where there was one only, which tells nothing of the noise; `mib`, temporary memory of
+      the compiled program, the same for every scheme.
     """
     names = tuple(schemes)
     graph, state = nnx.split(subject.checkpoint.model)
@@ -50,6 +51,13 @@ def costs_record(subject: Subject, schemes: Mapping[str, Schemes]) -> list[dict[
             if round_number:  # the first is for warming up
                 seconds[names[name]].append(time.perf_counter() - started)
     return [
-        {"configuration": name, "milliseconds": 1e3 * statistics.median(times), "mib": mebibytes}
+        {
+            "configuration": name,
+            "milliseconds": 1e3 * statistics.median(times),
+            "rounds": len(times),
+            "fastest": 1e3 * min(times) if len(times) > 1 else None,
+            "slowest": 1e3 * max(times) if len(times) > 1 else None,
+            "mib": mebibytes,
+        }
         for name, times in seconds.items()
     ]

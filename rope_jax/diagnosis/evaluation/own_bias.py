@@ -7,7 +7,7 @@ import numpy as np
 
 from rope_jax.biases import Alibi, Bias, t5_bias
 from rope_jax.diagnosis.tasks.array_files import read_npy
-from rope_jax.errors import InputError
+from rope_jax.errors import InputError, named
 
 
 def read_own_bias(file: Path, *, max_distance: int | None = None) -> Bias:
@@ -20,17 +20,20 @@ def read_own_bias(file: Path, *, max_distance: int | None = None) -> Bias:
     Raises:
       InputError: if the file cannot be read, or its array is neither.
     """
+    with named(str(file)):
+        return _read(file, max_distance)
+
+
+def _read(file: Path, max_distance: int | None) -> Bias:
     values = read_npy(file)
     if values.dtype.kind != "f" or values.ndim not in (1, 2) or not values.size:
-        raise InputError(
-            f"{file}: needs floats, [heads] slopes or a [heads, buckets] table, got {values.dtype} {values.shape}"
-        )
+        raise InputError(f"needs floats, [heads] slopes or a [heads, buckets] table, got {values.dtype} {values.shape}")
     wrong = np.argwhere(~(np.abs(values) <= np.finfo(np.float32).max))
     if len(wrong):
         at = tuple(map(int, wrong[0]))
-        raise InputError(f"{file}: {values[at]} at {list(at)} is not finite, or beyond float32")
+        raise InputError(f"{values[at]} at {list(at)} is not finite, or beyond float32")
     if values.ndim == 1:
         return Alibi(jnp.asarray(values, jnp.float32))
     if max_distance is None:
-        raise InputError(f"{file}: a table needs the distance from which on it is one bucket (--own_distance)")
+        raise InputError("a table needs the distance from which on it is one bucket (--own_distance)")
     return t5_bias(values, max_distance=max_distance)

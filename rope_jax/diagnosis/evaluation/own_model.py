@@ -91,7 +91,7 @@ def own_model(
     trained = settings.trained_length or trained_length_of(checkpoint.positions)
     target = text.rows.shape[1]
     if trained < _LEAST_TRAINED:
-        raise InputError(f"a trained length of {trained} is too short to fit biases on; at least {_LEAST_TRAINED}")
+        raise InputError(f"trained length {trained} is too short to fit biases on; at least {_LEAST_TRAINED}")
     if target <= trained + 1:
         raise InputError(f"target length {target} leaves no token to predict beyond the trained length {trained}")
     maker = SchemeMaker(
@@ -188,13 +188,13 @@ def _fit_texts(text: Text, given: Rows | None, trained: int) -> list[tuple[int, 
     if given is not None:
         kept = without_overlap(given, text.rows)
         if not len(kept):
-            raise InputError(f"the fitting text has no chunk of {given.shape[1]} tokens that is not also evaluated")
+            raise InputError(f"fit_text: it has no chunk of {given.shape[1]} tokens that is not also evaluated")
         return [(count, kept)]
     leftover = without_overlap(chunks(text.leftover, trained), text.rows)
     if len(leftover) >= _FEWEST_CHUNKS:
         return [(count, leftover)]
     if count < 2:
-        raise InputError("one row leaves no disjoint text to fit biases on: give more rows or a fitting text")
+        raise InputError("text: one row leaves no disjoint text to fit biases on: give more rows or another fit_text")
     halves = text.rows[: count // 2], text.rows[count // 2 :]
     parts = [(len(judged), without_overlap(chunks(other, trained), judged)) for judged, other in (halves, halves[::-1])]
     if not all(len(kept) for _, kept in parts):

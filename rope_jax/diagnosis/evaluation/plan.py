@@ -134,7 +134,7 @@ def plan_of(
         name = of_folds[0].name
         if name in deployed:
             if not (asked.named and deployed[name].named and asked == deployed[name]):
-                raise InputError(f"two deployed configurations are called {name!r}: a Retrofit can name its bias")
+                raise InputError(f"deployed: two configurations are called {name!r}: a Retrofit can name its bias")
             continue
         deployed[name] = asked
         changed = [
@@ -150,7 +150,7 @@ def plan_of(
         ]
         found |= {several[0].name: several for several in zip(*every, strict=True)}
     if not deployed:
-        raise ScalingError("; ".join(f"{name}: {why}" for name, why in omitted.items()))
+        raise ScalingError("deployed: " + "; ".join(f"{name}: {why}" for name, why in omitted.items()))
     if settings.every:
         found |= {
             name: several for name, several in _every(found, deployed, transforms, temperature) if name not in found

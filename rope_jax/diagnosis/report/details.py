@@ -17,7 +17,7 @@ from rope_jax.diagnosis.report.wording import (
     points,
     probability,
 )
-from rope_jax.diagnosis.verdict.wording import listed
+from rope_jax.diagnosis.verdict.wording import listed, milliseconds, named
 
 __all__ = ["Section", "Table", "details"]
 
@@ -92,7 +92,7 @@ def _configurations(one: Reading) -> Parts:
     used, runs = one.used, one.record["configurations"]
     if used:
         chance = one.record["tasks"]["chance"]
-        yield "Chance: " + ", ".join(f"{task} {chance[task] * 100:.0f} %" for task in used) + "."
+        yield "Chance: " + ", ".join(f"{named(task)} {chance[task] * 100:.0f} %" for task in used) + "."
     names = dict.fromkeys(run[key] for run in runs for key in ("scaling", "bias") if run[key] != "none")
     known = "; ".join(f"{name}: {labels.explanation(name)}" for name in names if labels.explanation(name))
     yield known and f"{known}."
@@ -100,7 +100,7 @@ def _configurations(one: Reading) -> Parts:
     for run in runs:
         fitted.setdefault(run["fitted"], []).append(run["name"])
     yield from (capital(f"{listed(names)}: {text}") for text, names in fitted.items() if text)
-    head = ["configuration", *(f"{task} @{length}" for task in used for length in (one.short, one.long))]
+    head = ["configuration", *(f"{named(task)} @{length}" for task in used for length in (one.short, one.long))]
     asked = [(task, reach) for task in used for reach in REACHES]
     for key, shown, note in _OUTCOMES if used else ():
         rows = [(run["name"], *(shown(run[key][reach][task]) for task, reach in asked)) for run in runs]
@@ -119,7 +119,7 @@ def _configurations(one: Reading) -> Parts:
             for run in runs
             for model, values in enumerate(run["by_model"], 1)
         ]
-        head = ["configuration", *(f"{task} @{one.long}" for task in used), f"loss {ends[0]}", ends[1]]
+        head = ["configuration", *(f"{named(task)} @{one.long}" for task in used), f"loss {ends[0]}", ends[1]]
         yield Table(head, rows, "Each model by itself.")
 
 
@@ -161,8 +161,8 @@ def _rankings(one: Reading) -> Parts:
             for place in places:
                 words = form.format(numbered(place["option"], place["change"]))
                 rows.append((words, probability(place["probability_first"]), estimate(place["gain"])))
-        weights = listed([f"{task} x{weight:g}" for task, weight in ranking["weights"].items()])
-        note = f"By {'event order' if ranking['by'] == 'order' else ranking['by']}"
+        weights = listed([f"{named(task)} x{weight:g}" for task, weight in ranking["weights"].items()])
+        note = f"By {named(ranking['by'])}"
         note += f" ({weights})" if len(ranking["weights"]) > 1 else ""
         note += "; in brackets: outside the one change, P that it beats the three" if ranking["outside"] else ""
         note += "".join(f"; {place['option']}: {place['demoted']}" for place in ranking["places"] if place["demoted"])
@@ -180,7 +180,7 @@ def _changes(one: Reading) -> Parts:
         gains = {task: change["gain"][task] for task in in_order(change["gain"])}
         last = "together" if one.unit == "nats" else "loss of text (a token)" if one.used else "loss of text"
         gains[last] = change["together"]
-        decided = f" (decided by {change['decides']})" if change["decides"] else ""
+        decided = f" (decided by {named(change['decides'])})" if change["decides"] else ""
         note = (
             f"{numbered(change['option'], change['words'])} -> {change['configuration']}. Judged on "
             f"{change['contexts']} contexts. Retrieval lost: {change['retrieval_lost']}. Enough to ship: "
@@ -207,15 +207,16 @@ def _cause(one: Reading) -> Parts:
     cause = one.verdict["cause"]
     yield capital(cause["sentence"])
     if cause["ahead"] is not None:
-        yield f"The larger part is ahead of the other by {estimate(cause['ahead'])} nats."
+        yield f"What the two cost differs by {estimate(cause['ahead'], sign=False)} {one.unit}."
     parts = list(dict.fromkeys(part for values in cause["by_task"].values() for part in values))
     rows = [
         (TASKS.get(task, task), *(estimate(values.get(part)) for part in parts))
         for task, values in cause["by_task"].items()
     ]
     note = (
-        "Nats lost at the target length due to each part (Shapley values of the 2 x 2: with and without either). They "
-        "divide what both cost together; the ranking counts what one change of what is deployed wins back."
+        f"{capital(one.unit)[:-1]} lost at the target length due to each part, below 0 won (Shapley values of the 2 x "
+        "2: with and without either). They divide what both cost together; the ranking counts what one change of what "
+        "is deployed wins back."
     )
     if len(parts) > 1:
         yield Table(("task", *parts), rows, note, whole=True)
@@ -234,7 +235,7 @@ def _implementation(one: Reading) -> Parts:
             rows.append((fault["name"], *costs, fault["matters"]))
         described = "; ".join(f"{fault['name']}: {fault['description']}" for fault in found["faults"])
         note = f"What each fault would cost at the target length, nats against the exact run. {described}."
-        yield Table(("fault", *tasks, "matters"), rows, note, whole=True)
+        yield Table(("fault", *map(named, tasks), "matters"), rows, note, whole=True)
     if found["nearest"]:
         distances = [(name, f"{distance:.3f}") for name, distance in found["nearest"].items()]
         yield Table(("run", "nats a question"), distances, "Distance of each run to the observed answers.")
@@ -248,7 +249,10 @@ def _models(one: Reading) -> Parts:
             first = (place["change"], probability(place["probability_first"]), estimate(place["gain"]))
         if verdict["first"] == "repair":
             first = ("repair", *first[1:])
-        lost, ends = listed(regression["lost"]) or "-", (verdict["cause"]["part"], verdict["shipping"]["answer"])
+        lost, ends = (
+            listed([named(task) for task in regression["lost"]]) or "-",
+            (verdict["cause"]["part"], verdict["shipping"]["answer"]),
+        )
         rows.append((f"model {number}", regression["answer"], lost, *first, *ends))
     if rows:
         yield capital(one.judgement["agreement"])
@@ -296,7 +300,7 @@ def _anything(rows: Sequence[Record], *, note: str = "") -> Table:
 
 def _flat(row: Record, above: str = "") -> Iterator[tuple[str, str]]:
     for key, value in row.items():
-        name = f"{above} {key}".strip()
+        name = f"{above} {named(key)}".strip()
         if isinstance(value, Mapping) and "mean" not in value:
             yield from _flat(value, name)
         elif shown := _value(value):
@@ -314,18 +318,20 @@ def _value(value: Any) -> str:
 
 
 def _costs(one: Reading) -> Parts:
-    rows = [(name, f"{cost['milliseconds']:.3g}", f"{cost['mib']:.3g}") for name, cost in one.costs.items()]
+    rows = [(name, milliseconds(cost) or "not repeated", f"{cost['mib']:.3g} MiB") for name, cost in one.costs.items()]
     missing = [each["deployed"] for each in one.record["judgements"] if each["deployed"] not in one.costs]
     rows += [(name, "not measured", "not measured") for name in missing]
-    note = f"Time and temporary memory of reading one row of {one.long} tokens on this machine."
     if one.costs:
-        yield Table(("configuration", "milliseconds", "MiB"), rows, note)
+        rounds = min(cost["rounds"] for cost in one.costs.values())
+        timed = f", the median of {rounds} rounds with the fastest and the slowest," if rounds > 1 else ""
+        note = f"Time{timed} and temporary memory of reading one row of {one.long} tokens on this machine."
+        yield Table(("configuration", "time", "memory"), rows, note, whole=True)
 
 
 def _findings(one: Reading) -> Parts:
     yield from map(capital, one.record["findings"])
     for left_out, by_name in (("left out", one.record["tasks"]["refused"]), ("not run", one.record["omitted"])):
-        yield from (capital(f"{left_out}: {name}, {why}") for name, why in by_name.items())
+        yield from (capital(f"{left_out}: {named(name)}, {why}") for name, why in by_name.items())
 
 
 def _method(one: Reading) -> Parts:

@@ -56,7 +56,7 @@ def page(record: Record, *, command: str = "", costs: Sequence[Record] = ()) -> 
     Args:
       record: from `record.record_of`.
       command: the command line that made it; "" where none did.
-      costs: objects with `configuration`, `milliseconds` and `mib`, where they were measured.
+      costs: from `costs_record`, where they were measured.
     """
     parts = ["<h1>Which part of the context extension broke what, and what to try first</h1>"]
     parts += [_card(one) for one in readings(record, costs)]
@@ -75,7 +75,7 @@ def page(record: Record, *, command: str = "", costs: Sequence[Record] = ()) -> 
 
 
 def _card(one: Reading) -> str:
-    steps = "".join(f"<li>{_escaped(capital(step))}</li>" for step in one.verdict["next"])
+    steps = "".join(f"<li>{_escaped(capital(step))}</li>" for step in screen.steps(one))
     why = _paragraphs(f"{heading}: {text}" for heading, text in screen.gist(one.judgement["links"]).items())
     left = "".join(_advice(advice, first=not at) for at, advice in enumerate(screen.advice(one)))
     left += f"<h3>ENOUGH TO SHIP?</h3><p>{_escaped(screen.ship(one))}</p>"

@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from rope_jax.diagnosis.report import labels
 from rope_jax.diagnosis.report.reading import Reading, Record
 from rope_jax.diagnosis.report.svg import INK, legend, length_axis, styled, written
-from rope_jax.diagnosis.report.wording import capital, named, negated, numbered
+from rope_jax.diagnosis.report.wording import capital, negated, numbered
+from rope_jax.diagnosis.verdict.wording import named
 
 __all__ = ["binding_errors", "by_distance", "cause", "changes", "loss_by_position"]
 
@@ -58,7 +59,7 @@ def _panels(one: Reading, judged: Sequence[Record]) -> Iterator[tuple[str, list[
     margins, prices = one.record["margins"], [change["against_deployed"] for change in judged]
     if one.unit == "nats":
         together = [change["together"]["log_odds"] for change in judged]
-        yield f"order and binding @{one.long}\n(nats)", together, margins["gain"], True
+        yield f"event order and binding @{one.long}\n(nats)", together, margins["gain"], True
     if "retrieval" in one.used:
         kept = [change["gain"]["retrieval"]["log_odds"] for change in judged]
         yield f"retrieval @{one.long}\n(nats)", kept, -margins["retrieval"], True

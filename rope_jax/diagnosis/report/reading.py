@@ -14,12 +14,13 @@ class Reading:
 
     Args:
       record: from `record.record_of`.
-      costs: objects with `configuration`, `milliseconds` and `mib`, where they were measured.
+      costs: from `costs_record`, where they were measured.
       judgement: of a deployed configuration; None for none.
 
     Attributes:
       costs: by configuration.
       used: tasks that decide.
+      asked: whether the models were asked any questions.
       short: the trained length, in words.
       long: the target length, in words.
       original: configuration of the unchanged model.
@@ -34,6 +35,7 @@ class Reading:
     def __init__(self, record: Record, costs: Sequence[Record] = (), judgement: Record | None = None) -> None:
         self.record, self.costs = record, {one["configuration"]: one for one in costs}
         self.used: list[str] = record["tasks"]["used"]
+        self.asked = bool(record["tasks"]["accuracy"])
         self.short, self.long = (tokens(record["lengths"][name]) for name in ("trained", "target"))
         self.original: Record = record["configurations"][0]
         if judgement is not None:
@@ -72,10 +74,14 @@ def change_of(verdict: Record, option: str | None = None) -> Record | None:
     return None
 
 
-def nothing_lost(verdict: Record) -> bool:
-    """Returns whether every task that was asked is known to be kept."""
+def all_kept(verdict: Record) -> str:
+    """Returns in words that everything that decides is known to be kept; "" where it is not."""
     regression = verdict["regression"]
-    return bool(regression["kept"]) and not (regression["lost"] or regression["open"])
+    if not regression["kept"] or regression["lost"] or regression["open"]:
+        return ""
+    if regression["kept"] == [TEXT]:
+        return "the loss of text rose by no more than its margin"
+    return "no task fell by more than its margin"
 
 
 def in_order(tasks: Iterable[str]) -> list[str]:

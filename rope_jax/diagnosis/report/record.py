@@ -114,10 +114,7 @@ def _configuration(diagnosis: Findings, condition: Condition) -> dict[str, Any]:
         return intervals.clustered(np.asarray(values)[:judged])
 
     def share(values: np.ndarray) -> Any:
-        found = outcome(values)  # a symmetric interval may end where no share lies
-        if found.low is None or found.high is None:
-            return found
-        return dataclasses.replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+        return outcome(values).within(0.0, 1.0)
 
     return {
         "name": condition.name,

@@ -8,14 +8,13 @@ from typing import Literal
 
 from rope_jax.diagnosis.report import labels
 from rope_jax.diagnosis.report.details import Table
-from rope_jax.diagnosis.report.reading import Reading, Record, in_order, nothing_lost
+from rope_jax.diagnosis.report.reading import Reading, Record, all_kept, in_order
 from rope_jax.diagnosis.report.wording import (
     TASKS,
     answered,
     capital,
     estimate,
     model_name,
-    named,
     negated,
     numbered,
     percent,
@@ -23,9 +22,10 @@ from rope_jax.diagnosis.report.wording import (
     probability,
     significant,
 )
-from rope_jax.diagnosis.verdict.wording import listed
+from rope_jax.diagnosis.verdict.answers import TEXT
+from rope_jax.diagnosis.verdict.wording import listed, milliseconds, named
 
-__all__ = ["Advice", "advice", "finding", "gist", "notes", "said", "ship", "table", "title", "tone"]
+__all__ = ["Advice", "advice", "finding", "gist", "notes", "said", "ship", "steps", "table", "title", "tone"]
 
 _BEGIN = {"yes": "", "no": "NOT this regression: ", "not resolved": "OPEN whether it is this regression: "}
 
@@ -58,7 +58,8 @@ def finding(one: Reading) -> str:
     """Returns whether it is the regression described, in a few words."""
     regression = one.verdict["regression"]
     if not one.used:
-        return "judged by LOSS OF TEXT alone: the model has learned none of the tasks"
+        why = "the model ANSWERS NONE OF THE TASKS" if one.asked else "the model was ASKED NO QUESTIONS"
+        return f"{why}: judged by loss of text alone"
     kept, lost, open_ = (listed([named(task) for task in regression[key]]) for key in ("kept", "lost", "open"))
     said = {f"{kept} kept": kept, f"{lost.upper()} LOST": lost, f"{open_} not resolved": open_}
     return _BEGIN[regression["answer"]] + ", ".join(words for words, tasks in said.items() if tasks)
@@ -144,7 +145,7 @@ def said(one: Reading) -> Iterator[str]:
     if significant(pull):
         toward, lean = ("nearer", pull) if significant(pull) > 0 else ("farther", negated(pull))
         yield (
-            f"Asked for order, the deployed model leans to the {toward} event, whichever is asked for, by "
+            f"Asked for event order, the deployed model leans to the {toward} event, whichever is asked for, by "
             f"{estimate(lean, sign=False)} nats (0 is no lean)."
         )
     answers = "Right answers; loss" if one.used else "Loss"
@@ -165,7 +166,9 @@ def said(one: Reading) -> Iterator[str]:
 
 def ship(one: Reading) -> str:
     """Returns whether the first change may ship, and by how much the tasks stay below the original after it."""
-    text = answered(one.verdict["shipping"]["sentence"])
+    text = _timed(one, answered(one.verdict["shipping"]["sentence"]))
+    if not one.used:
+        return f"{text} That is of the loss of text alone: no task was {'answered' if one.asked else 'asked'}."
     if one.changed is None or one.verdict["first"] == "repair":
         return text
     parts = []
@@ -193,7 +196,7 @@ def advice(one: Reading) -> list[Advice]:
     best, *others = ranking["places"]
     by = listed([named(task) for task in ranking["weights"]]) if ranking["by"] == "together" else named(ranking["by"])
     beside = f"P(first of {1 + len(others)}) {probability(best['probability_first'])}"
-    lines = [f"expected gain {estimate(best['gain'])} {one.unit} of {by}", *_on_first(one, best)]
+    lines = [*_only_text(one), f"expected gain {estimate(best['gain'])} {one.unit} of {by}", *_on_first(one, best)]
     beside = beside if others else "the only one of the three measured"
     found.append(Advice("THEN" if found else "TRY FIRST", numbered(best["option"], best["change"]), beside, lines))
     for place in others:
@@ -212,22 +215,63 @@ def advice(one: Reading) -> list[Advice]:
 def _on_first(one: Reading, place: Record) -> Iterator[str]:
     change = one.change
     if significant(place["gain"]) < 0:
-        yield "it loses least of those measured: what is deployed is better"
-    if nothing_lost(one.verdict):
-        yield "no task fell by more than its margin: nothing needs to change"
+        yield "even this loses: what is deployed is better"
+    if kept := all_kept(one.verdict):
+        yield f"{kept}: nothing needs to change" if one.used else kept
     if change["gain"]:
         yield f"at {one.long}: {_shifts(change['gain'])}"
     yield f"price against deployed: {_price(one, change['against_deployed'])}"
     yield f"price against the original: {_price(one, change['against_original'])}"
     before, after = one.costs.get(one.verdict["deployed"]), one.costs.get(change["configuration"])
     if before and after:
-        yield (
-            f"one row of {one.long} tokens takes {after['milliseconds']:.3g} ms and {after['mib']:.3g} MiB "
-            f"(deployed {before['milliseconds']:.3g} ms, {before['mib']:.3g} MiB)"
-        )
+        now, was = ([*filter(None, [milliseconds(cost)]), f"{cost['mib']:.3g} MiB"] for cost in (after, before))
+        rounds = f", median and range of {after['rounds']} rounds" if len(now) > 1 else ""
+        yield f"one row of {one.long} tokens takes {' and '.join(now)} (deployed {', '.join(was)}){rounds}"
     if place["demoted"]:
         yield place["demoted"]
     yield from _apart(one.verdict)
+
+
+def _only_text(one: Reading) -> Iterator[str]:
+    """Yields why no task decides, where none does, and whether text can."""
+    if one.ranking["by"] != TEXT:
+        return
+    if one.used:
+        yield "neither event order nor binding was learned: ranked by the loss of text alone"
+    elif one.asked:
+        yield (
+            "NO RECOMMENDATION CAN REST ON THE TASKS, of which the model answers none: ranked by the loss of text alone"
+        )
+    else:
+        yield "no questions were asked: ranked by the loss of text alone"
+    loss = one.original["loss"]["short"]
+    if not _below(loss, math.log(one.record["models"][0]["vocabulary"])):
+        yield f"nor on text: the original predicts it no better than by chance, even to {one.short}"
+
+
+def _below(value: Record, bound: float) -> bool:
+    """Returns whether a value is known to lie below a bound, by its interval where it has one."""
+    return (value["mean"] if value["high"] is None else value["high"]) < bound
+
+
+def steps(one: Reading) -> list[str]:
+    """Returns what to do next, in order; what is impractical with the time that it takes at least."""
+    return [_timed(one, step) for step in one.verdict["next"]]
+
+
+def _timed(one: Reading, text: str) -> str:
+    """Returns a text with the time of a number of contexts, or of rows, that is called impractical, where one is."""
+    row = sum(cost["milliseconds"] for cost in one.costs.values())
+
+    def hours(found: re.Match[str]) -> str:
+        value = int(found[1].replace(",", "")) * row / 3.6e6
+        amount = f"{value:.1f}" if value < 10 else f"{value:,.0f}"
+        return (
+            f"{found[0][:-1]}; at least {amount} hours for the {len(one.costs)} configurations timed, by the measured "
+            "time of a row)"
+        )
+
+    return re.sub(r"than is practical \([a-z ]*([\d,]+)\)", hours, text) if row else text
 
 
 def _shifts(by_task: Mapping[str, Record]) -> str:

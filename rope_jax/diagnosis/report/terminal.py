@@ -20,7 +20,7 @@ def table(record: Record, *, costs: Sequence[Record] = ()) -> str:
 
     Args:
       record: from `record.record_of`.
-      costs: objects with `configuration`, `milliseconds` and `mib`, where they were measured.
+      costs: from `costs_record`, where they were measured.
     """
     below = [line for section in details(Reading(record, costs)) for line in _section(section)]
     return "\n".join([first_screen(record, costs=costs), "-" * WIDTH, *below, ""])
@@ -47,7 +47,7 @@ def _screen(one: Reading) -> Iterator[str]:
     yield from (line for text in screen.said(one) for line in _wrapped(text, "  "))
     yield ""
     yield from _hanging("ENOUGH TO SHIP?", screen.ship(one))
-    for number, step in enumerate(one.verdict["next"][:5]):
+    for number, step in enumerate(screen.steps(one)[:5]):
         yield from _hanging("" if number else "NEXT", capital(step))
     for number, (heading, text) in enumerate(screen.gist(one.judgement["links"]).items()):
         yield from _hanging("" if number else "WHY", f"{heading}: {text}")

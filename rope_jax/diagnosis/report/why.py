@@ -9,13 +9,13 @@ import numpy as np
 from rope_jax.biases import bucket_starts
 from rope_jax.diagnosis.evaluation.configurations import ORIGINAL
 from rope_jax.diagnosis.report import labels
-from rope_jax.diagnosis.report.reading import Record, change_of, leading, nothing_lost
+from rope_jax.diagnosis.report.reading import Record, all_kept, change_of, leading
 from rope_jax.diagnosis.report.record import plain
-from rope_jax.diagnosis.report.wording import capital, estimate, named, probability, significant, tokens
+from rope_jax.diagnosis.report.wording import capital, estimate, negated, probability, significant, tokens
 from rope_jax.diagnosis.result import Condition
 from rope_jax.diagnosis.theory import resolution
 from rope_jax.diagnosis.verdict.answers import Verdict
-from rope_jax.diagnosis.verdict.wording import listed
+from rope_jax.diagnosis.verdict.wording import listed, named
 
 __all__ = ["links"]
 
@@ -68,11 +68,11 @@ def links(
         name = labels.scaling(one.scaling, trained, one.inverse_frequencies)
         return _Scaled(name, np.asarray(trained), np.asarray(one.inverse_frequencies), trained_length, target_length)
 
-    one, change = by(deployed), change_of(judged, "3")
+    one, change, asked = by(deployed), change_of(judged, "3"), bool(deployed.answers)
     other = None if change is None else conditions.get(change["configuration"])
     paragraphs = {
-        "(i) the scaling alone": (_scaling(one), _share(judged, "scaling")),
-        "(ii) the bias alone": (_bias(deployed, target_length), _share(judged, "bias")),
+        "(i) the scaling alone": (_scaling(one), _share(judged, "scaling", asked)),
+        "(ii) the bias alone": (_bias(deployed, target_length), _share(judged, "bias", asked)),
         "(iii) another angle": (_angle(one, None if other is None else by(other)), _gain_of_rescaling(judged)),
         "the choice": (_choice(judged, deployed, one), ()),
     }
@@ -175,28 +175,34 @@ def _buckets(table: np.ndarray, max_distance: int | None) -> list[str]:
     return [*said, f"it steps by up to {step:.2g} nats from bucket to bucket, and by {reach:.2g} over all of them"]
 
 
-def _share(verdict: Record, part: str) -> Iterator[str]:
-    """Yields what the 2 x 2 gives a part, and which tasks that does or does not explain."""
+def _share(verdict: Record, part: str, asked: bool) -> Iterator[str]:
+    """Yields what the 2 x 2 gives a part, and which tasks, if any were asked and learned, that does or not explain."""
     shares = {task: parts[part] for task, parts in verdict["cause"]["by_task"].items() if part in parts}
     if not shares:
         return
-    costs = [named(task) for task, share in shares.items() if significant(share) > 0 and task != "together"]
-    exact = listed([task for task in costs if task in ("event order", "binding")])
-    learned = any(task in shares for task in ("retrieval", "binding", "order"))
+    learned = [task for task in shares if task in ("retrieval", "binding", "order")]
+    costs, wins = ([named(task) for task in learned if significant(shares[task]) == way] for way in (1, -1))
+    exact = listed([task for task in costs if task != "retrieval"])
+    if not learned:
+        (share,) = shares.values()
+        does = {1: "raises", -1: "lowers", 0: "does not significantly change"}[significant(share)]
+        why = "the model has learned none of the tasks" if asked else "no questions were asked"
+        yield f"{why}; measured, it {does} the loss of text beyond the trained length"
+        yield f"its share in that loss: {estimate(share)} nats a token"
+        return
     if not costs:
-        said = "none of the tasks significantly" if learned else "nothing significant in the prediction of text"
+        said = "none of the learned tasks significantly"
     elif "retrieval" in costs and exact:
         said = f"{exact} and retrieval too: alone it is no loss of place only"
     elif "retrieval" in costs:
-        said = "retrieval and not significantly place"
+        said = "retrieval and not significantly place" if len(learned) > 1 else "retrieval significantly"
     elif exact and "retrieval" in shares:
         said = f"{exact} and not significantly retrieval, as in the regression described"
     else:
         said = f"{listed(costs)} significantly"
-    yield f"measured, it costs {said}"
-    unit = "nats" if learned else "nats a token"
+    yield f"measured, it costs {said}" + (f", and wins {listed(wins)}" if wins else "")
     parts = ", ".join(f"{named(task)} {estimate(share)}" for task, share in shares.items())
-    yield f"its share of what is lost: {parts} {unit}"
+    yield f"its share of what is lost (below 0 it wins): {parts} nats"
 
 
 def _angle(one: _Scaled, other: _Scaled | None) -> Iterator[str]:
@@ -240,7 +246,9 @@ def _place(verdict: Record, option: str) -> Record | None:
 
 def _gained(verdict: Record, place: Record) -> str:
     unit = "nats a token" if "loss" in leading(verdict)["by"] else "nats"
-    return f'"{place["change"]}" gains {estimate(place["gain"])} {unit}'
+    loses = place["gain"]["mean"] is not None and place["gain"]["mean"] < 0
+    amount = f"loses {estimate(negated(place['gain']), sign=False)}" if loses else f"gains {estimate(place['gain'])}"
+    return f'"{place["change"]}" {amount} {unit}'
 
 
 def _gain_of_rescaling(verdict: Record) -> list[str]:
@@ -253,8 +261,8 @@ def _choice(verdict: Record, deployed: Condition, one: _Scaled) -> Iterator[str]
     repair = verdict["first"] == "repair"
     if repair:
         yield "repair first: what runs is not what is meant to run, and its exact run gains more than the margin"
-    if nothing_lost(verdict):
-        yield "no task fell by more than its margin, so there is little for a change to win back"
+    if kept := all_kept(verdict):
+        yield f"{kept}, so there is little for a change to win back"
     if not leading(verdict)["places"]:
         yield "none of the three changes applies to this configuration"
         return
@@ -262,7 +270,9 @@ def _choice(verdict: Record, deployed: Condition, one: _Scaled) -> Iterator[str]
     against = " and ".join(f"{estimate(place['gain'])} for {place['option']}" for place in others)
     against = against and f" (P(first) {probability(best['probability_first'])}), against {against}"
     yield f"{'after it' if repair else 'so'} {best['option']} first: {_gained(verdict, best)}{against}"
-    if significant(best["gain"]) <= 0:
+    if significant(best["gain"]) < 0:
+        yield "that is a loss: what is deployed is better"
+    elif not significant(best["gain"]):
         yield "that gain is not significant: it is the best of what was tried, and may win back nothing"
     yield from _reconciled(verdict["cause"], best["option"], [place["option"] for place in others])
     yield from _undone(verdict, best, one)

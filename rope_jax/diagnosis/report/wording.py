@@ -16,11 +16,6 @@ TASKS = {
 """Tasks as a reader meets them, in the order in which they are shown."""
 
 
-def named(task: str) -> str:
-    """Returns a task as a word in a sentence."""
-    return "event order" if task == "order" else task
-
-
 def estimate(value: Estimate | None, *, digits: int = 2, sign: bool = True) -> str:
     """Returns an estimate with its interval in brackets; three figures where it is large.
 

@@ -11,7 +11,7 @@ from rope_jax.checkpoints.extending import trained_length as declared_trained_le
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.diagnosis.theory.bias_facts import DeployedBias, deployed_bias
 from rope_jax.diagnosis.theory.resolution import check_pairs
-from rope_jax.errors import InputError
+from rope_jax.errors import InputError, named
 from rope_jax.frequencies import Rotary
 from rope_jax.length_rules import LengthRule
 from rope_jax.rules import Rule
@@ -117,7 +117,7 @@ def extension(
         if not isinstance(value, kind) or isinstance(value, bool):
             raise InputError(f"{name} must be a {'whole ' if kind is numbers.Integral else ''}number, got {value!r}")
     if scaling is not None and not isinstance(scaling, AnyScaling):
-        raise InputError(f"scaling {scaling!r} is neither a name, a rule nor a record")
+        raise InputError(f"scaling: {scaling!r} is neither a name, a rule nor a record")
     if not 0 < amplitude <= LARGEST_AMPLITUDE:
         raise InputError(
             f"amplitude must be a finite positive number of nats, at most {LARGEST_AMPLITUDE}, got {amplitude}: "
@@ -133,6 +133,8 @@ def extension(
             check_pairs(group.rotary.dim // 2, min(target_length, group.window or target_length), origin=config.origin)
     length = declared_trained_length(config) if trained_length is None else trained_length
     plain = config.main_group.rule.name == "none"
+    with named("bias"):
+        asked_bias = deployed_bias(bias, config.main_group, trained_length=length, target_length=target_length)
     found = Extension(
         config=config,
         original_length=length if plain else config.original_length,
@@ -142,16 +144,22 @@ def extension(
         scaling_source="",
         compose=compose,
         amplitude=amplitude,
-        bias=deployed_bias(bias, config.main_group, trained_length=length, target_length=target_length),
+        bias=asked_bias,
     )
-    wanted, source = _default(found) if scaling is None else _asked(found, scaling)
-    return dataclasses.replace(found, scaling=wanted, scaling_source=source)
+    with named("scaling"):
+        wanted, source = _default(found) if scaling is None else _asked(found, scaling)
+        found = dataclasses.replace(found, scaling=wanted, scaling_source=source)
+        trained = found.trained(found.main)
+        if trained is not None:
+            found.rule(found.main)(trained)  # that it has a meaning on this model
+    return found
 
 
 def _with_base(config: PositionConfig, base: float) -> PositionConfig:
     if config.main_group.rotary is None:
-        raise InputError(f"trained base {base:g} has no use: {config.origin} has no rotary embedding")
-    anew = rules.explicit_base(base=base).transform
+        raise InputError(f"trained_base: {base:g} has no use: {config.origin} has no rotary embedding")
+    with named("trained_base"):
+        anew = rules.explicit_base(base=base).transform
     groups = [
         group if group.rotary is None or group.window else dataclasses.replace(group, rotary=anew(group.rotary))
         for group in config.groups
@@ -183,7 +191,7 @@ def _default(found: Extension) -> tuple[AnyScaling, str]:
 def _asked(found: Extension, scaling: AnyScaling) -> tuple[AnyScaling, str]:
     name = scaling if isinstance(scaling, str) else scaling.name
     if found.main.rotary is None and name != "none":
-        raise InputError(f"scaling {name} has nothing to scale: {found.config.origin} has no rotary embedding")
+        raise InputError(f"{name} has nothing to scale: {found.config.origin} has no rotary embedding")
     takes_factor = name not in ("none", "no_rotation") and not name.startswith("explicit_base")
     if isinstance(scaling, str) and takes_factor and found.factor <= 1:
         scaling_rule(name, factor=1.0, original_length=found.length_before)  # refuses an unknown name

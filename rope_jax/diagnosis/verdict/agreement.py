@@ -43,24 +43,22 @@ def shared_suspect(verdicts: Sequence[Verdict]) -> str:
     if any(set(one.regression.lost) != set(lost) for one in verdicts) or not _fall_alike(verdicts, lost):
         return ""
     names = wording.listed([f"'{one.deployed}'" for one in verdicts])
-    falls = wording.listed(
-        [
-            f"{task} ({', '.join(wording.interval(one.regression.falls[task].log_odds) for one in verdicts)} nats)"
-            for task in lost
-        ]
-    )
+    falls = []
+    for task in lost:
+        amounts = ", ".join(wording.interval(one.regression.falls[task].log_odds) for one in verdicts)
+        falls.append(f"{wording.named(task)} ({amounts} nats)")
     shared = _shared_parts([one.deployed for one in verdicts])
     also = f"their {wording.listed(shared)}, " if shared else ""
     said = (
-        f"{names} fail alike: each loses {falls}. What they share is suspect: {also}the target length, the model and "
-        "the implementation."
+        f"{names} fail alike: each loses {wording.listed(falls)}. What they share is suspect: {also}the target length, "
+        "the model and the implementation."
     )
     parts = {one.cause.part if one.cause.ahead is not None else "not resolved" for one in verdicts}
     if parts in ({"bias"}, {"scaling"}):
         (part,), (other,) = parts, {"bias", "scaling"} - parts
         said += f" By the 2 x 2 the {part} costs more than the {other} in each of them."
     if not any(task in lost for task in PRECISION):
-        said += " Neither order nor binding is known to be lost."
+        said += " Neither event order nor binding is known to be lost."
     return said
 
 

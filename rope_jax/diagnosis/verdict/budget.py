@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rope_jax.diagnosis.evaluation.configurations import ORIGINAL
 from rope_jax.diagnosis.evaluation.panel import Panel
+from rope_jax.diagnosis.verdict import wording
 from rope_jax.diagnosis.verdict.answers import Margins
 from rope_jax.diagnosis.verdict.contrasts import Contrasts, above
 from rope_jax.errors import InputError
@@ -35,13 +37,17 @@ class Chosen:
     Attributes:
       configuration: its name, or None where none stays within the limits.
       adapted: whether it is to be trained first.
-      gain: over the original model at the target length: nats of log-odds, or of text where no task was learned.
+      gain: over the original model at the target length, with its interval of 95 %.
+      unit: of the gain, in words.
+      tried: configurations that were compared.
       refused: why configurations that would gain more are not chosen, by name.
     """
 
     configuration: str | None
     adapted: bool
     gain: Estimate | None
+    unit: str
+    tried: int
     refused: Mapping[str, str]
 
 
@@ -97,9 +103,9 @@ def choose(
             of_name.get(name), next(iter(costs), None), budget
         )
         if why is None:
-            return Chosen(name, trained, gain, refused)
+            return Chosen(name, trained, gain, wording.unit(contrasts.decisive), len(tried), refused)
         refused[f"{name}{', adapted' if trained else ''}"] = why
-    return Chosen(None, False, None, refused)
+    return Chosen(None, False, None, wording.unit(contrasts.decisive), len(tried), refused)
 
 
 def _harm(panel: Panel, original: Panel, contrasts: Contrasts, margins: Margins) -> str | None:
@@ -109,7 +115,7 @@ def _harm(panel: Panel, original: Panel, contrasts: Contrasts, margins: Margins)
         ("short loss of text", price.short_loss, margins.short_loss),
     ):
         if loss is not None and above(loss, margin) == "yes":
-            return f"{what}: {loss.mean:.3f} lost, at most {margin:g} may be"
+            return f"{what}: {wording.interval(loss, digits=3)} lost, at most {margin:g} may be"
     return None
 
 
@@ -118,7 +124,8 @@ def _too_dear(cost: Mapping[str, Any] | None, original: Mapping[str, Any] | None
         return None
     ratio = cost["milliseconds"] / original["milliseconds"]
     if ratio > budget.latency:
-        return f"latency: {ratio:.2f} times the original model's, at most {budget.latency:g} may be"
+        times = " against ".join(wording.milliseconds(one) or "a single run" for one in (cost, original))
+        return f"latency: {ratio:.2f} times the original model's ({times}), at most {budget.latency:g} may be"
     if cost["mib"] > budget.memory:
         return f"memory: {cost['mib']:.0f} MiB, at most {budget.memory:g} may be"
     return None
@@ -128,10 +135,16 @@ def budget_lines(chosen: Chosen) -> list[str]:
     """Returns the choice for a terminal."""
     if chosen.configuration is None or chosen.gain is None:
         lines = ["WITHIN THE BUDGET: no configuration that was run stays within it and the margins"]
+    elif chosen.configuration == ORIGINAL and not chosen.adapted:
+        lines = ["WITHIN THE BUDGET: the original model as it is: of all that stays within, nothing gains over it"]
     else:
-        how = "after adapting it" if chosen.adapted else "as it is"
+        how, gain = "after adapting it" if chosen.adapted else "as it is", chosen.gain
         lines = [
             f"WITHIN THE BUDGET: {chosen.configuration}, {how}:",
-            f"  {chosen.gain.mean:+.2f} nats at the target length over the original model",
+            f"  {wording.signed(gain, 'gains', 'loses')} {chosen.unit}",
+            "  over the original model at the target length (95 % interval, which does not",
+            f"  allow for the choice among {chosen.tried})",
         ]
+        if gain.low is None or gain.high is None or gain.low <= 0 <= gain.high:
+            lines.append("  that it gains at all is not resolved")
     return lines + [f"  not {name}: {why}" for name, why in chosen.refused.items()]

@@ -103,6 +103,4 @@ def _only_part(evidence: Evidence, contrasts: Contrasts, margin: float) -> Cause
 
 
 def _said(part: str, cost: Estimate) -> str:
-    if cost.high is not None and cost.high < 0:
-        return f"the {part} wins {wording.interval(-cost)}"
-    return f"the {part} costs {wording.interval(cost)}"
+    return f"the {part} {wording.signed(cost, 'costs', 'wins')}"

@@ -34,10 +34,12 @@ class Paired:
     Attributes:
       values: `[models, units]`; no units where something was not measured.
       unseen: by how much a context that fails would differ, where none of either configuration has failed.
+      most: that their mean can be, either way: 1 of accuracies.
     """
 
     values: Values
     unseen: float = 0.0
+    most: float = math.inf
 
     @property
     def units(self) -> int:
@@ -86,6 +88,9 @@ class Contrasts:
 
     def estimate(self, paired: Paired) -> Estimate:
         """Returns the mean and its interval; not a number where nothing was measured."""
+        return self._unbounded(paired).within(-paired.most, paired.most)
+
+    def _unbounded(self, paired: Paired) -> Estimate:
         if not paired.units:
             return Estimate(math.nan, None, None)
         return intervals.clustered(paired.values, confidence=self.confidence, seed=self.seed, unseen=paired.unseen)
@@ -98,7 +103,7 @@ class Contrasts:
         Returns:
           More than `MOST` where the mean lies at the margin; None for one unit, and where models vary beside the units.
         """
-        value = self.estimate(paired)
+        value = self._unbounded(paired)
         if value.low is None or value.high is None or paired.values.shape[0] > 1:
             return None
         gap = abs(value.mean - margin)
@@ -144,7 +149,7 @@ class Contrasts:
         """Returns the fall of the accuracy of all tasks used at the trained length; a context that fails, fails one."""
         equal = {task: 1 / len(self.used) for task in self.used}
         fall = _difference(before, after, equal, "accuracy", at="short", was="short")
-        return Paired(fall.values, fall.unseen / max(1, len(self.used)))
+        return Paired(fall.values, fall.unseen / max(1, len(self.used)), fall.most)
 
     def loss(self, after: Panel, before: Panel, reach: Reach, *, was: Reach | None = None) -> Paired:
         """Returns `after - before` of the loss of text, nats a token, row by row."""
@@ -178,7 +183,7 @@ def _difference(
     contexts = min(one.shape[1], other.shape[1])
     one, other = one[:, :contexts], other[:, :contexts]
     unseen = 0.0 if at == was and _same(after, before, contexts) else _unseen(one, other, _CEILING[kind])
-    return Paired(few_averaged(one - other), unseen)
+    return Paired(few_averaged(one - other), unseen, 1.0 if kind == "accuracy" else math.inf)
 
 
 def _weighted(panel: Panel, kind: _Kind, reach: Reach, weights: Mapping[str, float]) -> Values | None:

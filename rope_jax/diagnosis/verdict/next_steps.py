@@ -38,10 +38,17 @@ def next_steps(verdict: Verdict, best: Change | None, repair_first: bool, regres
         counted = "rows of text" if ranking.by == TEXT else "contexts"
         yield f"Ask more {counted} of {wording.listed(verdict.open)}: which is best is not settled."
     if symptom.answer == "not resolved" and regression_needs:
+        tasks = wording.listed([wording.named(task) for task in symptom.open])
         are = "is" if len(symptom.open) == 1 else "are"
-        yield f"Ask about {regression_needs}, to know whether {wording.listed(symptom.open)} {are} kept."
+        yield _ask(regression_needs, f"whether {tasks} {are} kept")
     if verdict.shipping.resolve:
-        yield f"Ask about {verdict.shipping.resolve}, to know whether it may ship."
+        yield _ask(verdict.shipping.resolve, "whether it may ship")
+
+
+def _ask(number: str, question: str) -> str:
+    if wording.is_practical(number):
+        return f"Ask about {number}, to know {question}."
+    return f"To know {question} takes {number}."
 
 
 def _gains(place: Place) -> bool:
@@ -59,12 +66,14 @@ def _of_change(verdict: Verdict, best: Change, repair_first: bool) -> str:
         gains = wording.shift(TEXT, best.together)
     what = f"{best.words} ({best.configuration}): {gains}"
     if place.demoted:
-        return f"None of the three keeps retrieval; of them the best is to {what}."
+        return f"None of the three that were tried keeps retrieval; of them the best is to {what}."
     if _loses(place):
-        return f"Keep what is deployed rather than change one thing: of the three the least is lost by this: {what}."
+        return f"Keep what is deployed rather than change one thing: even the first of the three loses: {what}."
     opening = "Then" if repair_first else "Try first"
     if symptom.answer == "no" and not symptom.lost and not symptom.open and not repair_first:
         opening = "Nothing needs to change; what gains most"
+    if verdict.decisive.by == TEXT:
+        opening = f"By the loss of text alone, {opening[0].lower()}{opening[1:]}"
     if place.gain.low == place.gain.high == 0:
         return f"{opening}: {what}; it changes nothing."
     return f"{opening}: {what}{'' if _gains(place) else '; that it gains at all is not resolved'}."
@@ -76,7 +85,7 @@ def _apart(verdict: Verdict) -> Iterator[str]:
         order, binding = (verdict.rankings[task].places[0] for task in PRECISION)
         if order.option != binding.option:
             yield (
-                f"If order alone matters, option {order.option} ({order.change}) is the best with probability "
+                f"If event order alone matters, option {order.option} ({order.change}) is the best with probability "
                 f"{order.probability_first:.2f}; if binding alone does, option {binding.option} ({binding.change}) "
                 f"with {binding.probability_first:.2f}."
             )
@@ -93,11 +102,11 @@ def _not_enough(verdict: Verdict, best: Change | None) -> Iterator[str]:
         return
     if decides not in (*PRECISION, RETRIEVAL, TEXT):
         yield (
-            f"Keep the original for short contexts, or adapt under {what}: {decides} is worse than that of the "
-            "original by more than the margin."
+            f"Keep the original for short contexts, or adapt under {what}: {wording.named(decides)} is worse than that "
+            "of the original by more than the margin."
         )
         return
-    leaves = "" if keeps else f"by itself it leaves {decides} beyond its margin, and "
+    leaves = "" if keeps else f"by itself it leaves {wording.named(decides)} beyond its margin, and "
     yield f"Adapt the model under {what}: {leaves}a trial of 100 steps shows what training wins back."
     if best is not None and best.option == "3" and decides in PRECISION:
         transforms = sum(change.option == "3" for change in verdict.changes)

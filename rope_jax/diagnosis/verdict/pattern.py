@@ -60,8 +60,8 @@ def pattern(
         if lean := _lean(estimate(lambda one: _near_share(one, items), 1.0), 0.5):
             share, nearer = lean
             said.append(
-                f"answers to order questions name the {'nearer' if nearer else 'farther'} event in {_percent(share)}, "
-                "the first and the last asked for alike (50 % without a pull)"
+                f"answers to questions of event order name the {'nearer' if nearer else 'farther'} event in "
+                f"{_percent(share)}, the first and the last asked for alike (50 % without a pull)"
             )
         if table is not None and np.size(table) and max_distance is not None:
             asked.append("across bucket edges")
@@ -69,7 +69,7 @@ def pattern(
             lean = _lean(estimate(lambda one: _step(one, items, starts), LIMIT))
             if lean is not None and lean[1]:
                 by = wording.interval(lean[0])
-                said.append(f"order is better between events in different buckets than in one, by {by} nats")
+                said.append(f"event order is better between events in different buckets than in one, by {by} nats")
     if "binding" in tasks:
         asked.append("along the items after a marker")
         if lean := _lean(estimate(lambda one: _drift(one, items), 1.0)):
@@ -155,5 +155,5 @@ def _lean(value: Estimate, none: float = 0.0) -> tuple[Estimate, bool] | None:
 
 
 def _percent(share: Estimate) -> str:
-    low, high = (min(max(end, 0.0), 1.0) for end in (share.low or 0.0, share.high or 0.0))
-    return f"{100 * share.mean:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+    share = share.within(0.0, 1.0)
+    return f"{100 * share.mean:.0f} % [{100 * (share.low or 0):.0f}, {100 * (share.high or 0):.0f}]"

@@ -1,6 +1,6 @@
 """Answer 1: is it the regression described, retrieval kept while order or binding is lost?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rope_jax.diagnosis.evaluation.panel import ORDER_WAYS, PRECISION, RETRIEVAL, Panel
 from rope_jax.diagnosis.verdict import wording
@@ -31,15 +31,16 @@ def regression(deployed: Panel, original: Panel, contrasts: Contrasts, margins: 
     answer = _answer(judged)
     if contrasts.used:
         told = {
-            task: f"{task} ({wording.accuracy_change(original, deployed, task)}; a fall of "
-            f"{wording.interval(fall.log_odds)} nats)"
+            task: f"{wording.named(task)} ({wording.accuracy_change(original, deployed, task)}; "
+            f"{wording.signed(fall.log_odds, 'a fall of', 'a rise of')} nats)"
             for task, fall in falls.items()
         }
         sentence = _sentence(answer, judged, told)
     else:
         rise = wording.interval(falls[TEXT].log_odds, sign=True, digits=3)
+        why = "the model has learned none of the tasks" if deployed.log_odds else "the model was asked no questions"
         sentence = (
-            "Not resolved: the model answers no questions here, so that order and retrieval are not measured. Its loss "
+            f"Not resolved: {why}, so that no recommendation can rest on event order, binding or retrieval. Its loss "
             f"of text beyond the trained length is {rise} nats a token from that of the original below it."
         )
     return Regression(answer, lost, kept, open_, falls, _pull(deployed, contrasts), sentence)
@@ -65,15 +66,19 @@ def _pull(deployed: Panel, contrasts: Contrasts) -> Estimate | None:
 def _sentence(answer: Answer, judged: Mapping[str, Answer], told: Mapping[str, str]) -> str:
     parts = ["Not resolved"]
     if answer == "yes":
-        parts = [f"Yes: retrieval is kept and {wording.listed([t for t in PRECISION if judged.get(t) == 'yes'])} lost"]
+        parts = [f"Yes: retrieval is kept and {_listed([t for t in PRECISION if judged.get(t) == 'yes'])} lost"]
     elif answer == "no":
         lost = judged[RETRIEVAL] == "yes"
-        parts = ["No: retrieval itself is lost" if lost else "No: neither order nor binding is lost"]
+        parts = ["No: retrieval itself is lost" if lost else "No: neither event order nor binding is lost"]
     for word, of_word in (("Kept", "no"), ("Lost", "yes"), ("Open", "not resolved")):
         tasks = [told[task] for task, judgement in judged.items() if judgement == of_word]
         parts += [f"{word}: {wording.listed(tasks)}"] if tasks else []
     if RETRIEVAL not in judged:
         parts.append("Retrieval was not learned, so that it cannot be said to be kept")
     if not any(task in judged for task in PRECISION):
-        parts.append("Neither order nor binding was learned, so that neither can be said to be lost")
+        parts.append("Neither event order nor binding was learned, so that neither can be said to be lost")
     return ". ".join(parts) + "."
+
+
+def _listed(tasks: Sequence[str]) -> str:
+    return wording.listed([wording.named(task) for task in tasks])

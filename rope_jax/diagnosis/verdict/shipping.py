@@ -103,7 +103,7 @@ def shipping(what: str, found: Sequence[Criterion]) -> Shipping:
     worst = max(open_, key=lambda one: (one.needed or math.inf) / max(1, one.units))
     resolve = _resolve(open_)
     would = f"; about {resolve} would resolve it" if resolve else ""
-    if "more than" in resolve:
+    if not wording.is_practical(resolve):
         would = f"; it lies so near its margin that {resolve} would be needed"
     return Shipping(
         "not resolved",
@@ -119,7 +119,7 @@ def _share_of_margin(one: Criterion) -> float:
 
 
 def _also(found: Sequence[Criterion], worst: Criterion, what: str) -> str:
-    others = list(dict.fromkeys(one.name for one in found if one.name != worst.name))
+    others = list(dict.fromkeys(wording.named(one.name) for one in found if one.name != worst.name))
     return f"; {what} too: {wording.listed(others)}" if others else ""
 
 
@@ -133,6 +133,7 @@ def _resolve(found: Sequence[Criterion]) -> str:
 
 
 def _said(one: Criterion) -> str:
-    in_nats, way = one.unit == "nats", "changes by" if one.unit == _A_TOKEN else "falls by"
-    amount = f"{wording.interval(one.loss, sign=not in_nats, digits=2 if in_nats else 3)} {one.unit}".rstrip()
-    return f"{one.name}, which {way} {amount} from {one.against}, with {one.margin:g} allowed"
+    ways, digits = ("rises by", "falls by"), 2 if one.unit == "nats" else 3
+    amount = wording.signed(one.loss, *(ways if one.unit == _A_TOKEN else ways[::-1]), digits=digits)
+    change = f"{amount} {one.unit}".rstrip()
+    return f"{wording.named(one.name)}, which {change} from {one.against}, with {one.margin:g} allowed"

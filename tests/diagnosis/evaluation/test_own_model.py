@@ -134,9 +134,9 @@ def test_questions_that_cannot_be_asked_are_said(checkpoint, layout):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text": None}, "is asked on text: give text"),
-        ({"target_length": None}, "say how far the context is to be extended"),
-        ({"trained_length": 16}, "a trained length of 16 is too short"),
+        ({"text": None}, "is asked on text, and none is given"),
+        ({"target_length": None}, "say how far the context of .* is to be extended"),
+        ({"trained_length": 16}, "trained length 16 is too short"),
         ({"trained_length": TARGET - 1}, "leaves no token to predict beyond the trained length"),
         ({"text": text().rows[:, :100]}, "text must be rows of at least 160 tokens"),
         ({"text": text().rows.astype(float)}, "text must be rows of at least 160 tokens, got float64"),

@@ -144,7 +144,7 @@ def test_a_configuration_given_whole_keeps_its_temperature_and_its_name(subject)
 def test_two_configurations_of_one_name_are_refused_and_one_named_twice_is_one(subject):
     assert plan(subject, "ntk+alibi", "ntk+alibi").deployed == ("ntk + alibi",)
     steep, flat = (Alibi(factor * alibi_paper(HEADS).slopes) for factor in (2, 0.5))
-    with pytest.raises(InputError, match=r"two deployed configurations are called 'ntk \+ own'"):
+    with pytest.raises(InputError, match=r"deployed: two configurations are called 'ntk \+ own'"):
         plan(subject, ("ntk", steep), ("ntk", flat))
     with pytest.raises(InputError, match="bias own has 3 heads, the model 2"):
         plan(subject, ("ntk", alibi_paper(3)))

@@ -38,6 +38,10 @@ VERDICTS = {
 TEXT = {"text alone": diagnoses.verdict(used=()), "text alone, one": diagnoses.verdict(used=(), options=LONG)}
 CASES = {name: diagnoses.diagnosis(one) for name, one in VERDICTS.items()}
 CASES |= {name: diagnoses.diagnosis(one, used=()) for name, one in TEXT.items()}
+CASES["nothing learned"] = dataclasses.replace(
+    CASES["text alone"],
+    tasks=dataclasses.replace(CASES["text alone"].tasks, accuracy=dict.fromkeys(diagnoses.TASKS, 0.2)),
+)
 CASES["two deployed"] = diagnoses.diagnosis(VERDICTS["the regression"], VERDICTS["buckets"], shared="both fail alike")
 CASES["three models"] = diagnoses.diagnosis(
     models=3,
@@ -105,7 +109,8 @@ def test_something_is_always_tried_first_and_every_answer_is_there(name):
         ("retrieval is lost", "NOT this regression: RETRIEVAL AND EVENT ORDER LOST, binding not resolved"),
         ("nothing is lost", "NOT this regression: retrieval, binding and event order kept"),
         ("not resolved", "OPEN whether it is this regression: retrieval kept, binding and event order not resolved"),
-        ("text alone", "judged by LOSS OF TEXT alone"),
+        ("text alone", "the model was ASKED NO QUESTIONS: judged by loss of text alone"),
+        ("nothing learned", "the model ANSWERS NONE OF THE TASKS: judged by loss of text alone"),
     ],
 )
 def test_the_finding_says_what_is_kept_and_lost(name, finding):
@@ -171,7 +176,55 @@ def test_where_retrieval_alone_was_learned_changes_are_ranked_by_text_and_said_s
     assert "expected gain +0.36 [0.23, 0.49] nats a token of long loss of text" in text
     assert "THEN 1: drop the bias +0.05 [-0.08, 0.18] nats a token" in text
     assert "loss of text (a token) +0.36" in text
-    assert "order and binding" not in page(record)
+    assert "neither event order nor binding was learned: ranked by the loss of text alone" in text
+    assert "event order and binding" not in page(record)
+
+
+def test_a_model_that_answers_nothing_is_ranked_with_a_warning_and_a_probability():
+    record = recorded("nothing learned")
+    warning = "NO RECOMMENDATION CAN REST ON THE TASKS, of which the model answers none"
+    text = words(terminal.table(record))
+    assert "TRY FIRST 3: keep both, scale by llama3 P(first of 3) > .99 NO RECOMMENDATION" in text
+    assert warning in text
+    assert warning in page(record)
+    assert "That is of the loss of text alone: no task was answered." in text
+    assert "no better than by chance" not in text
+    guessing = json.loads(json.dumps(record))
+    guessing["configurations"][0]["loss"]["short"] = {"mean": 5.0, "low": 4.9, "high": 5.1}  # ln 152 is 5.02
+    for shown_there in (words(terminal.table(guessing)), page(guessing)):
+        assert "nor on text: the original predicts it no better than by chance, even to 256" in shown_there
+    assert "NO RECOMMENDATION" not in shown("text alone") + shown("the regression")
+
+
+def test_what_is_kept_where_text_decides_is_no_task():
+    kept = dataclasses.replace(TEXT["text alone"].regression, kept=("long loss of text",), lost=())
+    one = dataclasses.replace(TEXT["text alone"], regression=kept)
+    text = words(terminal.table(record_of(diagnoses.diagnosis(one, used=()))))
+    assert "the loss of text rose by no more than its margin" in text
+    assert "nothing needs to change" not in text
+    assert "no task fell" not in text
+
+
+def test_a_task_has_one_name():
+    for name in ("the regression", "order and binding apart", "repair first", "three models", "everything"):
+        text = words(terminal.table(recorded(name), costs=CASES[name].costs))
+        assert "event order" in text
+        assert not re.search(r"(?<!event )\border\b", text), name
+
+
+def test_what_is_impractical_is_said_with_the_hours_it_takes():
+    step = "To know whether retrieval is kept takes more contexts than is practical (about 67,000)."
+    one = dataclasses.replace(VERDICTS["the regression"], next=(step,))
+    record, costs = record_of(diagnoses.diagnosis(one)), CASES["the regression"].costs
+    (reading,) = readings(record, costs)
+    hours = 67_000 * 12.0 * len(costs) / 3.6e6
+    assert screen.steps(reading) == [
+        f"{step[:-2]}; at least {hours:.1f} hours for the {len(costs)} configurations timed, by the measured time of a "
+        "row)."
+    ]
+    assert f"at least {hours:.1f} hours" in words(terminal.table(record, costs=costs))
+    assert f"at least {hours:.1f} hours" in page(record, costs=costs)
+    assert screen.steps(readings(record)[0]) == [step]
 
 
 def test_whether_it_may_ship_is_said_with_what_stays_lost():
@@ -204,6 +257,19 @@ def test_every_deployed_configuration_is_in_the_table_of_costs():
     costs = text.split("COSTS TO RUN")[1]
     assert "ntk + alibi" in costs
     assert costs.count("not measured") == 4
+
+
+def test_a_time_is_shown_with_its_noise_or_not_at_all():
+    record, costs = recorded("the regression"), CASES["the regression"].costs
+    shown_time = "12 ms [11.4, 13.1]"
+    text = words(terminal.table(record, costs=costs))
+    assert f"takes {shown_time} and 30.5 MiB (deployed {shown_time}, 30.5 MiB), median and range of 5 rounds" in text
+    assert f"ntk + alibi {shown_time} 30.5 MiB" in text
+    once = [{**one, "rounds": 1, "fastest": None, "slowest": None} for one in costs]
+    text = words(terminal.table(record, costs=once))
+    assert "takes 30.5 MiB (deployed 30.5 MiB)" in text
+    assert "ntk + alibi not repeated 30.5 MiB" in text
+    assert " ms" not in text
 
 
 def test_models_by_themselves_and_their_agreement_are_shown():

@@ -8,7 +8,7 @@ import pytest
 
 from rope_jax.diagnosis.report import labels
 from rope_jax.diagnosis.report.why import links
-from rope_jax.diagnosis.verdict.answers import TEXT, Cause
+from rope_jax.diagnosis.verdict.answers import Cause
 
 ASKED = diagnoses.subject()
 ORIGINAL = diagnoses.condition("none + none", ASKED)
@@ -77,14 +77,32 @@ def test_buckets_leave_odds_inside_one_unchanged():
         ({"retrieval": (0.0, 0), "order": (0.9, 0)}, "costs event order and not significantly retrieval"),
         ({"retrieval": (0.9, 0), "order": (0.9, 0)}, "costs event order and retrieval too"),
         ({"retrieval": (0.9, 0), "order": (0.0, 0)}, "costs retrieval and not significantly place"),
-        ({"retrieval": (0.0, 0), "order": (-0.9, 0)}, "costs none of the tasks significantly"),
+        (
+            {"retrieval": (0.0, 0), "order": (-0.9, 0)},
+            "costs none of the learned tasks significantly, and wins event order",
+        ),
+        ({"retrieval": (0.9, 0)}, "costs retrieval significantly"),
         ({"order": (0.9, 0)}, "costs event order significantly"),
-        ({TEXT: (0.9, 0)}, f"costs {TEXT} significantly"),
-        ({TEXT: (0.0, 0)}, "costs nothing significant in the prediction of text"),
     ],
 )
 def test_what_the_scaling_costs_is_what_was_measured(tasks, said):
     assert said in of(one=with_cause(**tasks))["scaling"]
+
+
+@pytest.mark.parametrize(("share", "does"), [(0.9, "raises"), (-0.9, "lowers"), (0.0, "does not significantly change")])
+def test_where_nothing_was_learned_that_is_said_and_no_task_is(share, does):
+    one = dataclasses.replace(diagnoses.verdict(used=()), cause=cause(**{"long loss of text": (share, 0)}))
+    text = of(one=one)["scaling"]
+    assert f"the model has learned none of the tasks; measured, it {does} the loss of text" in text
+    assert "costs" not in text
+
+
+def test_a_loss_is_not_called_a_gain():
+    worse = {option: (words, name, -1.0) for option, (words, name, _) in diagnoses.OPTIONS.items()}
+    text = of(one=diagnoses.verdict(options=worse))["choice"]
+    assert "loses 1.00 [0.87, 1.13] nats" in text
+    assert "what is deployed is better" in text
+    assert "not significant" not in text
 
 
 def test_without_a_two_by_two_nothing_is_said_of_shares():

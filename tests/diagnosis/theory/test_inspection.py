@@ -196,7 +196,7 @@ def test_a_rule_and_a_bias_of_ones_own():
         ({"trained_length": "x"}, "trained length must be a whole number, got 'x'"),
         ({"trained_base": "x"}, "trained base must be a number, got 'x'"),
         ({"amplitude": "x"}, "amplitude must be a number, got 'x'"),
-        ({"scaling": 5}, "scaling 5 is neither a name, a rule nor a record"),
+        ({"scaling": 5}, "scaling: 5 is neither a name, a rule nor a record"),
         ({"bias": 5}, "bias int is 5, not a Bias"),
         ({"model": None}, "a model is a preset's name, a path, a config or its positions, got None"),
     ],

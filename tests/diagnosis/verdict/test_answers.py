@@ -1,11 +1,13 @@
 """Each answer by itself on made-up outcomes: contrasts, the regression, the cause, shipping, what would resolve it."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
 from rope_jax.diagnosis.evaluation.panel import LIMIT, Evidence, Option, Panel
+from rope_jax.diagnosis.verdict import next_steps, wording
 from rope_jax.diagnosis.verdict.answers import Margins
 from rope_jax.diagnosis.verdict.cause import cause, shapley
 from rope_jax.diagnosis.verdict.contrasts import Contrasts, Paired, above
@@ -110,6 +112,34 @@ def test_the_cause_is_the_part_that_costs_more(of_corners, part):
     assert values["scaling"].mean + values["bias"].mean == pytest.approx(total, abs=0.1)  # all that is lost is divided
 
 
+@pytest.mark.parametrize("noise", [0.1, 1.0])
+def test_what_wins_is_not_said_to_cost(noise):
+    said = found_cause(corners(scaling=-1.82, both=-1.82, noise=noise)).sentence
+    assert re.search(r"the scaling wins 1\.\d", said)
+    assert "-1." not in said
+    made = evidence({}, (Option("2", "undo the scaling", "none + none"),))
+    assert (
+        "the scaling wins 1."
+        in cause(dataclasses.replace(made, as_deployed=panel(long=4.5)), CONTRASTS, MARGINS).sentence
+    )
+
+
+def test_what_rises_is_not_said_to_fall():
+    after = panel(seed=3, noise=0.05, order=3.5)
+    assert "event order (" in (told := regression(after, ORIGINAL, CONTRASTS, MARGINS).sentence)
+    assert "a rise of 0.5" in told
+    assert "a fall of -" not in told
+    said = ships(panel(seed=3, noise=0.0, long=3.2, short=3.2, loss=(2.0, 1.9)), original=ORIGINAL).sentence
+    assert "by -" not in said
+
+
+def test_more_than_can_be_asked_for_is_no_advice():
+    needs = wording.number(66_543, "contexts")
+    said = "To know whether it may ship takes more contexts than is practical (about 67,000)."
+    assert next_steps._ask(needs, "whether it may ship") == said
+    assert next_steps._ask("190 contexts", "whether it ships") == "Ask about 190 contexts, to know whether it ships."
+
+
 def test_a_runner_up_that_costs_nearly_as_much_leaves_the_cause_open():
     found = found_cause(corners(scaling=0.28, bias=0.5, both=0.78, noise=1.0))
     assert found.part == "not resolved"
@@ -198,6 +228,24 @@ def test_what_would_resolve_it_does(spread):
     wanted = CONTRASTS.needed(Paired(rows(20)), 0.3)
     assert above(estimate(rows(int(1.2 * wanted) + 2)[0]), 0.3) == "no"
     assert above(estimate(rows(int(0.8 * wanted))[0]), 0.3) == "not resolved"
+
+
+def test_no_accuracy_falls_by_more_than_all_of_it():
+    """Three contexts, of which one answers nothing any more: a t interval would reach beyond 100 points."""
+    before, after = panel(3, seed=1, noise=0.0), panel(3, seed=2, noise=0.0)
+    for reach in ("short", "long"):
+        for task in USED:
+            before.accuracy[reach][task], after.accuracy[reach][task] = np.ones((1, 3)), np.array([[1.0, 0.0, 1.0]])
+    short = next(one for one in criteria(after, before, before, CONTRASTS, MARGINS) if one.name == "short accuracy")
+    assert short.needed > 3
+    for fall in (
+        -CONTRASTS.shift(after, before, "order").accuracy,
+        CONTRASTS.price(after, before).short_accuracy,
+        short.loss,
+    ):
+        assert fall.mean == pytest.approx(1 / 3)
+        assert fall.high == 1.0
+        assert fall.low >= -1.0
 
 
 def test_one_configuration_by_two_names_differs_by_nothing():

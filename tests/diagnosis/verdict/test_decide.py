@@ -135,7 +135,7 @@ def test_the_usual_case():
     assert verdict.open == ()
     assert verdict.regression.answer == "yes"
     assert set(verdict.regression.lost) == {"order", "binding"}
-    assert verdict.regression.sentence.startswith("Yes: retrieval is kept and order and binding lost.")
+    assert verdict.regression.sentence.startswith("Yes: retrieval is kept and event order and binding lost.")
     assert verdict.shipping.answer == "no"
     assert verdict.shipping.decides in ("order", "binding")
     assert verdict.next[0].startswith("Try first: scale by llama3 (llama3 + alibi): binding +0.")
@@ -235,7 +235,7 @@ def test_several_deployed_configurations_share_the_level():
 def test_margins_are_those_asked_for():
     strict = decide(drawn(60), margins=Margins(gain=5.0, retrieval=5.0))
     assert strict.regression.answer == "no"
-    assert strict.regression.sentence.startswith("No: neither order nor binding is lost.")
+    assert strict.regression.sentence.startswith("No: neither event order nor binding is lost.")
     assert "Nothing needs to change" in strict.next[0]
 
 
