@@ -7,7 +7,7 @@ A rope type of theirs is used where it is exactly the same map. Any other static
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from rope_jax.errors import ScalingError, UnsupportedError
 from rope_jax.frequencies import Rotary, inverse_frequencies
 from rope_jax.length_rules import DynamicNtk, LengthRule, LongRope, at_length
 from rope_jax.rules import Rule
+from rope_jax.scaling import yarn_mscale
 from rope_jax.scaling.registry import scaling_rule
 
 Peer = Literal["transformers", "vllm"]
@@ -185,33 +186,6 @@ def export_config(config: Mapping[str, Any], positions: PositionConfig, wanted: 
     return Exported(new, {"text_config": changes} if inner else changes, section, how)
 
 
-def largest_difference(
-    before: PositionConfig, wanted: Wanted, after: PositionConfig, *, lengths: Iterable[int]
-) -> float:
-    """Returns the largest relative difference of frequencies, cos/sin factor and logit scale over all layers.
-
-    Args:
-      before: what the config said.
-      wanted: what the layers of `wanted.group` were to become; all others were to stay.
-      after: what the exported config says.
-      lengths: sequences to compare at, for rules that depend on the length.
-
-    Returns:
-      infinity where a layer turns other dimensions, or only on one side.
-    """
-    found = {layer: group for group in after.groups for layer in group.layers}
-    worst = 0.0
-    for group in before.groups:
-        for layer in group.layers:
-            other = found.pop(layer, None)
-            if other is None or (other.num_heads, other.head_dim) != (group.num_heads, group.head_dim):
-                return math.inf
-            for length in lengths:
-                expected = wanted.at(length) if group is wanted.group else _record(group, length)
-                worst = max(worst, _relative(_record(other, length), expected))
-    return worst if not found else math.inf
-
-
 def _scaled_group(positions: PositionConfig) -> LayerGroup:
     turning = [group for group in positions.groups if group.rotary is not None]
     if not turning:
@@ -302,6 +276,10 @@ def _native(wanted: Wanted, rule: Rule | LengthRule, peer: Peer) -> dict[str, An
     if rule.name not in ("linear", "yarn") or given["factor"] < 1:
         return None
     factor = given["factor"]
+    attention_factor = float(rule(wanted.rotary).cos_sin_factor)
+    usual = rule.name == "linear" or math.isclose(attention_factor, yarn_mscale(factor), rel_tol=1e-9)
+    if peer == "vllm" and not usual:
+        return None  # which key sets another factor of its yarn differs from one of its versions to the next
     if rule.name == "linear" or peer == "vllm":
         # Readers make room for factor * original tokens: rounding must not take one of them away.
         if original * factor < wanted.target_length <= original * factor * (1 + 1e-12):
@@ -314,7 +292,7 @@ def _native(wanted: Wanted, rule: Rule | LengthRule, peer: Peer) -> dict[str, An
         "rope_type": "yarn",
         "factor": factor,
         ORIGINAL: original,
-        "attention_factor": float(rule(wanted.rotary).cos_sin_factor),
+        "attention_factor": attention_factor,
         "beta_fast": given["beta_fast"],
         "beta_slow": given["beta_slow"],
     }
@@ -382,21 +360,3 @@ def _keep_multimodal(old: Any, section: dict[str, Any], positions: PositionConfi
             f"{positions.origin}: mrope_section has no place beside rope type {section['rope_type']} in its reader"
         )
     section |= kept
-
-
-def _record(group: LayerGroup, length: int) -> Rotary | None:
-    return None if group.rotary is None else at_length(group.rule, length)(group.rotary)
-
-
-def _relative(found: Rotary | None, expected: Rotary | None) -> float:
-    if found is None or expected is None:
-        return 0.0 if found is expected else math.inf
-    if found.dim != expected.dim:
-        return math.inf
-    a, b = (
-        np.array([*record.inverse_frequencies, record.cos_sin_factor, record.logit_scale])
-        for record in (found, expected)
-    )
-    if ((a == 0) != (b == 0)).any():
-        return math.inf
-    return float(np.max(np.abs(a - b) / np.where(b == 0, 1.0, np.abs(b))))

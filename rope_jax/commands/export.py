@@ -14,10 +14,11 @@ from absl import flags as absl_flags
 
 from rope_jax import scaling
 from rope_jax.checkpoints.dialects import positions_of, read_config, read_positions
-from rope_jax.checkpoints.exporting import Exported, Wanted, export_config, largest_difference, wanted_scaling
+from rope_jax.checkpoints.exporting import Exported, Wanted, export_config, wanted_scaling
 from rope_jax.checkpoints.extending import trained_length
 from rope_jax.checkpoints.positions import PositionConfig
 from rope_jax.checkpoints.presets import preset
+from rope_jax.checkpoints.reading_back import largest_difference
 from rope_jax.commands.factors_file import read_factors
 from rope_jax.commands.flags import Define, config_of
 from rope_jax.commands.output_file import checked_file, replacing

@@ -9,9 +9,10 @@ import pytest
 
 from rope_jax import scaling
 from rope_jax.checkpoints.dialects import positions_of
-from rope_jax.checkpoints.exporting import export_config, largest_difference, wanted_scaling
+from rope_jax.checkpoints.exporting import export_config, wanted_scaling
 from rope_jax.checkpoints.extending import trained_length
 from rope_jax.checkpoints.presets import preset
+from rope_jax.checkpoints.reading_back import largest_difference
 from rope_jax.errors import ScalingError, UnsupportedError
 from rope_jax.frequencies import base_multiplier, inverse_frequencies
 from rope_jax.rules import Rule
@@ -86,6 +87,17 @@ def test_yarn_states_its_attention_factor():
     untruncated = scaling.yarn(factor=8.0, original_length=L, truncate=False, attention_factor=0.9)
     section = export(LLAMA, untruncated)[0].section
     assert (section["truncate"], section["attention_factor"]) == (False, 0.9)
+
+
+@pytest.mark.parametrize("other", [{"attention_factor": 0.9}, {"mscale": 1.0, "mscale_all_dim": 0.8}])
+def test_yarn_with_another_factor_is_a_list_for_vllm(other):
+    rule = scaling.yarn(factor=8.0, original_length=L, **other)
+    exported, _ = export(LLAMA, rule, peer="vllm")
+    factor = other.get("attention_factor", scaling.yarn_mscale(8.0, 1.0) / scaling.yarn_mscale(8.0, 0.8))
+    assert exported.section["rope_type"] == "longrope"
+    assert exported.section["short_mscale"] == exported.section["long_mscale"] == pytest.approx(factor, rel=1e-12)
+    with pytest.raises(UnsupportedError, match="interleaved"):
+        export({**LLAMA, "model_type": "glm"}, rule, peer="vllm")
 
 
 def test_base_scaling_is_another_base():
