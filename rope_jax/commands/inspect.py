@@ -10,11 +10,14 @@ import pathlib
 from absl import flags as absl_flags
 
 from rope_jax.biases.registry import BIASES
-from rope_jax.checkpoints.dialects import positions_of
+from rope_jax.checkpoints.dialects import positions_of, read_config
 from rope_jax.checkpoints.extending import trained_length
+from rope_jax.checkpoints.peer_readings import readings, record_of
+from rope_jax.checkpoints.peers import MODEL_TYPES, PEERS
 from rope_jax.checkpoints.presets import PRESETS, preset
 from rope_jax.commands.flags import Define, config_of
 from rope_jax.commands.output_file import checked_file, replacing
+from rope_jax.commands.readings_table import readings_table
 from rope_jax.diagnosis.theory.inspection import Inspection, inspect
 from rope_jax.errors import InputError, named
 from rope_jax.scaling.registry import SCALINGS
@@ -48,6 +51,12 @@ def define_flags(define: Define) -> None:
     define.boolean("compose", False, "Puts --scaling on top of a declared scaling, not in its place.")
     define.float("amplitude", 20.0, "A, nats: how far the rotary logit of a matching head can rise; for bias horizons.")
     define.boolean("details", False, "Also prints every value and its source, every pair, curves and possible faults.")
+    define.list(
+        "as",
+        [],
+        f"Instead shows how others read the config, and how far their angles are from its own: {', '.join(PEERS)}. For "
+        f"the model types {', '.join(MODEL_TYPES)}.",
+    )
     define.string(
         "plot",
         None,
@@ -67,6 +76,10 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
             preset(flags.preset)  # refuses an unknown name
     if flags.target_length is None:
         raise InputError("--target_length=TOKENS is required")
+    others: list[str] = flags["as"].value or []
+    if others:
+        print(_as_others(path, others, flags))
+        return 0
     target = None
     if flags.plot is not None:
         if pathlib.Path(flags.plot).suffix.lower() not in _SUFFIXES:
@@ -81,6 +94,16 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         found = Inspection({**found.record, "plot": flags.plot})
     print(found.to_json() if flags.json else found.table(details=flags.details).rstrip("\n"))
     return 0
+
+
+def _as_others(path: str | None, others: list[str], flags: absl_flags.FlagValues) -> str:
+    """Returns how others read the config, as JSON or a table."""
+    for name in ("scaling", "bias", "trained_length", "trained_base", "compose", "amplitude", "details", "plot"):
+        if flags[name].present:
+            raise InputError(f"--{name}: --as shows the config as it is, and takes only --target_length beside it")
+    config, origin = (preset(flags.preset), f"preset {flags.preset}") if path is None else (read_config(path), path)
+    found = readings(config, others, target_length=flags.target_length, origin=origin)
+    return json.dumps(record_of(found), allow_nan=False) if flags.json else readings_table(found, origin=origin)
 
 
 def kept(arguments: list[str], flags: absl_flags.FlagValues) -> str:

@@ -1,0 +1,244 @@
+"""What other programs do with a config's rope keys that the config's own definition, transformers 5, does not.
+
+A peer is a function from the keys of one layer type to those that transformers 5 would need for the same numbers, with
+what it changed in words. What it changes nothing of, it reads alike. Each fact was read in the file and version that it
+names; only the model types of `MODEL_TYPES` were looked at, all of which turn halves (half-split layout).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rope_jax.checkpoints.rope_types import ORIGINAL
+from rope_jax.scaling import yarn_mscale
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+_MLX_ORIGINAL = {"yarn": 4096, "llama3": 8192, "longrope": None}  # where the section lacks one; None: an error
+Keys = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a peer finds of one layer type.
+
+    Attributes:
+      model_type: of the text model.
+      layer_type: the type of the layers.
+      keys: their rope keys as transformers 5 writes them: `rope_type`, `rope_theta` and what the type takes.
+      content: the config of the text model as it stands in the file.
+      head_dim: all of which turns.
+      declared: `max_position_embeddings`.
+      target: tokens that the peer is told to serve.
+      length: tokens of the sequence.
+    """
+
+    model_type: str
+    layer_type: str
+    keys: Mapping[str, Any]
+    content: Mapping[str, Any]
+    head_dim: int
+    declared: int
+    target: int
+    length: int
+
+    @property
+    def original(self) -> int:
+        return int(self.keys.get(ORIGINAL, self.declared))
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """What a peer makes of it.
+
+    Attributes:
+      keys: those that say the same to transformers 5; None where it stops with an error.
+      reasons: what it does otherwise, each with the file that does it.
+    """
+
+    keys: Keys | None
+    reasons: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """A program that reads configs.
+
+    Attributes:
+      version: whose files were read.
+      read: what it does.
+    """
+
+    version: str
+    read: Callable[[Given], Read]
+
+
+def _transformers_4(given: Given) -> Read:
+    file = f"models/{given.model_type.removesuffix('_text')}/configuration_{given.model_type.removesuffix('_text')}.py"
+    found = _by_old_keys(given, theta={"gemma3_text": 1e6}.get(given.model_type, 1e4), file=file)
+    keys, file = dict(found.keys or {}), "modeling_rope_utils.py"
+    scaled = keys["rope_type"] in ("dynamic", "yarn", "longrope", "llama3")
+    if scaled and given.model_type == "mistral" and given.content.get("head_dim") is None:
+        return Read(None, (*found.reasons, f"TypeError: head_dim is None, and not derived ({file})"))
+    if keys["rope_type"] != "longrope":
+        return found
+    reasons, outer = list(found.reasons), given.content.get(ORIGINAL)
+    original = outer or given.declared
+    factor = keys.get("factor") if outer is None else given.declared / outer
+    if outer is None:
+        reasons.append(
+            f"{ORIGINAL} is read beside the rope section only: without it there it is max_position_embeddings ({file})"
+        )
+    elif "factor" in keys:
+        reasons.append(f"factor is not read, but max_position_embeddings over {ORIGINAL} ({file})")
+    attention = keys.get("attention_factor")
+    if attention is None:
+        if factor is None:
+            return Read(None, (*reasons, f"TypeError: no factor ({file})"))
+        attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    name = "long_factor" if given.length > original else "short_factor"
+    return Read(_one_list(keys, name, attention, original=given.original), tuple(reasons))
+
+
+def _vllm(given: Given) -> Read:
+    keys, kind = dict(given.keys), given.keys["rope_type"]
+    folder = "model_executor/layers/rotary_embedding"
+    if kind == "yarn":
+        why = f"attn_factor is not read ({folder}/__init__.py)"
+        return Read(keys, (why,)) if keys.pop("attn_factor", None) is not None else Read(keys)
+    if kind == "dynamic":
+        factor, trained = keys["factor"], keys.pop("max_trained_positions", given.declared)
+        multiplier = factor * given.declared / trained - (factor - 1)
+        why = (
+            f"the base is fixed when the model loads, at {multiplier:g} ** (d / (d - 2)) times its own: the length it "
+            f"is scaled for is max_position_embeddings ({folder}/dynamic_ntk_scaling_rope.py)"
+        )
+        return Read(_of_another_base(keys, given, multiplier), (why,))
+    if kind == "longrope":
+        name = "long_factor" if given.target > given.original else "short_factor"
+        why = f"{name} for every sequence, by the length that is served ({folder}/phi3_long_rope_scaled_rope.py)"
+        return _longrope(given, keys, name, f"{folder}/phi3_long_rope_scaled_rope.py", (why,))
+    return Read(keys)
+
+
+def _sglang(given: Given) -> Read:
+    keys, kind = dict(given.keys), given.keys["rope_type"]
+    folder = "srt/layers/rotary_embedding"
+    if given.model_type == "gemma3_text":
+        return Read(keys)  # by transformers' own functions, but on CPUs with AMX
+    if kind == "yarn":
+        reasons = []
+        factor, mscale, all_dim = float(keys["factor"]), keys.pop("mscale", None), keys.pop("mscale_all_dim", None)
+        usual = mscale is None or all_dim is None
+        attention = yarn_mscale(factor) if usual else yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim)
+        if keys.pop("attention_factor", None) is not None:
+            reasons.append(f"attention_factor is not read ({folder}/factory.py)")
+        if not usual and not (mscale and all_dim):
+            reasons.append(f"a factor of 0 for mscale or mscale_all_dim counts as given ({folder}/yarn.py)")
+        keys["attention_factor"] = attention * keys.pop("attn_factor", 1.0)
+        return Read(keys, tuple(reasons))
+    if kind == "dynamic":
+        factor = keys["factor"]
+        why = (
+            f"the base is fixed when the model loads, for {factor:g} times max_position_embeddings "
+            f"({folder}/rope_variant.py)"
+        )
+        return Read(_of_another_base(keys, given, factor * factor - (factor - 1)), (why,))
+    if kind == "longrope":
+        name = "long_factor" if given.length > given.original else "short_factor"
+        return _longrope(given, keys, name, f"{folder}/rope_variant.py", ())
+    return Read(keys)
+
+
+def _mlx(given: Given) -> Read:
+    file = "models/rope_utils.py"
+    found = Read(dict(given.keys))
+    if given.model_type != "qwen3":  # its class alone has the key
+        theta = {"qwen2": 1e6, "gemma3_text": 1e6}.get(given.model_type, 1e4)
+        name = {"mistral": "llama"}.get(given.model_type, given.model_type)
+        found = _by_old_keys(given, theta=theta, file=f"models/{name}.py")
+    elif given.content.get("rope_theta") is None and "rope_theta" not in (given.content.get("rope_parameters") or {}):
+        return Read(None, ("ValueError: rope_theta is missing (models/qwen3.py)",))
+    assert found.keys is not None
+    keys, reasons, kind = found.keys, list(found.reasons), found.keys["rope_type"]
+    raw = given.content.get("rope_scaling") or given.content.get("rope_parameters") or {}
+    if raw.get("type") == "su" and kind != "default":
+        return Read(None, (f"ValueError: RoPE type su is not supported ({file})",))
+    if kind in _MLX_ORIGINAL and ORIGINAL not in raw:
+        if _MLX_ORIGINAL[kind] is None:
+            return Read(None, (f"KeyError: {ORIGINAL} is looked for beside the factors ({file})",))
+        keys[ORIGINAL] = _MLX_ORIGINAL[kind]
+        reasons.append(f"{ORIGINAL}, missing beside the factor, is {keys[ORIGINAL]:,} ({file})")
+    if kind == "yarn":
+        factor = float(keys["factor"])
+        if ("mscale" in keys) != ("mscale_all_dim" in keys):
+            reasons.append(f"mscale is 1 and mscale_all_dim 0 where one is missing ({file})")
+        attention = yarn_mscale(factor, keys.pop("mscale", 1.0)) / yarn_mscale(factor, keys.pop("mscale_all_dim", 0.0))
+        reasons += [
+            f"{key} is not read ({file})"
+            for key in ("attention_factor", "attn_factor", "truncate")
+            if keys.pop(key, None) is not None
+        ]
+        keys["attention_factor"] = attention
+    if kind == "longrope":
+        name = "long_factor"
+        return _longrope(given, keys, name, file, (*reasons, f"{name} for every sequence ({file})"), mscales=False)
+    return Read(keys, tuple(reasons))
+
+
+def _by_old_keys(given: Given, *, theta: float, file: str) -> Read:
+    """Returns what a reader of `rope_theta` and `rope_scaling`, beside each other, makes of a config.
+
+    Args:
+      given: what it finds.
+      theta: its base where `rope_theta` is missing.
+      file: its file, which does not read `rope_parameters`.
+    """
+    content, reasons = given.content, []
+    local = given.model_type == "gemma3_text" and given.layer_type == "sliding_attention"
+    name, default = ("rope_local_base_freq", 1e4) if local else ("rope_theta", theta)
+    base = float(content.get(name) or default)
+    if content.get(name) is None:
+        reasons.append(f"{name}, missing beside the other keys, is {default:,.0f} ({file})")
+    if content.get("rope_parameters") is None or content.get("rope_scaling") is not None or local:
+        return Read({**given.keys, "rope_theta": base}, tuple(reasons))
+    return Read(
+        {"rope_type": "default", "rope_theta": base}, (f"the key rope_parameters is not read ({file})", *reasons)
+    )
+
+
+def _of_another_base(keys: Keys, given: Given, multiplier: float) -> Keys:
+    base = keys["rope_theta"] * multiplier ** (given.head_dim / (given.head_dim - 2))
+    return {"rope_type": "default", "rope_theta": base}
+
+
+def _longrope(
+    given: Given, keys: Keys, name: str, file: str, reasons: tuple[str, ...], *, mscales: bool = True
+) -> Read:
+    """Returns one list for all lengths, with the factor of `max_position_embeddings` over the original length."""
+    ratio = given.declared / given.original
+    usual = 1.0 if ratio <= 1 else math.sqrt(1 + math.log(ratio) / math.log(given.original))
+    stated = keys.get(name.replace("factor", "mscale")) if mscales else None
+    reads = "attention_factor and factor are not read"
+    found = _one_list(keys, name, usual if stated is None else stated, original=given.original)
+    said = () if "attention_factor" not in keys and "factor" not in keys else (f"{reads} ({file})",)
+    return Read(found, (*reasons, *said))
+
+
+def _one_list(keys: Keys, name: str, attention_factor: float, *, original: int) -> Keys:
+    return {key: keys[key] for key in ("rope_type", "rope_theta")} | {
+        ORIGINAL: original,
+        "short_factor": keys[name],
+        "long_factor": keys[name],
+        "attention_factor": attention_factor,
+        "factor": 1.0,
+    }
+
+
+PEERS = {
+    "transformers": Peer("5.24", lambda given: Read(dict(given.keys))),
+    "transformers4": Peer("4.57", _transformers_4),
+    "vllm": Peer("0.33.0", _vllm),
+    "sglang": Peer("0.5.23", _sglang),
+    "mlx": Peer("0.32.2", _mlx),
+}
