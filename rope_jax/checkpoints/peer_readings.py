@@ -46,7 +46,8 @@ class Reading:
     Attributes:
       peer: its name and version.
       layer_type: the type of the layers.
-      differences: at the trained and at the target length; empty where the peer stops with an error.
+      differences: at the length before any extension, the trained and the target length, as far as these differ; none
+        where the peer stops with an error.
       inverse_frequencies: those it uses at the target length.
       cos_sin_factor: the same.
       reasons: what it does otherwise, each with the file that does it; the error where it stops.
@@ -97,7 +98,7 @@ def readings(
     if target_length < trained:
         raise InputError(f"target_length {target_length} is below the trained length {trained}")
     content = _text_model(config)
-    lengths = (trained,) if target_length == trained else (trained, target_length)
+    lengths = sorted({positions.original_length, trained, target_length})
     found = []
     for group in positions.groups:
         keys = _keys_of(content, group, positions)
@@ -128,7 +129,7 @@ def _reading(name: str, group: LayerGroup, given: Sequence[Given], own: Mapping[
     records = []
     for one, at in zip(read, given, strict=True):
         if one.keys is None:
-            return Reading(title, group.name, (), None, None, reasons)
+            return Reading(title, group.name, (), None, None, one.reasons)
         records.append(_read_back(one.keys, group, at.declared, at.length))
     differences = tuple(
         _difference(record, own[at.length], at.length) for record, at in zip(records, given, strict=True)

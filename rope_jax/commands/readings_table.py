@@ -21,17 +21,17 @@ def readings_table(found: Sequence[Reading], *, origin: str) -> str:
         f"{origin}, as others read it, beside what it says. The phase is the largest difference of an angle at an "
         "offset of that many tokens; the factor is what cos and sin are multiplied by, over the config's own."
     )
-    columns = "".join(f"{f'at {length:,}':>15}" for length in lengths)
-    lines = [*textwrap.wrap(head, _WIDTH), "", f"{'reader':<20}{'layers':<20}{columns}{'factor':>9}"]
+    columns = "".join(f"{f'at {length:,}':>12}" for length in lengths)
+    lines = [*textwrap.wrap(head, _WIDTH), "", f"{'reader':<19}{'layers':<18}{columns}{'factor':>7}"]
     for one in found:
-        label = f"{one.peer:<20}{one.layer_type:<20}"
+        label = f"{one.peer:<19}{one.layer_type:<18}"
         if not one.differences:
             lines.append(f"{label}stops with an error")
         elif one.same:
-            lines.append(f"{label}{'the same':>15}")
+            lines.append(f"{label}{'the same':>12}")
         else:
-            phases = "".join(f"{_phase(each.phase):>15}" for each in one.differences)
-            lines.append(f"{label}{phases}{one.differences[-1].factor:>9.4g}")
+            phases = "".join(f"{_phase(each.phase):>12}" for each in one.differences)
+            lines.append(f"{label}{phases}{one.differences[-1].factor:>7.4g}")
         for reason in one.reasons:
             lines += textwrap.wrap(reason, _WIDTH - 4, initial_indent="  - ", subsequent_indent="    ")
     return "\n".join(lines)
@@ -39,4 +39,4 @@ def readings_table(found: Sequence[Reading], *, origin: str) -> str:
 
 def _phase(radians: float) -> str:
     turns = radians / (2 * math.pi)
-    return f"{turns:,.1f} turns" if turns >= 1 else f"{radians:.2g} rad"
+    return f"{turns:,.0f} turns" if turns >= 10 else f"{turns:.1f} turns" if turns >= 1 else f"{radians:.2g} rad"

@@ -131,10 +131,15 @@ def test_the_phase_is_taken_at_the_length():
     (found,) = read(CONFIGS["llama3"], "mlx")
     (own,) = read(CONFIGS["llama3"], "transformers")
     apart = np.abs(found.inverse_frequencies - own.inverse_frequencies).max()
-    assert [(one.length, one.phase) for one in found.differences] == [
-        (16384, pytest.approx(16384 * apart)),
-        (131072, pytest.approx(131072 * apart)),
-    ]
+    lengths = (2048, 16384, 131072)
+    assert [(one.length, one.phase) for one in found.differences] == [(x, pytest.approx(x * apart)) for x in lengths]
+
+
+def test_one_list_for_all_lengths_is_found_at_short_ones():
+    for peer in ("vllm", "mlx"):
+        (found,) = read(CONFIGS["longrope"], peer)
+        assert [one.frequency > 0 for one in found.differences] == [True, False, False]
+        assert "long_factor for every sequence" in found.reasons[0]
 
 
 def test_layers_of_each_type_are_read_apart():
