@@ -11,6 +11,7 @@ import pytest
 
 from rope_jax import cli
 from rope_jax.checkpoints.dialects import read_positions
+from rope_jax.checkpoints.peer_readings import readings
 from rope_jax.commands import export
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -37,6 +38,38 @@ def workdir(tmp_path, monkeypatch):
 
 def files(workdir):
     return sorted(file.name for file in workdir.iterdir())
+
+
+@pytest.mark.parametrize("peer", ["sglang", "mlx"])
+@pytest.mark.parametrize("name", ["none", "linear", "ntk", "yarn", "by_parts", "llama3", "yarn_map"])
+def test_what_is_written_for_a_server_is_read_alike_by_it(workdir, capsys, peer, name):
+    assert cli.main([*CASE[:2], f"--to={peer}", *CASE[3:], f"--scaling={name}"]) == 0
+    capsys.readouterr()
+    written = json.loads((workdir / "out.json").read_text())
+    assert [one.same for one in readings(written, [peer, "transformers"], target_length=1024)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "why"),
+    [
+        ({}, ["--to=sglang", "--scaling=dynamic_ntk"], "the base is fixed when the model loads"),
+        ({}, ["--to=mlx", "--factors=factors.json"], "would read full_attention layers otherwise, angles by up to 0"),
+        (
+            {"model_type": "phi3"},
+            ["--to=mlx", "--scaling=ntk"],
+            "model_type phi3: how others read it was not looked at",
+        ),
+    ],
+)
+def test_what_a_server_would_read_otherwise_is_not_written(workdir, capsys, changes, flags, why):
+    (workdir / "tiny" / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+    (workdir / "factors.json").write_text(
+        json.dumps({"factors": [1 + pair for pair in range(16)], "attention_factor": 1.3})
+    )
+    before = files(workdir)
+    assert cli.main([*CASE[:2], *CASE[3:], *flags]) == 2
+    assert why in capsys.readouterr().err
+    assert files(workdir) == before
 
 
 def test_writes_a_config_and_says_how_close_it_is(workdir, capsys):

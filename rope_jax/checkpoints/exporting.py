@@ -1,4 +1,4 @@
-"""A config with another scaling: what a rule asks for, written in the keys that transformers and vLLM read.
+"""A config with another scaling: what a rule asks for, written in the keys that transformers and servers read.
 
 A rope type of theirs is used where it is exactly the same map. Any other static map of frequencies is a LongRoPE list,
 `f_i = theta_i / theta'_i`, the same for short and long sequences and with its attention factor stated.
@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -24,8 +24,8 @@ from rope_jax.rules import Rule
 from rope_jax.scaling import yarn_mscale
 from rope_jax.scaling.registry import scaling_rule
 
-Peer = Literal["transformers", "vllm"]
-PEERS: tuple[Peer, ...] = ("transformers", "vllm")
+PeerName = Literal["transformers", "vllm", "sglang", "mlx"]
+PEER_NAMES: tuple[PeerName, ...] = get_args(PeerName)
 
 # Their published code knows "default" and "longrope" only.
 _LONGROPE_ONLY = {"phi3", "phi4", "phimoe"}
@@ -132,7 +132,7 @@ def wanted_scaling(
     return wanted
 
 
-def export_config(config: Mapping[str, Any], positions: PositionConfig, wanted: Wanted, *, peer: Peer) -> Exported:
+def export_config(config: Mapping[str, Any], positions: PositionConfig, wanted: Wanted, *, peer: PeerName) -> Exported:
     """Returns the config with `wanted` declared; every key that is not about it stays as it is.
 
     Args:
@@ -213,7 +213,7 @@ def _is_nested(section: Any) -> bool:
     return isinstance(section, Mapping) and any(isinstance(value, Mapping) for value in section.values())
 
 
-def _state(wanted: Wanted, peer: Peer, model_type: str) -> tuple[dict[str, Any], str]:
+def _state(wanted: Wanted, peer: PeerName, model_type: str) -> tuple[dict[str, Any], str]:
     """Returns the rope keys that say `wanted`, without the base where that is the trained one, and how in words."""
     if not wanted.rules:
         return {"rope_type": "default"}, "the default rope type, nothing scaled"
@@ -241,12 +241,14 @@ def _state(wanted: Wanted, peer: Peer, model_type: str) -> tuple[dict[str, Any],
     original, first = wanted.trained_length, wanted.rules[0]
     if len(wanted.rules) == 1 and isinstance(first, Rule):
         original = first.hyperparameters.get("original_length", original)  # a declared one keeps its own
+    if peer == "mlx" and new.cos_sin_factor == 1:
+        original = wanted.target_length  # mlx-lm makes the factor of these lengths, which must not be apart
     section = _longrope(wanted, factors, factors, original, new.cos_sin_factor)
     _state_mscale(section, peer, model_type)
     return section, f"a longrope list of {len(factors)} factors, the same for short and long sequences"
 
 
-def _native(wanted: Wanted, rule: Rule | LengthRule, peer: Peer) -> dict[str, Any] | None:
+def _native(wanted: Wanted, rule: Rule | LengthRule, peer: PeerName) -> dict[str, Any] | None:
     """Returns the keys of the rope type that is exactly `rule` up to the target length, or None."""
     if isinstance(rule, DynamicNtk):
         return {"rope_type": "dynamic", "factor": rule.factor}
@@ -278,8 +280,8 @@ def _native(wanted: Wanted, rule: Rule | LengthRule, peer: Peer) -> dict[str, An
     factor = given["factor"]
     attention_factor = float(rule(wanted.rotary).cos_sin_factor)
     usual = rule.name == "linear" or math.isclose(attention_factor, yarn_mscale(factor), rel_tol=1e-9)
-    if peer == "vllm" and not usual:
-        return None  # which key sets another factor of its yarn differs from one of its versions to the next
+    if peer != "transformers" and not usual:
+        return None  # no key for it, or one that differs from one of their versions to the next
     if rule.name == "linear" or peer == "vllm":
         # Readers make room for factor * original tokens: rounding must not take one of them away.
         if original * factor < wanted.target_length <= original * factor * (1 + 1e-12):
@@ -313,9 +315,9 @@ def _longrope(
     }
 
 
-def _state_mscale(section: dict[str, Any], peer: Peer, model_type: str) -> None:
-    """Adds the names under which vLLM and Phi-MoE's code read the attention factor of longrope."""
-    if peer == "vllm" or model_type == "phimoe":
+def _state_mscale(section: dict[str, Any], peer: PeerName, model_type: str) -> None:
+    """Adds the names under which vLLM, SGLang and Phi-MoE's code read the attention factor of longrope."""
+    if peer in ("vllm", "sglang") or model_type == "phimoe":
         section |= {"short_mscale": section["attention_factor"], "long_mscale": section["attention_factor"]}
 
 

@@ -1,4 +1,4 @@
-"""`rope-jax export`: writes a chosen scaling as the config of transformers or vLLM, and reads it back before it counts.
+"""`rope-jax export`: writes a chosen scaling as the config of transformers or a server, read back before it counts.
 
 Starts without JAX.
 """
@@ -14,8 +14,10 @@ from absl import flags as absl_flags
 
 from rope_jax import scaling
 from rope_jax.checkpoints.dialects import positions_of, read_config, read_positions
-from rope_jax.checkpoints.exporting import Exported, Wanted, export_config, wanted_scaling
+from rope_jax.checkpoints.exporting import PEER_NAMES, Exported, PeerName, Wanted, export_config, wanted_scaling
 from rope_jax.checkpoints.extending import trained_length
+from rope_jax.checkpoints.peer_readings import readings
+from rope_jax.checkpoints.peers import MODEL_TYPES, PEERS
 from rope_jax.checkpoints.positions import PositionConfig
 from rope_jax.checkpoints.presets import preset
 from rope_jax.checkpoints.reading_back import largest_difference
@@ -26,14 +28,14 @@ from rope_jax.diagnosis.theory.extension import LARGEST_TARGET
 from rope_jax.errors import InputError, RopeJaxError, named
 from rope_jax.rules import Rule
 
-SUMMARY = "write a chosen scaling as transformers' or vLLM's config, read it back and compare"
+SUMMARY = "write a chosen scaling as the config of transformers or a server, read it back and compare"
 USAGE = "rope-jax export (--preset=NAME | CONFIG) --to=PEER --scaling=NAME --target_length=TOKENS --out=FILE [flags]"
 LARGEST_DIFFERENCE = 1e-6  # relative
 
 
 def define_flags(define: Define) -> None:
     """Declares the command's flags."""
-    define.enum("to", None, ["transformers", "vllm"], "Who is to read the config; required.")
+    define.enum("to", None, list(PEER_NAMES), "Who is to read the config; required.")
     define.string(
         "scaling",
         None,
@@ -60,9 +62,7 @@ def define_flags(define: Define) -> None:
         "symbolic link, what it points to is written.",
     )
     define.string("preset", None, "A built-in model, not a config file; an unknown name lists them.")
-    define.enum(
-        "bias", "none", ["none", "alibi", "t5"], "Bias of the fix; neither reader has one, so only none is written."
-    )
+    define.enum("bias", "none", ["none", "alibi", "t5"], "Bias of the fix; no reader has one, so only none is written.")
 
 
 def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
@@ -88,7 +88,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     except RopeJaxError as error:
         asked = f"--factors={flags.factors}" if flags.factors else f"--scaling={flags.scaling}"
         raise InputError(f"{asked}: {error}") from None
-    difference, after = _write(out, flags.out, exported.config, positions, wanted)
+    difference, after = _write(out, flags.out, exported.config, positions, wanted, flags.to)
     declared = None if wanted.group.rule.name == "none" else wanted.group.rule.name
     record = {  # lengths in tokens, factors and differences unrounded
         "out": flags.out,
@@ -158,7 +158,12 @@ def _scaling(flags: absl_flags.FlagValues) -> str | Rule:
 
 
 def _write(
-    target: pathlib.Path, out: str, config: Mapping[str, Any], positions: PositionConfig, wanted: Wanted
+    target: pathlib.Path,
+    out: str,
+    config: Mapping[str, Any],
+    positions: PositionConfig,
+    wanted: Wanted,
+    peer: PeerName,
 ) -> tuple[float, PositionConfig]:
     """Writes the config whole or not at all: it is moved into place once it was read back and agrees.
 
@@ -183,7 +188,27 @@ def _write(
                 f"--out={out}: not written, since what was read back differs by {difference:.1e} (relative) from the "
                 f"scaling that was asked for, by more than {LARGEST_DIFFERENCE:g}"
             )
+        _check_peer(config, after, wanted, peer, out)
     return difference, after
+
+
+def _check_peer(config: Mapping[str, Any], after: PositionConfig, wanted: Wanted, peer: PeerName, out: str) -> None:
+    """Raises `InputError` where the peer's own code would not read the written config as the strict reader does."""
+    if peer in ("transformers", "vllm") and after.model_type not in MODEL_TYPES:
+        return  # those that vLLM reads otherwise are refused by rope type
+    longest = max(wanted.target_length, after.declared_length)
+    try:
+        found = readings(config, [peer], target_length=longest, origin=out)
+    except RopeJaxError as error:
+        raise InputError(f"--to={peer}: not written: {error}") from None
+    for one in found:
+        if not one.same:
+            phase = max((each.phase for each in one.differences), default=None)
+            far = "" if phase is None else f", angles by up to {phase:.3g} radians"
+            raise InputError(
+                f"--to={peer}: not written, since {peer} {PEERS[peer].version} would read {one.layer_type} layers "
+                f"otherwise{far}: {'; '.join(one.reasons)}"
+            )
 
 
 def _notes(

@@ -9,7 +9,7 @@ import pytest
 
 from rope_jax import scaling
 from rope_jax.checkpoints.dialects import positions_of
-from rope_jax.checkpoints.exporting import export_config, wanted_scaling
+from rope_jax.checkpoints.exporting import PEER_NAMES, export_config, wanted_scaling
 from rope_jax.checkpoints.extending import trained_length
 from rope_jax.checkpoints.presets import preset
 from rope_jax.checkpoints.reading_back import largest_difference
@@ -57,7 +57,7 @@ def export(config, rule, *, peer="transformers", target=TARGET, trained=None, co
     return exported, after
 
 
-@pytest.mark.parametrize("peer", ["transformers", "vllm"])
+@pytest.mark.parametrize("peer", PEER_NAMES)
 @pytest.mark.parametrize("name", [name for name in SCALINGS if name not in ("dynamic_ntk", "no_rotation")])
 def test_every_scaling_reads_back(name, peer):
     exported, after = export(LLAMA, name, peer=peer)
