@@ -152,7 +152,10 @@ def test_factors_from_a_fifo_are_refused_at_once(workdir):
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "rope-jax export: error: pipe: cannot be read as factors: it is a FIFO, not a regular file\n"
+    assert (
+        done.stderr
+        == "rope-jax export: error: --factors=pipe: cannot be read as factors: it is a FIFO, not a regular file\n"
+    )
     assert not (workdir / "out.json").exists()
 
 
