@@ -13,7 +13,8 @@ from typing import Any
 from rope_jax.checkpoints.rope_types import ORIGINAL
 from rope_jax.scaling import yarn_mscale
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+MODEL_TYPES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+_UNSCALED = ("mixtral", "gemma", "gemma2")  # by SGLang and mlx-lm, whose classes take the base alone
 _MLX_ORIGINAL = {"yarn": 4096, "llama3": 8192, "longrope": None}  # where the section lacks one; None: an error
 Keys = dict[str, Any]
 
@@ -75,10 +76,10 @@ class Peer:
 
 def _transformers_4(given: Given) -> Read:
     file = f"models/{given.model_type.removesuffix('_text')}/configuration_{given.model_type.removesuffix('_text')}.py"
-    found = _by_old_keys(given, theta={"gemma3_text": 1e6}.get(given.model_type, 1e4), file=file)
+    found = _by_old_keys(given, theta={"gemma3_text": 1e6, "mixtral": 1e6}.get(given.model_type, 1e4), file=file)
     keys, file = dict(found.keys or {}), "modeling_rope_utils.py"
     scaled = keys["rope_type"] in ("dynamic", "yarn", "longrope", "llama3")
-    if scaled and given.model_type == "mistral" and given.content.get("head_dim") is None:
+    if scaled and given.model_type in ("mistral", "mixtral") and given.content.get("head_dim") is None:
         return Read(None, (*found.reasons, f"TypeError: head_dim is None, and not derived ({file})"))
     if keys["rope_type"] != "longrope":
         return found
@@ -126,6 +127,13 @@ def _sglang(given: Given) -> Read:
     folder = "srt/layers/rotary_embedding"
     if given.model_type == "gemma3_text":
         return Read(keys)  # by transformers' own functions, but on CPUs with AMX
+    if given.model_type in _UNSCALED:
+        found = _unscaled(Read(keys), f"srt/models/{given.model_type}.py")
+        whole = float(int(keys["rope_theta"]))
+        if given.model_type != "mixtral" or whole == keys["rope_theta"]:
+            return found
+        why = "the base is rounded down to a whole number (srt/models/mixtral.py)"
+        return Read({"rope_type": "default", "rope_theta": whole}, (*found.reasons, why))
     if kind == "yarn":
         reasons = []
         factor, mscale, all_dim = float(keys["factor"]), keys.pop("mscale", None), keys.pop("mscale_all_dim", None)
@@ -154,9 +162,11 @@ def _mlx(given: Given) -> Read:
     file = "models/rope_utils.py"
     found = Read(dict(given.keys))
     if given.model_type != "qwen3":  # its class alone has the key
-        theta = {"qwen2": 1e6, "gemma3_text": 1e6}.get(given.model_type, 1e4)
+        theta = {"mixtral": 1e6, "qwen2": 1e6, "gemma3_text": 1e6}.get(given.model_type, 1e4)
         name = {"mistral": "llama"}.get(given.model_type, given.model_type)
         found = _by_old_keys(given, theta=theta, file=f"models/{name}.py")
+        if name in _UNSCALED:
+            return _unscaled(found, f"models/{name}.py")
     elif given.content.get("rope_theta") is None and "rope_theta" not in (given.content.get("rope_parameters") or {}):
         return Read(None, ("ValueError: rope_theta is missing (models/qwen3.py)",))
     assert found.keys is not None
@@ -205,6 +215,12 @@ def _by_old_keys(given: Given, *, theta: float, file: str) -> Read:
     return Read(
         {"rope_type": "default", "rope_theta": base}, (f"the key rope_parameters is not read ({file})", *reasons)
     )
+
+
+def _unscaled(found: Read, file: str) -> Read:
+    assert found.keys is not None
+    why = () if found.keys["rope_type"] == "default" else (f"no scaling is read ({file})",)
+    return Read({"rope_type": "default", "rope_theta": found.keys["rope_theta"]}, (*found.reasons, *why))
 
 
 def _of_another_base(keys: Keys, given: Given, multiplier: float) -> Keys:

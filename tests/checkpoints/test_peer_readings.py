@@ -142,6 +142,24 @@ def test_one_list_for_all_lengths_is_found_at_short_ones():
         assert "long_factor for every sequence" in found.reasons[0]
 
 
+@pytest.mark.parametrize("model_type", ["mixtral", "gemma", "gemma2"])
+def test_classes_that_take_the_base_alone_scale_nothing(model_type):
+    scaling = {"rope_type": "linear", "factor": 4.0}
+    config = {"model_type": model_type, "head_dim": 32, "max_position_embeddings": 4096, "rope_theta": 20000.5}
+    if model_type == "gemma2":
+        config |= {"sliding_window": 512}
+    for one in read({**config, "rope_scaling": scaling}):
+        name = one.peer.split()[0]
+        assert one.same == (name not in ("sglang", "mlx")), one.peer
+        base = 20000.0 if (name, model_type) == ("sglang", "mixtral") else 20000.5
+        unscaled = base ** (-np.arange(0, 32, 2) / 32)
+        np.testing.assert_allclose(one.inverse_frequencies, unscaled / (4 if one.same else 1), rtol=1e-12)
+        assert (
+            one.same
+            or f"no scaling is read ({'srt/' if name == 'sglang' else ''}models/{model_type}.py)" in one.reasons
+        )
+
+
 def test_layers_of_each_type_are_read_apart():
     local, scaled = (
         {"rope_type": "default", "rope_theta": 1e4},
