@@ -47,7 +47,9 @@ def backward(
     """Returns the gradients of the operands, from the outputs and their cotangents."""
     # A row that saw nothing has zero gradients, whatever its cotangent: its weights are exp(-inf) = 0.
     empty = lse == NOTHING
-    d_out = jnp.where(jnp.swapaxes(empty, 2, 3), 0, d_out)
+    # With a sink a padded slot's row is not empty, and its cotangent may be NaN.
+    padded = layout.q_marks[:, None, 1, :, None] < 0
+    d_out = jnp.where(jnp.swapaxes(empty, 2, 3) | padded, 0, d_out)
     d_lse = jnp.where(empty, 0, d_lse)
     lse = jnp.where(empty, -NOTHING, lse)
     explained = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)[:, :, None]

@@ -41,4 +41,5 @@ def attend(
     values = jnp.repeat(v, groups, axis=2).astype(jnp.float32)
     out = jnp.einsum("bhqk,bkhd->bqhd", weights / total, values).astype(v.dtype)
     lse = jnp.where(some, top + jnp.log(total), NOTHING)[..., 0]
+    out = without_padding(out, queries)  # zeros anyway; this drops their cotangents, which may be NaN
     return out, jnp.swapaxes(lse, 1, 2)

@@ -242,8 +242,9 @@ class BackendSuite(Checks):
             assert not np.any(found["v"][rows])
         assert np.any(found["out"][0, 50])
 
-    def test_what_lies_in_a_padded_slot_does_not_matter(self):
-        problem = problem_of(bias="line and strip", segments="ragged")
+    @pytest.mark.parametrize("sinks", [False, True])
+    def test_what_lies_in_a_padded_slot_does_not_matter(self, sinks):
+        problem = problem_of(bias="line and strip", segments="ragged", sinks=sinks)
         clean = self.run(problem)
         spoil = lambda x, tokens: jnp.where(tokens.segments[..., None, None] >= 0, x, jnp.nan)  # noqa: E731
         spoilt = dataclasses.replace(
@@ -251,6 +252,7 @@ class BackendSuite(Checks):
             q=spoil(problem.q, problem.queries),
             k=spoil(problem.k, problem.keys),
             v=spoil(problem.v, problem.keys),
+            d_out=spoil(problem.d_out, problem.queries),
         )
         for name, x in self.run(spoilt).items():
             np.testing.assert_array_equal(x, clean[name], err_msg=name)

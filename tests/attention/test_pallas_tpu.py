@@ -165,9 +165,9 @@ def test_padding_and_rows_that_see_nothing():
     others[1, :3] = 9  # the first queries of the second row see nothing
     segments = jnp.asarray(ids, jnp.int32), jnp.asarray(others, jnp.int32)
     q, k, v, weights = inputs(TOKENS)
-    q, k, v = (x.at[0, -140:].set(jnp.nan) for x in (q, k, v))
+    q, k, v, d_out = (x.at[0, -140:].set(jnp.nan) for x in (q, k, v, weights[0]))
     out, lse, (d_q, d_k, d_v, *_) = agree_causal(
-        half_rotary("alibi"), counted(TOKENS), segments, data=(q, k, v, weights)
+        half_rotary("alibi"), counted(TOKENS), segments, data=(q, k, v, (d_out, weights[1]))
     )
     for x in (out, d_q, d_k, d_v):
         assert not np.any(x[0, -140:])

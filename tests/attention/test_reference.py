@@ -48,6 +48,15 @@ class TestReference(Checks):
         assert not np.any(found["out"][1])
         np.testing.assert_array_equal(found["lse"][1], np.broadcast_to(problem.sinks, found["lse"][1].shape))
 
+    @pytest.mark.parametrize("sinks", [False, True])
+    def test_cotangents_of_padded_slots_are_not_read(self, sinks):
+        problem = problem_of(**SMALL, segments="ragged", sinks=sinks)
+        clean, held = self.run(problem), problem.queries.segments >= 0
+        assert not held.all()
+        spoilt = dataclasses.replace(problem, d_out=jnp.where(held[..., None, None], problem.d_out, jnp.nan))
+        for name, x in self.run(spoilt).items():
+            np.testing.assert_array_equal(x, clean[name], err_msg=name)
+
 
 @pytest.mark.parametrize(
     "arguments",
