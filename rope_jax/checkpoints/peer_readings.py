@@ -164,6 +164,7 @@ def _keys_of(content: Mapping[str, Any], group: LayerGroup, positions: PositionC
         keys |= (stated.get(group.name) or {}) if nested else stated
     if group.rule.name == "none":
         keys = {key: value for key, value in keys.items() if key in _NOT_COVERED} | {"rope_type": "default"}
+    keys = {key: value for key, value in keys.items() if value is not None}
     stated_type = str(keys.pop("type", "default"))
     kind = str(keys.setdefault("rope_type", stated_type))
     keys |= {"rope_type": ALIASES.get(kind, kind), "rope_theta": group.rotary.base}

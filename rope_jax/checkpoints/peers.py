@@ -83,7 +83,7 @@ def _transformers_4(given: Given) -> Read:
         return Read(None, (*found.reasons, f"TypeError: head_dim is None, and not derived ({file})"))
     if keys["rope_type"] != "longrope":
         return found
-    reasons, outer = list(found.reasons), given.content.get(ORIGINAL)
+    reasons, outer = list(found.reasons), given.content.get(ORIGINAL) or None  # 0 is none, too
     original = outer or given.declared
     factor = keys.get("factor") if outer is None else given.declared / outer
     if outer is None:
@@ -109,6 +109,8 @@ def _vllm(given: Given) -> Read:
         return Read(keys, (why,)) if keys.pop("attn_factor", None) is not None else Read(keys)
     if kind == "dynamic":
         factor, trained = keys["factor"], keys.pop("max_trained_positions", given.declared)
+        if not isinstance(trained, int | float) or trained <= 0:
+            return Read(None, (f"max_trained_positions is {trained!r:.40} ({folder}/dynamic_ntk_scaling_rope.py)",))
         multiplier = factor * given.declared / trained - (factor - 1)
         why = (
             f"the base is fixed when the model loads, at {multiplier:g} ** (d / (d - 2)) times its own: the length it "
@@ -180,6 +182,9 @@ def _mlx(given: Given) -> Read:
         keys[ORIGINAL] = _MLX_ORIGINAL[kind]
         reasons.append(f"{ORIGINAL}, missing beside the factor, is {keys[ORIGINAL]:,} ({file})")
     if kind == "yarn":
+        for key in ("mscale", "mscale_all_dim", "beta_fast", "beta_slow"):
+            if key in raw and raw[key] is None:
+                return Read(None, (f"TypeError: {key} is null ({file})",))
         factor = float(keys["factor"])
         if ("mscale" in keys) != ("mscale_all_dim" in keys):
             reasons.append(f"mscale is 1 and mscale_all_dim 0 where one is missing ({file})")

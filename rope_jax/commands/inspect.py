@@ -15,9 +15,10 @@ from rope_jax.checkpoints.extending import trained_length
 from rope_jax.checkpoints.peer_readings import readings, record_of
 from rope_jax.checkpoints.peers import MODEL_TYPES, PEERS
 from rope_jax.checkpoints.presets import PRESETS, preset
-from rope_jax.commands.flags import Define, config_of
+from rope_jax.commands.flags import Define, check_ranges, config_of
 from rope_jax.commands.output_file import checked_file, replacing
 from rope_jax.commands.readings_table import readings_table
+from rope_jax.diagnosis.theory.extension import LARGEST_TARGET
 from rope_jax.diagnosis.theory.inspection import Inspection, inspect
 from rope_jax.errors import InputError, named
 from rope_jax.scaling.registry import SCALINGS
@@ -101,6 +102,7 @@ def _as_others(path: str | None, others: list[str], flags: absl_flags.FlagValues
     for name in ("scaling", "bias", "trained_length", "trained_base", "compose", "amplitude", "details", "plot"):
         if flags[name].present:
             raise InputError(f"--{name}: --as shows the config as it is, and takes only --target_length beside it")
+    check_ranges(flags, {"target_length": (2, LARGEST_TARGET)})
     config, origin = (preset(flags.preset), f"preset {flags.preset}") if path is None else (read_config(path), path)
     found = readings(config, others, target_length=flags.target_length, origin=origin)
     return json.dumps(record_of(found), allow_nan=False) if flags.json else readings_table(found, origin=origin)

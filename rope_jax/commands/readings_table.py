@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-from rope_jax.checkpoints.peer_readings import Reading
+from rope_jax.checkpoints.peer_readings import Difference, Reading
 
 _WIDTH = 80
 
@@ -17,26 +17,29 @@ def readings_table(found: Sequence[Reading], *, origin: str) -> str:
       origin: the config's name.
     """
     lengths = next(([one.length for one in each.differences] for each in found if each.differences), [])
-    head = (
+    title = (
         f"{origin}, as others read it, beside what it says. The phase is the largest difference of an angle at an "
         "offset of that many tokens; the factor is what cos and sin are multiplied by, over the config's own."
     )
-    columns = "".join(f"{f'at {length:,}':>12}" for length in lengths)
-    lines = [*textwrap.wrap(head, _WIDTH), "", f"{'reader':<19}{'layers':<18}{columns}{'factor':>7}"]
+    heads = [f"at {length:,}" for length in lengths]
+    widths = [max(14, len(head) + 1) for head in heads]
+    across = lambda cells: "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))  # noqa: E731
+    lines = [*textwrap.wrap(title, _WIDTH), "", f"{'reader':<19}{'layers':<8}{across(heads)}{'factor':>7}"]
     for one in found:
-        label = f"{one.peer:<19}{one.layer_type:<18}"
+        label = f"{one.peer:<19}{one.layer_type.removesuffix('_attention'):<8}"
         if not one.differences:
-            lines.append(f"{label}stops with an error")
+            lines.append(f"{label}   stops with an error")
         elif one.same:
-            lines.append(f"{label}{'the same':>12}")
+            lines.append(f"{label}{'the same':>14}")
         else:
-            phases = "".join(f"{_phase(each.phase):>12}" for each in one.differences)
-            lines.append(f"{label}{phases}{one.differences[-1].factor:>7.4g}")
+            lines.append(f"{label}{across(map(_phase, one.differences))}{one.differences[-1].factor:>7.4g}")
         for reason in one.reasons:
             lines += textwrap.wrap(reason, _WIDTH - 4, initial_indent="  - ", subsequent_indent="    ")
     return "\n".join(lines)
 
 
-def _phase(radians: float) -> str:
-    turns = radians / (2 * math.pi)
-    return f"{turns:,.0f} turns" if turns >= 10 else f"{turns:.1f} turns" if turns >= 1 else f"{radians:.2g} rad"
+def _phase(difference: Difference) -> str:
+    turns = difference.phase / (2 * math.pi)
+    if turns < 1:
+        return f"{difference.phase:.2g} rad"
+    return f"{turns:.1f} turns" if turns < 10 else f"{turns:,.0f} turns" if turns < 1e5 else f"{turns:.1e} turns"

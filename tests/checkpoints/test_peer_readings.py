@@ -5,7 +5,9 @@ rotary classes of vLLM 0.33.0 and SGLang 0.5.23: inverse frequencies of pairs 0,
 eight times `max_position_embeddings`, and the cos/sin factor.
 """
 
+import copy
 import json
+import random
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ import pytest
 from rope_jax import cli
 from rope_jax.checkpoints.peer_readings import readings, record_of
 from rope_jax.checkpoints.peers import PEERS
-from rope_jax.errors import InputError, UnsupportedError
+from rope_jax.commands.readings_table import readings_table
+from rope_jax.errors import InputError, RopeJaxError, UnsupportedError
 
 SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
 SHORT, LONG = ([1 + step * pair for pair in range(16)] for step in (0.05, 0.5))
@@ -197,6 +200,34 @@ def test_unknown_readers_and_targets_are_refused():
         read(CONFIGS["dynamic"], "jaxtext")
     with pytest.raises(InputError, match="target_length 4096 is below the trained length 16384"):
         readings({**SHAPE, **CONFIGS["llama3"]}, ["vllm"], target_length=4096)
+
+
+WRONG = [None, 0, -1, 1.5, 2**40, "yarn", "su", [], {}, [1.0] * 16, True, float("nan"), 4096]
+OUTER = ["rope_theta", "rope_scaling", "rope_parameters", "head_dim", "max_position_embeddings", "model_type"]
+OUTER += ["original_max_position_embeddings", "num_attention_heads", "text_config", "layer_types"]
+INNER = ["rope_type", "type", "factor", "original_max_position_embeddings", "attention_factor", "mscale", "truncate"]
+INNER += ["mscale_all_dim", "attn_factor", "beta_slow", "long_factor", "rope_theta", "max_trained_positions"]
+
+
+def test_damaged_configs_end_in_a_table_or_an_error_of_the_project():
+    rng, shown = random.Random(0), 0
+    for _ in range(600):
+        config = copy.deepcopy({**SHAPE, **rng.choice(list(CONFIGS.values()))})
+        sections = [config[name] for name in ("rope_parameters", "rope_scaling") if name in config]
+        for _ in range(rng.randint(1, 2)):
+            into, keys = (sections[0], INNER) if sections and rng.random() < 0.6 else (config, OUTER)
+            if rng.random() < 0.3:
+                into.pop(rng.choice(keys), None)
+            else:
+                into[rng.choice(keys)] = rng.choice(WRONG)
+        try:
+            found = readings(config, list(PEERS), target_length=2**20)
+        except RopeJaxError:
+            continue
+        shown += 1
+        assert all(one.same != bool(one.reasons) for one in found)
+        assert max(map(len, readings_table(found, origin="config.json").splitlines())) <= 80
+    assert shown > 50
 
 
 class TestCommand:
