@@ -9,16 +9,14 @@ from jaxtyping import Float
 
 from rope_jax.checkpoints.dialects import positions_of
 from rope_jax.checkpoints.extending import trained_length
-from rope_jax.checkpoints.peers import MODEL_TYPES, PEERS, Given, Keys, Read
+from rope_jax.checkpoints.peer_coverage import check_config, check_keys
+from rope_jax.checkpoints.peers import PEERS, Given, Keys, Read
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.checkpoints.rope_types import ALIASES, ORIGINAL
 from rope_jax.errors import InputError, RopeJaxError, UnsupportedError
 from rope_jax.frequencies import Rotary
 from rope_jax.length_rules import at_length
 
-_NOT_COVERED = ("partial_rotary_factor", "mrope_section", "rope_dim", "alpha")
-_WITH_ORIGINAL, _WITH_FACTOR = ("llama3", "yarn", "longrope"), ("linear", "dynamic", "yarn", "llama3")
-_KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 _SAME = 1e-9  # relative; what rounding makes of a number that was written and read
 
 
@@ -98,12 +96,13 @@ def readings(
     if target_length < trained:
         raise InputError(f"target_length {target_length} is below the trained length {trained}")
     content = _text_model(config)
+    check_config(content, positions)
     lengths = sorted({positions.original_length, trained, target_length})
     found = []
     for group in positions.groups:
         keys = _keys_of(content, group, positions)
         own = {length: _record(group, length) for length in lengths}
-        for name in peers:
+        for name in dict.fromkeys(peers):
             given = [
                 Given(
                     model_type=positions.model_type,
@@ -141,6 +140,7 @@ def _reading(name: str, group: LayerGroup, given: Sequence[Given], own: Mapping[
 
 def _difference(found: Rotary, own: Rotary, length: int) -> Difference:
     apart = np.abs(found.inverse_frequencies - own.inverse_frequencies)
+    apart = np.where(apart <= _SAME * own.inverse_frequencies, 0.0, apart)
     return Difference(
         length=length,
         phase=float(apart.max() * length),
@@ -151,11 +151,6 @@ def _difference(found: Rotary, own: Rotary, length: int) -> Difference:
 
 def _keys_of(content: Mapping[str, Any], group: LayerGroup, positions: PositionConfig) -> Keys:
     """Returns the rope keys of a layer type as transformers 5 writes them, checked against how they were read."""
-    if positions.model_type not in MODEL_TYPES:
-        raise UnsupportedError(
-            f"{positions.origin}: model_type {positions.model_type}: how others read it was not looked at; there are: "
-            f"{', '.join(MODEL_TYPES)}"
-        )
     assert group.rotary is not None
     keys: Keys = {}
     for name in ("rope_scaling", "rope_parameters"):
@@ -163,20 +158,13 @@ def _keys_of(content: Mapping[str, Any], group: LayerGroup, positions: PositionC
         nested = any(isinstance(value, Mapping) for value in stated.values())
         keys |= (stated.get(group.name) or {}) if nested else stated
     if group.rule.name == "none":
-        keys = {key: value for key, value in keys.items() if key in _NOT_COVERED} | {"rope_type": "default"}
-    keys = {key: value for key, value in keys.items() if value is not None}
+        keys = {"rope_type": "default"}
     stated_type = str(keys.pop("type", "default"))
     kind = str(keys.setdefault("rope_type", stated_type))
     keys |= {"rope_type": ALIASES.get(kind, kind), "rope_theta": group.rotary.base}
-    if keys["rope_type"] in _WITH_ORIGINAL:  # as transformers 5 fills it in
-        keys[ORIGINAL] = content.get(ORIGINAL) or keys.get(ORIGINAL) or _declared(content)
-    for key in _NOT_COVERED:
-        if key in keys or content.get(key) is not None:
-            raise UnsupportedError(f"{positions.origin}: {key} is not covered by --as")
-    if keys["rope_type"] in _WITH_FACTOR and keys.get("factor") is None:
-        raise UnsupportedError(f"{positions.origin}: rope type {kind} without a factor is not covered by --as")
-    if keys["rope_type"] not in _KINDS or (len(positions.groups) > 1 and keys["rope_type"] in ("dynamic", "longrope")):
-        raise UnsupportedError(f"{positions.origin}: rope type {kind} of these layers is not covered by --as")
+    check_keys(keys, content, positions, group.name)
+    if keys["rope_type"] in ("llama3", "yarn", "longrope"):  # as transformers 5 fills it in
+        keys.setdefault(ORIGINAL, _declared(content))
     length = positions.declared_length
     try:
         same = _difference(_read_back(keys, group, _declared(content), length), _record(group, length), length)

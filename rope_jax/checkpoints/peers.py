@@ -83,7 +83,7 @@ def _transformers_4(given: Given) -> Read:
         return Read(None, (*found.reasons, f"TypeError: head_dim is None, and not derived ({file})"))
     if keys["rope_type"] != "longrope":
         return found
-    reasons, outer = list(found.reasons), given.content.get(ORIGINAL) or None  # 0 is none, too
+    reasons, outer = list(found.reasons), given.content.get(ORIGINAL)
     original = outer or given.declared
     factor = keys.get("factor") if outer is None else given.declared / outer
     if outer is None:
@@ -104,19 +104,12 @@ def _transformers_4(given: Given) -> Read:
 def _vllm(given: Given) -> Read:
     keys, kind = dict(given.keys), given.keys["rope_type"]
     folder = "model_executor/layers/rotary_embedding"
-    if kind == "yarn":
-        why = f"attn_factor is not read ({folder}/__init__.py)"
-        return Read(keys, (why,)) if keys.pop("attn_factor", None) is not None else Read(keys)
     if kind == "dynamic":
-        factor, trained = keys["factor"], keys.pop("max_trained_positions", given.declared)
-        if not isinstance(trained, int | float) or trained <= 0:
-            return Read(None, (f"max_trained_positions is {trained!r:.40} ({folder}/dynamic_ntk_scaling_rope.py)",))
-        multiplier = factor * given.declared / trained - (factor - 1)
         why = (
-            f"the base is fixed when the model loads, at {multiplier:g} ** (d / (d - 2)) times its own: the length it "
-            f"is scaled for is max_position_embeddings ({folder}/dynamic_ntk_scaling_rope.py)"
+            "nothing is scaled: the base is fixed when the model loads, for max_position_embeddings itself "
+            f"({folder}/dynamic_ntk_scaling_rope.py)"
         )
-        return Read(_of_another_base(keys, given, multiplier), (why,))
+        return Read({"rope_type": "default", "rope_theta": keys["rope_theta"]}, (why,))
     if kind == "longrope":
         name = "long_factor" if given.target > given.original else "short_factor"
         why = f"{name} for every sequence, by the length that is served ({folder}/phi3_long_rope_scaled_rope.py)"
@@ -143,10 +136,7 @@ def _sglang(given: Given) -> Read:
         attention = yarn_mscale(factor) if usual else yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim)
         if keys.pop("attention_factor", None) is not None:
             reasons.append(f"attention_factor is not read ({folder}/factory.py)")
-        if not usual and not (mscale and all_dim):
-            reasons.append(f"a factor of 0 for mscale or mscale_all_dim counts as given ({folder}/yarn.py)")
-        keys["attention_factor"] = attention * keys.pop("attn_factor", 1.0)
-        return Read(keys, tuple(reasons))
+        return Read(keys | {"attention_factor": attention}, tuple(reasons))
     if kind == "dynamic":
         factor = keys["factor"]
         why = (
@@ -174,25 +164,18 @@ def _mlx(given: Given) -> Read:
     assert found.keys is not None
     keys, reasons, kind = found.keys, list(found.reasons), found.keys["rope_type"]
     raw = given.content.get("rope_scaling") or given.content.get("rope_parameters") or {}
-    if raw.get("type") == "su" and kind != "default":
-        return Read(None, (f"ValueError: RoPE type su is not supported ({file})",))
     if kind in _MLX_ORIGINAL and ORIGINAL not in raw:
         if _MLX_ORIGINAL[kind] is None:
             return Read(None, (f"KeyError: {ORIGINAL} is looked for beside the factors ({file})",))
         keys[ORIGINAL] = _MLX_ORIGINAL[kind]
         reasons.append(f"{ORIGINAL}, missing beside the factor, is {keys[ORIGINAL]:,} ({file})")
     if kind == "yarn":
-        for key in ("mscale", "mscale_all_dim", "beta_fast", "beta_slow"):
-            if key in raw and raw[key] is None:
-                return Read(None, (f"TypeError: {key} is null ({file})",))
         factor = float(keys["factor"])
         if ("mscale" in keys) != ("mscale_all_dim" in keys):
             reasons.append(f"mscale is 1 and mscale_all_dim 0 where one is missing ({file})")
         attention = yarn_mscale(factor, keys.pop("mscale", 1.0)) / yarn_mscale(factor, keys.pop("mscale_all_dim", 0.0))
         reasons += [
-            f"{key} is not read ({file})"
-            for key in ("attention_factor", "attn_factor", "truncate")
-            if keys.pop(key, None) is not None
+            f"{key} is not read ({file})" for key in ("attention_factor", "truncate") if keys.pop(key, None) is not None
         ]
         keys["attention_factor"] = attention
     if kind == "longrope":
@@ -240,9 +223,9 @@ def _longrope(
     ratio = given.declared / given.original
     usual = 1.0 if ratio <= 1 else math.sqrt(1 + math.log(ratio) / math.log(given.original))
     stated = keys.get(name.replace("factor", "mscale")) if mscales else None
-    reads = "attention_factor and factor are not read"
+    unread = " and ".join(key for key in ("attention_factor", "factor") if key in keys)
     found = _one_list(keys, name, usual if stated is None else stated, original=given.original)
-    said = () if "attention_factor" not in keys and "factor" not in keys else (f"{reads} ({file})",)
+    said = (f"{unread}: not read, but max_position_embeddings over {ORIGINAL} ({file})",) if unread else ()
     return Read(found, (*reasons, *said))
 
 

@@ -12,6 +12,7 @@ from absl import flags as absl_flags
 from rope_jax.biases.registry import BIASES
 from rope_jax.checkpoints.dialects import positions_of, read_config
 from rope_jax.checkpoints.extending import trained_length
+from rope_jax.checkpoints.gguf_file import is_gguf
 from rope_jax.checkpoints.peer_readings import readings, record_of
 from rope_jax.checkpoints.peers import MODEL_TYPES, PEERS
 from rope_jax.checkpoints.presets import PRESETS, preset
@@ -78,7 +79,7 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
     if flags.target_length is None:
         raise InputError("--target_length=TOKENS is required")
     others: list[str] = flags["as"].value or []
-    if others:
+    if flags["as"].present:
         print(_as_others(path, others, flags))
         return 0
     target = None
@@ -102,6 +103,10 @@ def _as_others(path: str | None, others: list[str], flags: absl_flags.FlagValues
     for name in ("scaling", "bias", "trained_length", "trained_base", "compose", "amplitude", "details", "plot"):
         if flags[name].present:
             raise InputError(f"--{name}: --as shows the config as it is, and takes only --target_length beside it")
+    if not others:
+        raise InputError(f"--as: name one at least; there are: {', '.join(PEERS)}")
+    if path is not None and is_gguf(path):
+        raise InputError(f"{path}: a GGUF file is read by llama.cpp, not by those of --as; give a config.json")
     check_ranges(flags, {"target_length": (2, LARGEST_TARGET)})
     config, origin = (preset(flags.preset), f"preset {flags.preset}") if path is None else (read_config(path), path)
     found = readings(config, others, target_length=flags.target_length, origin=origin)

@@ -74,6 +74,7 @@ CONFIGS = {
     },
     "no base": {"model_type": "qwen2", "max_position_embeddings": 4096},
 }
+LINEAR, DEFAULT = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}, {"rope_type": "default", "rope_theta": 1e4}
 UNSCALED = ([1.0, 0.0316228, 0.00316228, 0.000177828], 1.0)
 YARN = [1.0, 0.00232756, 4.4457e-05, 5.92843e-07]
 LONE = [1.0, 0.00619877, 6.8562e-05, 1.13542e-06]
@@ -173,7 +174,8 @@ def test_layers_of_each_type_are_read_apart():
         "head_dim": 32,
         "max_position_embeddings": 32768,
         "sliding_window": 512,
-        "layer_types": ["sliding_attention", "full_attention"],
+        "num_hidden_layers": 6,
+        "layer_types": [*["sliding_attention"] * 5, "full_attention"],
         "rope_parameters": {"sliding_attention": local, "full_attention": scaled},
     }
     found = {(one.peer.split()[0], one.layer_type): one for one in read(config)}
@@ -187,12 +189,58 @@ def test_layers_of_each_type_are_read_apart():
     ("keys", "why"),
     [
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not covered by --as"),
+        ({"rope_theta": None, "rope_scaling": None, "rope_parameters": dict(DEFAULT)}, "rope_theta is null"),
+        ({"model_type": "qwen3"}, "head_dim is not stated"),
+        ({"model_type": "qwen2", "head_dim": 16}, "head_dim 16 is not hidden_size"),
+        ({"original_max_position_embeddings": 2048}, "is not read for rope type dynamic by others"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attn_factor": 0.5}}, "attn_factor is not covered"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": None}}, "truncate is null"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": 0.0}}, "mscale 0 counts as given for some"),
+        ({"rope_scaling": {}}, "null or empty is an error to some"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 1024},
+            "beside the rope section, and not in it as well",
+        ),
+        (
+            {
+                "rope_scaling": {**CONFIGS["longrope"]["rope_scaling"], "rope_type": "su"},
+                "max_position_embeddings": 16384,
+            },
+            "su is translated by some and an error to others",
+        ),
         ({"model_type": "phi3"}, "how others read it was not looked at"),
     ],
 )
 def test_what_was_not_looked_at_is_refused(keys, why):
     with pytest.raises(UnsupportedError, match=why):
         read({**CONFIGS["dynamic"], **keys})
+
+
+GEMMA = {
+    "model_type": "gemma3_text",
+    "head_dim": 32,
+    "num_hidden_layers": 6,
+    "max_position_embeddings": 32768,
+    "sliding_window": 512,
+    "layer_types": [*["sliding_attention"] * 5, "full_attention"],
+}
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"layer_types": ["full_attention", "sliding_attention"] * 3}, "every layer 6 for a full one"),
+        ({"rope_scaling": {"type": "linear", "factor": 8.0}}, "without rope_type"),
+        ({"rope_scaling": {"full_attention": LINEAR, "sliding_attention": DEFAULT}}, "a section for each layer type"),
+        ({"rope_parameters": DEFAULT}, "a section for each layer type, or one for all"),
+        ({"rope_parameters": {"full_attention": DEFAULT, "sliding_attention": LINEAR}}, "rope type linear of sliding"),
+        ({"rope_parameters": {"full_attention": None, "sliding_attention": DEFAULT}}, "null or empty is an error"),
+    ],
+)
+def test_gemma_3_is_refused_where_its_readers_part_in_ways_of_their_own(keys, why):
+    assert all(one.same for one in read(GEMMA))
+    with pytest.raises(UnsupportedError, match=why):
+        read({**GEMMA, **keys})
 
 
 def test_unknown_readers_and_targets_are_refused():
@@ -256,6 +304,13 @@ class TestCommand:
         _, out, _ = self.run(tmp_path, capsys, "--as=vllm,mlx", "--json")
         expected = record_of(readings({**SHAPE, **CONFIGS["yarn"]}, ["vllm", "mlx"], target_length=131072))
         assert json.loads(out) == json.loads(json.dumps(expected))
+
+    def test_names_are_needed_and_taken_once(self, tmp_path, capsys):
+        status, out, err = self.run(tmp_path, capsys, "--as=")
+        assert (status, out) == (2, "")
+        assert "--as: name one at least; there are: transformers" in err
+        _, out, _ = self.run(tmp_path, capsys, "--as=vllm,vllm")
+        assert out.count("vllm 0.33.0") == 1
 
     @pytest.mark.parametrize("flag", ["--scaling=ntk", "--bias=alibi", "--details", "--compose"])
     def test_flags_without_effect_are_refused(self, tmp_path, capsys, flag):
