@@ -49,6 +49,14 @@ def test_what_is_written_for_a_server_is_read_alike_by_it(workdir, capsys, peer,
     assert [one.same for one in readings(written, [peer, "transformers"], target_length=1024)] == [True, True]
 
 
+@pytest.mark.parametrize("peer", ["transformers", "vllm"])
+@pytest.mark.parametrize("changes", [{"model_type": "qwen3"}, {"partial_rotary_factor": 0.5}, {"model_type": "phi3"}])
+def test_readers_that_were_not_looked_at_keep_nothing_from_being_written(workdir, capsys, peer, changes):
+    (workdir / "tiny" / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+    assert cli.main([*CASE[:2], f"--to={peer}", *CASE[3:], "--scaling=ntk"]) == 0, capsys.readouterr().err
+    assert read_positions("out.json").declared_length == 1024
+
+
 @pytest.mark.parametrize(
     ("changes", "flags", "why"),
     [
