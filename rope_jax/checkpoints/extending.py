@@ -29,10 +29,8 @@ def trained_rotary(group: LayerGroup, *, length: int, compose: bool = False) -> 
       compose: whether rules are to come on top of the declared one, so that they must have a meaning there; else its
         history is forgotten, and any rule of `extension_rule` may follow.
     """
-    if group.rotary is None:
-        return None
-    rotary = at_length(group.rule, length)(group.rotary)
-    if compose or not _scales(group.rule):
+    rotary = group.scaled_at(length)
+    if rotary is None or compose or not _scales(group.rule):
         return rotary
     return dataclasses.replace(rotary, rules=(), stages=(), unscaled=_unscaled(group))
 

@@ -15,7 +15,6 @@ from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.checkpoints.rope_types import ALIASES, ORIGINAL
 from rope_jax.errors import InputError, RopeJaxError, UnsupportedError
 from rope_jax.frequencies import Rotary
-from rope_jax.length_rules import at_length
 
 _SAME = 1e-9  # relative; what rounding makes of a number that was written and read
 
@@ -35,6 +34,10 @@ class Difference:
     phase: float
     frequency: float
     factor: float
+
+    @property
+    def none(self) -> bool:
+        return self.frequency <= _SAME and abs(self.factor - 1) <= _SAME
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,9 +63,7 @@ class Reading:
 
     @property
     def same(self) -> bool:
-        return bool(self.differences) and all(
-            one.frequency <= _SAME and abs(one.factor - 1) <= _SAME for one in self.differences
-        )
+        return bool(self.differences) and all(one.none for one in self.differences)
 
 
 def readings(
@@ -167,10 +168,10 @@ def _keys_of(content: Mapping[str, Any], group: LayerGroup, positions: PositionC
         keys.setdefault(ORIGINAL, _declared(content))
     length = positions.declared_length
     try:
-        same = _difference(_read_back(keys, group, _declared(content), length), _record(group, length), length)
+        apart = _difference(_read_back(keys, group, _declared(content), length), _record(group, length), length)
     except RopeJaxError as error:
         raise UnsupportedError(f"{positions.origin}: {group.name} layers are not covered by --as: {error}") from None
-    if same.frequency > _SAME or abs(same.factor - 1) > _SAME:
+    if not apart.none:
         raise UnsupportedError(
             f"{positions.origin}: {group.name} layers are not covered by --as: no plain rope section"
         )
@@ -191,8 +192,9 @@ def _read_back(keys: Keys, group: LayerGroup, declared: int, length: int) -> Rot
 
 
 def _record(group: LayerGroup, length: int) -> Rotary:
-    assert group.rotary is not None
-    return at_length(group.rule, length)(group.rotary)
+    record = group.scaled_at(length)
+    assert record is not None  # of all model types that are covered, every layer turns
+    return record
 
 
 def _text_model(config: Mapping[str, Any]) -> Mapping[str, Any]:

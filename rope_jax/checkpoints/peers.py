@@ -6,12 +6,11 @@ names; only the model types of `MODEL_TYPES` were looked at, all of which turn h
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from rope_jax.checkpoints.rope_types import ORIGINAL
-from rope_jax.scaling import yarn_mscale
+from rope_jax.scaling import longrope_factor, yarn_mscale
 
 MODEL_TYPES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 _UNSCALED = ("mixtral", "gemma", "gemma2")  # by SGLang and mlx-lm, whose classes take the base alone
@@ -96,7 +95,7 @@ def _transformers_4(given: Given) -> Read:
     if attention is None:
         if factor is None:
             return Read(None, (*reasons, f"TypeError: no factor ({file})"))
-        attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+        attention = longrope_factor(factor=factor, original_length=original)
     name = "long_factor" if given.length > original else "short_factor"
     return Read(_one_list(keys, name, attention, original=given.original), tuple(reasons))
 
@@ -220,8 +219,7 @@ def _longrope(
     given: Given, keys: Keys, name: str, file: str, reasons: tuple[str, ...], *, mscales: bool = True
 ) -> Read:
     """Returns one list for all lengths, with the factor of `max_position_embeddings` over the original length."""
-    ratio = given.declared / given.original
-    usual = 1.0 if ratio <= 1 else math.sqrt(1 + math.log(ratio) / math.log(given.original))
+    usual = longrope_factor(factor=given.declared / given.original, original_length=given.original)
     stated = keys.get(name.replace("factor", "mscale")) if mscales else None
     unread = " and ".join(key for key in ("attention_factor", "factor") if key in keys)
     found = _one_list(keys, name, usual if stated is None else stated, original=given.original)

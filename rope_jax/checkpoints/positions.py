@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rope_jax.frequencies import Rotary
-from rope_jax.length_rules import LengthRule
+from rope_jax.length_rules import LengthRule, at_length
 from rope_jax.rules import Rule
 
 
@@ -98,6 +98,10 @@ class LayerGroup:
     head_dim: int
     chunked: bool = False
     temperature: Temperature | None = None
+
+    def scaled_at(self, length: int) -> Rotary | None:
+        """Returns the scaled rotary embedding for sequences of `length` tokens; None where nothing turns."""
+        return None if self.rotary is None else at_length(self.rule, length)(self.rotary)
 
 
 @dataclasses.dataclass(frozen=True)

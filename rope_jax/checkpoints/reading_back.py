@@ -6,9 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from rope_jax.checkpoints.exporting import Wanted
-from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
+from rope_jax.checkpoints.positions import PositionConfig
 from rope_jax.frequencies import Rotary
-from rope_jax.length_rules import at_length
 
 
 def largest_difference(
@@ -33,13 +32,9 @@ def largest_difference(
             if other is None or (other.num_heads, other.head_dim) != (group.num_heads, group.head_dim):
                 return math.inf
             for length in lengths:
-                expected = wanted.at(length) if group is wanted.group else _record(group, length)
-                worst = max(worst, _relative(_record(other, length), expected))
+                expected = wanted.at(length) if group is wanted.group else group.scaled_at(length)
+                worst = max(worst, _relative(other.scaled_at(length), expected))
     return worst if not found else math.inf
-
-
-def _record(group: LayerGroup, length: int) -> Rotary | None:
-    return None if group.rotary is None else at_length(group.rule, length)(group.rotary)
 
 
 def _relative(found: Rotary | None, expected: Rotary | None) -> float:
