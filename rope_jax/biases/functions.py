@@ -116,7 +116,8 @@ def bucket(
     one_side = _one_side(num_buckets, bidirectional)
     starts = jnp.asarray(bucket_starts(one_side, max_distance), jnp.int32)
     distance = jnp.abs(offset) if bidirectional else jnp.maximum(offset, 0)
-    found = jnp.searchsorted(starts, distance, side="right").astype(jnp.int32) - 1
+    # Unrolled, the search is one fused pass; a loop would be several kernels a step, on a GPU.
+    found = jnp.searchsorted(starts, distance, side="right", method="scan_unrolled").astype(jnp.int32) - 1
     return jnp.where(offset < 0, found + one_side, found) if bidirectional else found
 
 
