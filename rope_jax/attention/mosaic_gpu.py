@@ -3,10 +3,12 @@
 The kernels count in slots: a query and a key are as far apart as their slots and one number a sequence. Where positions
 jump otherwise, which is known at run time only, `blockwise` does the call, forward and backward.
 
-Queries and keys are turned before the kernels, in float32, and rounded to bfloat16 once; products are of bfloat16, sums
-of float32. `mosaic_gpu_tile` is the arithmetic of a tile, `mosaic_gpu_spans` says which tiles meet.
+Queries and keys are turned in float32 and rounded to bfloat16 once; products are of bfloat16, sums of float32.
+`mosaic_gpu_inputs` is what the kernels are given, `mosaic_gpu_tile` the arithmetic of a tile, and `mosaic_gpu_spans`
+says which tiles meet.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +21,16 @@ from rope_jax import rotation
 from rope_jax.attention import blockwise, blockwise_backward
 from rope_jax.attention.call import NOTHING, Settings, Tokens, without_padding
 from rope_jax.attention.logits import sum_diagonals
+from rope_jax.attention.mosaic_gpu_inputs import (
+    bias_of,
+    in_tiles,
+    key_turn,
+    plan_of,
+    query_turn,
+    slots_of,
+    tokens_of,
+    turnable,
+)
 from rope_jax.attention.mosaic_gpu_spans import (
     Known,
     bounds,
@@ -30,15 +42,13 @@ from rope_jax.attention.mosaic_gpu_spans import (
     void_forward,
 )
 from rope_jax.attention.mosaic_gpu_tile import LOG2E, TILE, Cotangents, Inputs, Plan, Sizes, Slots
-from rope_jax.attention.operands import Operands, middle, operands_of, turns_from, varying_axes
+from rope_jax.attention.operands import Operands, operands_of, varying_axes
 from rope_jax.scheme import Scheme
 
 _VERSIONS = ("0.11", "0.12")  # of jax; others may lower the kernels to something else
 _LARGEST_DIM = 256
-_UNSEEN_QUERY, _UNSEEN_KEY = -1, -2  # segments of slots that hold nothing
 _NO_ROW = 1e30  # log-sum-exp of a slot that holds no query: all its weights are zero
 _LARGEST_CAP = 1e4  # nats; float32 tells thousandths apart
-_HIDES = 2e3  # nats between entries of a strip; more would hide no more, and round what is near alike
 
 
 class Call(NamedTuple):
@@ -141,12 +151,26 @@ def _differentiable(operands: Operands, queries: Tokens, keys: Tokens, call: Cal
     return _forward(operands, queries, keys, call)
 
 
+class Asked(NamedTuple):
+    """Which gradients are asked for beside those of queries, keys and values; each empty, or None where it is not.
+
+    A tuple is either there or not, while a flag among the residuals would be traced.
+    """
+
+    slopes: tuple | None
+    strip: tuple | None
+    turns: tuple | None  # of anything that queries and keys are turned or scaled by
+
+
 def _forward_rule(operands, queries, keys, call):
     primals = jax.tree.map(lambda x: x.value, (operands, queries, keys), is_leaf=_is_primal)
     out, lse = _forward(*primals, call)
-    # A tuple is either there or not, while a flag among the residuals would be traced.
-    asked = tuple(() if x.perturbed else None for x in (operands.slopes, operands.strip))
-    return (out, lse), (*primals, out, lse, asked)
+    turning = operands.q_turn, operands.k_turn, operands.frequencies, operands.scale
+    asked = (
+        any(x.perturbed for x in jax.tree.leaves(parts, is_leaf=_is_primal))
+        for parts in (operands.slopes, operands.strip, turning)
+    )
+    return (out, lse), (*primals, out, lse, Asked(*(() if one else None for one in asked)))
 
 
 def _backward_rule(call, residuals, cotangents):
@@ -154,8 +178,7 @@ def _backward_rule(call, residuals, cotangents):
     out, lse = residuals[3:]
     zeros = lambda x, like: jnp.zeros_like(like) if _is_zero(x) else x  # noqa: E731
     cotangents = tuple(zeros(x, like) for x, like in zip(cotangents, (out, lse), strict=True))
-    slopes, strip = (x is not None for x in asked)
-    return _backward(*residuals, *cotangents, call, slopes=slopes, strip=strip), None, None
+    return _backward(*residuals, *cotangents, call, asked), None, None
 
 
 def _is_primal(x) -> bool:
@@ -173,16 +196,20 @@ def _forward(operands: Operands, queries: Tokens, keys: Tokens, call: Call) -> t
     base, regular = in_slots(queries, keys)
 
     def by_kernels() -> tuple[Array, Array]:
-        plan, slots = _plan(operands, queries, keys, call), _slots(base, queries, keys)
-        inputs, shift = _inputs(plan, operands, queries, keys, call.layout)
-        tokens = operands.q.shape[1]
+        plan = plan_of(operands, queries, keys, call.settings, call.sizes)
+        slots, tokens = slots_of(base, queries, keys), operands.q.shape[1]
+        turn = query_turn(plan, operands) if turnable(operands, call.layout) else None
+        arrays = functools.partial(tokens_of, plan, operands, queries, keys, call.layout)
+        bias, shift = bias_of(plan, operands.slopes, operands.strip, operands.sinks, tokens)
+        inputs = Inputs(*arrays(turn_queries=turn is None), *bias)
 
-        def void(tiles: Known, limits: Array) -> Array:
-            lowest = least_lse(plan, inputs, slots, tokens, operands.strip, operands.sinks)
-            return void_forward(plan, limits, lowest, inputs, tiles)
+        def void(tiles: Known) -> Array:
+            turned = inputs if turn is None else dataclasses.replace(inputs, q=arrays(turn_queries=True)[0])
+            lowest = least_lse(plan, turned, slots, tokens, operands.strip, operands.sinks)
+            return void_forward(plan, bounds(plan, turned, tiles, operands.strip), lowest, turned, tiles)
 
-        sees, plain = _meetings(plan, operands, inputs, slots, void)
-        out, lse = call.kernels.forward(plan, inputs, slots, span(sees, plain))
+        sees, plain = _meetings(plan, operands, slots, void)
+        out, lse = call.kernels.forward(plan, inputs, slots, span(sees, plain), turn)
         lse = jnp.where(lse > NOTHING, lse + shift, NOTHING)
         return out[:, :tokens, :, : operands.v.shape[-1]], jnp.swapaxes(lse[:, :, :tokens], 1, 2)
 
@@ -202,18 +229,20 @@ def _backward(
     d_out: Array,
     d_lse: Array,
     call: Call,
-    *,
-    slopes: bool,
-    strip: bool,
+    asked: Asked,
 ) -> Operands:
-    """Returns the gradient of every operand; `slopes` and `strip` say whether that of the bias is asked for."""
+    """Returns the gradient of every operand, zeros for what is not `asked` for."""
     base, regular = in_slots(queries, keys)
 
     def by_kernels() -> Operands:
-        plan, slots = _plan(operands, queries, keys, call), _slots(base, queries, keys)
-        tokens = operands.q.shape[1]
-        prepare = lambda x: _inputs(plan, x, queries, keys, call.layout)  # noqa: E731
-        (inputs, shift), pull = jax.vjp(prepare, operands)
+        plan = plan_of(operands, queries, keys, call.settings, call.sizes)
+        slots, tokens = slots_of(base, queries, keys), operands.q.shape[1]
+        turns = asked.turns is None and turnable(operands, call.layout)  # back, in the kernels
+        arrays = lambda x: tokens_of(plan, x, queries, keys, call.layout, turn_queries=True)  # noqa: E731
+        tiles, pull = (arrays(operands), None) if turns else jax.vjp(arrays, operands)
+        biases = operands.slopes, operands.strip, operands.sinks
+        (bias, shift), pull_bias = jax.vjp(lambda *x: bias_of(plan, *x, tokens), *biases)
+        inputs = Inputs(*tiles, *bias)
         some = jnp.swapaxes(lse, 1, 2) > NOTHING  # [B, H, N]
         fill = lambda x, value: jnp.pad(x, ((0, 0), (0, 0), (0, -tokens % TILE)), constant_values=value)  # noqa: E731
         cotangent = jnp.where(jnp.swapaxes(some, 1, 2)[..., None], without_padding(d_out, queries), 0)
@@ -223,29 +252,37 @@ def _backward(
         through_lse = fill(jnp.swapaxes(delta, 1, 2) - of_lse, 0.0)
         framed = fill(jnp.swapaxes(lse, 1, 2), _NO_ROW)
         framed = jnp.where((framed > NOTHING) & (framed < _NO_ROW), framed - shift, framed)
-        back = Cotangents(out=_in_tiles(cotangent, inputs.q.shape[-1]), delta=through_lse, lse=framed * LOG2E)
+        back = Cotangents(out=in_tiles(cotangent, inputs.q.shape[-1]), delta=through_lse, lse=framed * LOG2E)
 
-        def void(tiles: Known, limits: Array) -> Array:
+        def void(tiles: Known) -> Array:
             seeing = fill(jnp.where(some, jnp.swapaxes(lse, 1, 2), _NO_ROW), _NO_ROW)
             padded = jnp.pad(out, ((0, 0), (0, -tokens % TILE), (0, 0), (0, 0)), constant_values=1)
+            limits = bounds(plan, inputs, tiles, operands.strip)
             return void_backward(plan, limits, inputs, seeing, padded, tiles)
 
-        sees, plain = _meetings(plan, operands, inputs, slots, void)
-        d_q, d_slopes = call.kernels.of_queries(plan, inputs, slots, back, span(sees, plain), slopes=slopes)
+        sees, plain = _meetings(plan, operands, slots, void)
+        of_q, of_k = (query_turn(plan, operands), key_turn(operands)) if turns else (None, None)
+        spans, slopes = span(sees, plain), asked.slopes is not None
+        d_q, d_slopes = call.kernels.of_queries(plan, inputs, slots, back, spans, of_q, slopes=slopes)
         by_group = lambda x: x.reshape(x.shape[0], -1, plan.groups, *x.shape[2:])  # noqa: E731
         across = lambda x: jnp.swapaxes(x, 2, 3)  # noqa: E731
         k_spans = span(across(by_group(sees).any(axis=2)), across(by_group(plain)[:, :, 0]))
-        d_k, d_v = call.kernels.of_keys(plan, inputs, slots, back, k_spans)
+        d_k, d_v = call.kernels.of_keys(plan, inputs, slots, back, k_spans, of_k)
         d_strip = jnp.zeros_like(inputs.strip)
-        if strip and plan.reach:
+        if asked.strip is not None and plan.reach:
             d_strip = _by_offset(plan, call.kernels.of_strip(plan, inputs, slots, back), base)
         by_sink = jnp.exp(jnp.minimum(inputs.sinks - framed, 0.0))
         by_sink = jnp.where((inputs.sinks > NOTHING) & (framed < _NO_ROW), by_sink, 0.0)
-        gradients = Inputs(
-            q=d_q, k=d_k, v=d_v, slopes=d_slopes.sum(axis=2), strip=d_strip, sinks=-by_sink * through_lse
-        )
-        (found,) = pull((gradients, fill(of_lse, 0.0)))
-        return found
+        of_bias = d_slopes.sum(axis=2), d_strip, -by_sink * through_lse
+        slopes, strip, sinks = pull_bias((of_bias, fill(of_lse, 0.0)))
+        if pull is not None:
+            (found,) = pull((d_q, d_k, d_v))
+        else:
+            found = jax.tree.map(jnp.zeros_like, operands)
+            pairs = (d_q, operands.q), (d_k, operands.k), (d_v, operands.v)
+            q, k, v = (x[:, : like.shape[1], :, : like.shape[3]] for x, like in pairs)
+            found = found._replace(q=q, k=k, v=v)
+        return found._replace(slopes=slopes, strip=strip, sinks=sinks)
 
     def by_blocks() -> Operands:
         wide = out.astype(jnp.float32)
@@ -258,88 +295,23 @@ _choose = jax.lax.cond
 
 
 def _meetings(
-    plan: Plan, operands: Operands, inputs: Inputs, slots: Slots, void: Callable[[Known, Array], Array]
+    plan: Plan, operands: Operands, slots: Slots, void: Callable[[Known], Array]
 ) -> tuple[Bool[Array, "batch heads q_tiles k_tiles"], Bool[Array, "batch heads q_tiles k_tiles"]]:
     """Returns which tiles meet, but for those that cannot matter, and which of them are plain.
 
     Args:
       plan: of the call.
       operands: of the call.
-      inputs: what the kernels read.
       slots: where tokens stand.
-      void: returns which tiles cannot matter, from what is known of them and what their logits do not exceed. It is
-        asked only where a head has a slope.
+      void: returns which tiles cannot matter, from what is known of them. It is asked only where a head has a slope.
     """
     tiles = known(plan, slots, operands.q.shape[1])
-    shape = (*inputs.slopes.shape, *tiles.pairs.sees.shape[1:])
+    shape = (*operands.slopes.shape, *tiles.pairs.sees.shape[1:])
     sees, plain = (jnp.broadcast_to(x[:, None], shape) for x in (tiles.pairs.sees, tiles.pairs.plain))
     if plan.settings.skip_tiles and plan.keys >= plan.sizes.skip_from:
-        found = lambda: void(tiles, bounds(plan, inputs, tiles, operands.strip))  # noqa: E731
-        sees &= ~jax.lax.cond((operands.slopes > 0).any(), found, lambda: jnp.zeros(shape, bool))
+        none = functools.partial(jnp.zeros, shape, bool)
+        sees &= ~jax.lax.cond((operands.slopes > 0).any(), lambda: void(tiles), none)
     return sees, plain
-
-
-def _plan(operands: Operands, queries: Tokens, keys: Tokens, call: Call) -> Plan:
-    return Plan(
-        settings=call.settings,
-        groups=operands.q.shape[2] // operands.k.shape[2],
-        keys=operands.k.shape[1],
-        reach=operands.strip.shape[-1] // 2,
-        segmented=queries.segments is not None or keys.segments is not None,
-        sizes=call.sizes,
-    )
-
-
-def _slots(base: Array, queries: Tokens, keys: Tokens) -> Slots:
-    def segments(tokens: Tokens, unseen: int) -> Array:
-        found = jnp.zeros_like(tokens.positions) if tokens.segments is None else tokens.segments
-        found = jnp.where(found < 0, unseen, found)
-        return jnp.pad(found, ((0, 0), (0, -found.shape[1] % TILE)), constant_values=unseen)
-
-    return Slots(base, segments(queries, _UNSEEN_QUERY), segments(keys, _UNSEEN_KEY))
-
-
-def _inputs(
-    plan: Plan, operands: Operands, queries: Tokens, keys: Tokens, layout: rotation.Layout
-) -> tuple[Inputs, Float32[Array, "batch heads queries"]]:
-    """Returns what the kernels read, and what a log-sum-exp in a tile's frame lacks to be a true one.
-
-    What reaches the inverse frequencies is counted from the middle of the sequence, as only offsets matter.
-    """
-    dim = -(-max(operands.q.shape[-1], operands.v.shape[-1]) // 64) * 64
-    place = middle(queries, keys)
-
-    def turned(x: Array, turn: tuple[Array, Array], positions: Array) -> Array:
-        turn = turns_from(place, turn, operands.frequencies, positions)
-        return jax.vmap(functools.partial(rotation.rotate, layout=layout))(x.astype(jnp.float32), *turn)
-
-    scale = (operands.scale * plan.settings.scale)[:, None, None, None]
-    q = turned(operands.q, operands.q_turn, queries.positions) * scale
-    k = turned(operands.k, operands.k_turn, keys.positions)
-    far = operands.strip[..., -1:]
-    padded = -(-operands.q.shape[1] // TILE) * TILE
-    inside = (jnp.arange(padded) % TILE).astype(jnp.float32)
-    # Counted from the far entry; where a strip hides what is far by -1e9, from no farther than it takes.
-    highest = jax.lax.stop_gradient(operands.strip[..., plan.reach :].max(axis=-1, keepdims=True))
-    above = jnp.minimum(highest - far, _HIDES)
-    strip = jnp.maximum(operands.strip - highest, -_HIDES) + above
-    # What the slopes get through the kernels counts from each query, and holds all of their gradient.
-    shift = highest - above - jax.lax.stop_gradient(operands.slopes)[..., None] * inside[None, None]
-    sinks = operands.sinks[..., None]
-    sinks = jnp.where(sinks > NOTHING, sinks - shift, NOTHING)
-    inputs = Inputs(
-        q=_in_tiles(q.astype(jnp.bfloat16), dim),
-        k=_in_tiles(k.astype(jnp.bfloat16), dim),
-        v=_in_tiles(operands.v, dim),
-        slopes=operands.slopes,
-        strip=strip,
-        sinks=sinks,
-    )
-    return inputs, shift
-
-
-def _in_tiles(x: Array, dim: int) -> Array:
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % TILE), (0, 0), (0, dim - x.shape[3])))
 
 
 def _by_offset(plan: Plan, tiles: Float32[Array, "batch heads near rows columns"], base: Array) -> Array:

@@ -1,9 +1,8 @@
-"""The backward Hopper kernels: queries, keys and values, and the strip apart, each sum in one fixed order.
+"""The backward Hopper kernels of queries, and of keys and values, each sum in one fixed order.
 
     dS = P * (dO V^T - D),  D = rowsum(dO * O) - d(lse),  dV = P^T dO,  dK = dS^T Q,  dQ = dS K
 
-`of_queries` goes along the keys of each tile of queries, `of_keys` along the queries of each tile of keys. A strip is
-read at near tiles alone: `of_strip` adds up those of one offset, and their diagonals are summed outside.
+`of_queries` goes along the keys of each tile of queries, `of_keys` along the queries of each tile of keys.
 
 Source: Dao et al., arXiv 2205.14135, appendix B.2; the cotangent of the log-sum-exp added.
 """
@@ -18,7 +17,8 @@ from jaxtyping import Array
 from rope_jax.attention.mosaic_gpu_memory import (
     BY_COLUMN,
     BY_ROW,
-    ENTRIES,
+    SQUARE,
+    backward_arguments,
     block,
     compiler,
     index,
@@ -26,37 +26,44 @@ from rope_jax.attention.mosaic_gpu_memory import (
     same_segment,
     smem,
     strip_of,
+    turned_rows,
 )
 from rope_jax.attention.mosaic_gpu_tile import (
     HALF,
-    LOG2E,
     TILE,
     Cotangents,
     Inputs,
     Place,
     Plan,
     Slots,
+    Turn,
     by_column,
     by_row,
     capped,
     gradient,
     logits,
-    near_tiles,
     slope_gradient,
-    wide_strip,
     written,
 )
 
-_TILE = plgpu.ACC((HALF, HALF), jnp.float32)
-_PARTS = 8  # of a sequence, in each of which the near tiles of one offset are added up apart
+
+def _warpgroups(dim: int) -> int:
+    return 1 if dim > TILE else 2  # of larger heads, shared memory holds the tiles of one
 
 
 def of_queries(
-    plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents, spans: Array, *, slopes: bool
+    plan: Plan,
+    inputs: Inputs,
+    slots: Slots,
+    back: Cotangents,
+    spans: Array,
+    turn: Turn | None = None,
+    *,
+    slopes: bool,
 ) -> tuple[Array, Array]:
     """Returns the gradient of the queries, and each query's part of the slopes' `[B, H, N]`; zeros unless `slopes`.
 
-    `spans` are those of the forward kernel.
+    `spans` are those of the forward kernel. With a `turn` the gradient is turned back by it.
     """
     batch, tokens, heads, dim = inputs.q.shape
     wgs = _warpgroups(dim)
@@ -64,8 +71,10 @@ def of_queries(
 
     def kernel(
         q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, slopes_ref, strip_ref, inside_ref, base_ref,
-        q_segments_ref, k_segments_ref, spans_ref, d_q_ref, d_slope_ref, q_smems, d_out_smems, d_slope_smems, here,
+        q_segments_ref, k_segments_ref, spans_ref, *rest,
     ):  # fmt: skip
+        turn_refs, rest = rest[: len(turn or ())], rest[len(turn or ()) :]
+        d_q_ref, d_slope_ref, q_smems, d_out_smems, d_slope_smems, here = rest
         row, head, wg = lax.axis_index("batch"), lax.axis_index("heads"), lax.axis_index("wg")
         kv_head = lax.div(head, plan.groups)
         together = (last - lax.axis_index("tiles")) * (wgs * HALF)  # the warpgroup that loads must find the same tile
@@ -89,6 +98,8 @@ def of_queries(
                 return sums[...], d_slope
 
             d_q, d_slope = pl.run_scoped(run, plgpu.ACC((HALF, dim), jnp.float32))
+            if turn is not None:
+                d_q = turned_rows(d_q, turn_refs, row, start, back=True)
             q_smem[...] = d_q.astype(d_q_ref.dtype)
             d_slope_smem[...] = d_slope
             plgpu.commit_smem()
@@ -108,7 +119,7 @@ def of_queries(
                 plgpu.barrier_arrive(v_free)
                 return d_weights[...], s[...]
 
-            d_weights, s = pl.run_scoped(products, _TILE, _TILE)
+            d_weights, s = pl.run_scoped(products, SQUARE, SQUARE)
             s, bend = capped(plan, s)
             shape, key = s.shape, index(s.shape, 1)
             place = Place(start_k - position, inside, plan.keys - start_k)
@@ -162,24 +173,26 @@ def of_queries(
         kernel_name="rope_jax_backward_queries",
     )
     in_tile = (jnp.arange(tokens) % TILE).astype(jnp.float32)
-    return run(*_arguments(plan, inputs, back), in_tile, *slots, spans)
+    return run(*backward_arguments(plan, inputs, back), in_tile, *slots, spans, *(turn or ()))
 
 
-def of_keys(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents, spans: Array) -> tuple[Array, Array]:
+def of_keys(
+    plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents, spans: Array, turn: Turn | None = None
+) -> tuple[Array, Array]:
     """Returns the gradients of keys and of values.
 
-    `spans` are `[B, K, tiles of keys, 4]`, of tiles of queries. Heads of more than 128 do not leave room for the sums
-    of both, and are gone through twice.
+    `spans` are `[B, K, tiles of keys, 4]`, of tiles of queries. With a `turn` gradients of keys are turned back by it.
+    Heads of more than 128 do not leave room for the sums of both, and are gone through twice.
     """
     if inputs.q.shape[-1] > TILE:
-        (d_k,), (d_v,) = (_of_keys(plan, inputs, slots, back, spans, side) for side in "kv")
+        (d_k,), (d_v,) = (_of_keys(plan, inputs, slots, back, spans, turn, side) for side in "kv")
     else:
-        d_k, d_v = _of_keys(plan, inputs, slots, back, spans, "kv")
+        d_k, d_v = _of_keys(plan, inputs, slots, back, spans, turn, "kv")
     return d_k, d_v
 
 
 def _of_keys(
-    plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents, spans: Array, wanted: str
+    plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents, spans: Array, turn: Turn | None, wanted: str
 ) -> tuple[Array, ...]:
     batch, _, heads, dim = inputs.q.shape
     _, keys, kv_heads, _ = inputs.k.shape
@@ -189,6 +202,7 @@ def _of_keys(
         q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, slopes_ref, strip_ref, base_ref, q_segments_ref,
         k_segments_ref, spans_ref, *rest,
     ):  # fmt: skip
+        turn_refs, rest = rest[: len(turn or ())], rest[len(turn or ()) :]
         outs, (k_smems, v_smems, here) = rest[: len(wanted)], rest[len(wanted) :]
         row, kv_head, wg = lax.axis_index("batch"), lax.axis_index("heads"), lax.axis_index("wg")
         together = lax.axis_index("tiles") * (wgs * HALF)
@@ -209,6 +223,8 @@ def _of_keys(
 
             found = pl.run_scoped(run, *(plgpu.ACC((HALF, dim), jnp.float32) for _ in wanted))
             for side, x in zip(wanted, found, strict=True):
+                if side == "k" and turn is not None:
+                    x = turned_rows(x, turn_refs, row, start_k, back=True)
                 own[side][...] = x.astype(jnp.bfloat16)
             plgpu.commit_smem()
             for side, out in zip(wanted, outs, strict=True):
@@ -231,14 +247,14 @@ def _of_keys(
                 plgpu.barrier_arrive(delta_free)
                 return s[...], lse, delta
 
-            s, lse, delta = pl.run_scoped(product, _TILE)
+            s, lse, delta = pl.run_scoped(product, SQUARE)
             s, bend = capped(plan, s)
             shape, key = s.shape, index(s.shape, 0)
             t = logits(s, slope, key, place)
 
             def general():
                 same = same_segment(plan, q_segments_ref, k_segments_ref, row, start, start_k, shape, across=True)
-                strip = strip_of(strip_ref, plan, heads, row, head)
+                strip = strip_of(strip_ref, plan, heads, row, head, across=True)
                 return written(plan, t, index(shape, 1), key, place, same, strip, HALF)
 
             t = lax.cond((number >= plain_first) & (number < plain_end), lambda: t, general)
@@ -258,7 +274,7 @@ def _of_keys(
                 plgpu.wgmma(sums["v"], weights.astype(jnp.bfloat16), d_out_smem)
                 return plgpu.wgmma_accumulator_load(d_weights, wait_n=1)  # the sum of values goes on meanwhile
 
-            d_logits = weights * (pl.run_scoped(of_weights, _TILE) - delta)
+            d_logits = weights * (pl.run_scoped(of_weights, SQUARE) - delta)
             if bend is not None:
                 d_logits *= bend
             plgpu.wgmma(sums["k"], d_logits.astype(jnp.bfloat16), q_smem)
@@ -297,106 +313,4 @@ def _of_keys(
         compiler_params=compiler(),
         kernel_name=f"rope_jax_backward_{wanted}",
     )
-    return tuple(run(*_arguments(plan, inputs, back), *slots, spans))
-
-
-def of_strip(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents) -> Array:
-    """Returns the gradient of the logits of near tiles, summed over tiles of one offset.
-
-    `[B, H, near_tiles, TILE, TILE]`: tiles of queries whose first position is `base % TILE + TILE (n - 1)` after that
-    of the tile of keys, for every `n`.
-    """
-    batch, tokens, heads, dim = inputs.q.shape
-    tiles, k_tiles, near = tokens // TILE, inputs.k.shape[1] // TILE, near_tiles(plan)
-    parts = max(1, min(_PARTS, 4 * _PARTS // near))  # fewer of a long strip: what they leave is held at once
-    part_size = -(-tiles // parts)
-    whole, rest = jnp.divmod(slots.base, TILE)
-
-    def kernel(
-        q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, slopes_ref, strip_ref, whole_ref, rest_ref,
-        q_segments_ref, k_segments_ref, out_ref, out_smem,
-    ):  # fmt: skip
-        head, quarter, part = lax.axis_index("heads"), lax.axis_index("quarters"), lax.axis_index("parts")
-        row, part_of_row = lax.div(part, parts), lax.rem(part, parts)
-        number = lax.div(quarter, 4)
-        half_q, half_k = lax.div(lax.rem(quarter, 4), 2) * HALF, lax.rem(quarter, 2) * HALF
-        kv_head = lax.div(head, plan.groups)
-        slope, strip = slopes_ref[row, head], strip_of(strip_ref, plan, heads, row, head)
-        ahead = whole_ref[row] - (number - 1)  # tile i of queries meets tile i + ahead of keys
-        distance = half_k - rest_ref[row] - (number - 1) * TILE
-        first = jnp.maximum(part_of_row * part_size, -ahead)
-        end = jnp.minimum(jnp.minimum((part_of_row + 1) * part_size, tiles), k_tiles - ahead)
-
-        def compute(pipeline):
-            (found,) = pipeline((plgpu.layout_cast(jnp.zeros((HALF, HALF), jnp.float32), ENTRIES),))
-            out_smem[...] = found
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(out_smem, out_ref.at[head, quarter, part])
-            plgpu.wait_smem_to_gmem(0)
-
-        def step(at, lse_smem, delta_smem, q_smem, d_out_smem, k_smem, v_smem, *rest):
-            *free, (total,) = rest
-            tile = first + at[0]
-            start, start_k = tile * TILE + half_q, (tile + ahead) * TILE + half_k
-
-            def products(s, d_weights):
-                plgpu.wgmma(s, q_smem, k_smem.transpose((1, 0)))
-                plgpu.wgmma(d_weights, d_out_smem, v_smem.transpose((1, 0)))
-                lse, delta = (plgpu.load(x, layout=BY_ROW) for x in (lse_smem, delta_smem))
-                return s[...], d_weights[...], lse, delta
-
-            s, d_weights, lse, delta = pl.run_scoped(products, _TILE, _TILE)
-            for one in free:
-                plgpu.barrier_arrive(one)
-            shape, key = s.shape, index(s.shape, 1)
-            place = Place(distance, half_q, plan.keys - start_k)
-            same = same_segment(plan, q_segments_ref, k_segments_ref, row, start, start_k, shape)
-            t = logits(capped(plan, s)[0], slope, key, place)
-            t = written(plan, t, index(shape, 0), key, place, same, strip, HALF)
-            return (total + gradient(t, by_row(lse, shape), d_weights, by_row(delta, shape))[1],)
-
-        numbers = plgpu.BlockSpec((HALF,), lambda i: (2 * (first + i) + lax.div(half_q, HALF),))
-        q_side = block((HALF, dim), lambda i: (2 * (first + i) + lax.div(half_q, HALF), 0))
-        k_side = block((HALF, dim), lambda i: (2 * (first + i + ahead) + lax.div(half_k, HALF), 0))
-        plgpu.emit_pipeline_warp_specialized(
-            step,
-            grid=(jnp.maximum(end - first, 0),),
-            max_concurrent_steps=1 if dim > TILE else 2,
-            num_compute_wgs=1,
-            memory_registers=40,
-            wg_axis="wg",
-            manual_consumed_barriers=True,
-            compute_context=compute,
-            in_specs=[numbers, numbers, q_side, q_side, k_side, k_side],
-        )(
-            lse_ref.at[row, head],
-            delta_ref.at[row, head],
-            q_ref.at[row, :, head],
-            d_out_ref.at[row, :, head],
-            k_ref.at[row, :, kv_head],
-            v_ref.at[row, :, kv_head],
-        )
-
-    run = plgpu.kernel(
-        kernel,
-        out_type=jax.ShapeDtypeStruct((heads, 4 * near, batch * parts, HALF, HALF), jnp.float32),
-        scratch_types=[plgpu.SMEM((HALF, HALF), jnp.float32)],
-        grid=(heads, 4 * near, batch * parts),
-        grid_names=("heads", "quarters", "parts"),
-        num_threads=2,
-        thread_name="wg",
-        compiler_params=compiler(),
-        kernel_name="rope_jax_backward_strip",
-    )
-    sums = run(*_arguments(plan, inputs, back), whole, rest, slots.q_segments, slots.k_segments)
-    sums = sums.reshape(heads, near, 2, 2, batch, parts, HALF, HALF).sum(axis=5)
-    return sums.transpose(4, 0, 1, 2, 5, 3, 6).reshape(batch, heads, near, TILE, TILE)
-
-
-def _warpgroups(dim: int) -> int:
-    return 1 if dim > TILE else 2  # of larger heads, shared memory holds the tiles of one
-
-
-def _arguments(plan: Plan, inputs: Inputs, back: Cotangents) -> tuple[Array, ...]:
-    numbers = inputs.slopes * LOG2E, wide_strip(plan, inputs.strip).reshape(-1) * LOG2E
-    return inputs.q, inputs.k, inputs.v, back.out, back.lse, back.delta, *numbers
+    return tuple(run(*backward_arguments(plan, inputs, back), *slots, spans, *(turn or ())))

@@ -22,6 +22,7 @@ from rope_jax.attention.mosaic_gpu_memory import (
     same_segment,
     smem,
     strip_of,
+    turned_rows,
 )
 from rope_jax.attention.mosaic_gpu_tile import (
     HALF,
@@ -31,6 +32,7 @@ from rope_jax.attention.mosaic_gpu_tile import (
     Place,
     Plan,
     Slots,
+    Turn,
     by_row,
     capped,
     finish,
@@ -41,7 +43,7 @@ from rope_jax.attention.mosaic_gpu_tile import (
 )
 
 
-def forward(plan: Plan, inputs: Inputs, slots: Slots, spans: Array) -> tuple[Array, Array]:
+def forward(plan: Plan, inputs: Inputs, slots: Slots, spans: Array, turn: Turn | None = None) -> tuple[Array, Array]:
     """Returns outputs `[B, N, H, d]` and, in the frame of each tile and in nats, log-sum-exps `[B, H, N]`.
 
     Args:
@@ -49,6 +51,7 @@ def forward(plan: Plan, inputs: Inputs, slots: Slots, spans: Array) -> tuple[Arr
       inputs: arrays.
       slots: where tokens stand.
       spans: `[B, H, tiles, 4]`: first tile of keys, where the plain ones begin and end, end; in tiles of `TILE`.
+      turn: what queries are turned and scaled by; None where they are already.
     """
     batch, tokens, heads, dim = inputs.q.shape
     keys = plan.sizes.keys
@@ -57,9 +60,10 @@ def forward(plan: Plan, inputs: Inputs, slots: Slots, spans: Array) -> tuple[Arr
 
     def kernel(
         q_ref, k_ref, v_ref, slopes_ref, strip_ref, sinks_ref, base_ref, q_segments_ref, k_segments_ref, spans_ref,
-        out_ref, lse_ref,
-        q_smems, k_smem, v_smem, lse_smems, q_here, k_here, v_here, k_free, v_free, turns,
+        *rest,
     ):  # fmt: skip
+        turn_refs, (out_ref, lse_ref, *scratch) = rest[: len(turn or ())], rest[len(turn or ()) :]
+        q_smems, k_smem, v_smem, lse_smems, q_here, k_here, v_here, k_free, v_free, turns = scratch
         row, head, wg = lax.axis_index("batch"), lax.axis_index("heads"), lax.axis_index("wg")
         tile = last - lax.axis_index("tiles")  # the longest first
         scale = TILE // keys
@@ -68,7 +72,7 @@ def forward(plan: Plan, inputs: Inputs, slots: Slots, spans: Array) -> tuple[Arr
         def slot_of(step):
             return lax.rem(step - first, stages)
 
-        def turn():
+        def switch():
             plgpu.barrier_arrive(turns)
             plgpu.barrier_wait(turns)
 
@@ -84,8 +88,11 @@ def forward(plan: Plan, inputs: Inputs, slots: Slots, spans: Array) -> tuple[Arr
             mixed = plgpu.layout_cast(jnp.zeros((HALF, dim), jnp.float32), ENTRIES)
             strip = strip_of(strip_ref, plan, heads, row, head)
             plgpu.barrier_wait(q_here.at[wg])
+            if turn is not None:
+                q_smem[...] = turned_rows(q_smem[...], turn_refs, row, start).astype(q_smem.dtype)
+                plgpu.commit_smem()
             pl.when(end > first)(lambda: plgpu.barrier_wait(k_here.at[0]))
-            pl.when(wg == 1)(turn)
+            pl.when(wg == 1)(switch)
 
             def step(at, carry, *, plain: bool):
                 mixed, top, total = carry
@@ -93,7 +100,7 @@ def forward(plan: Plan, inputs: Inputs, slots: Slots, spans: Array) -> tuple[Arr
 
                 def product(ref):
                     plgpu.wgmma(ref, q_smem, k_smem.at[slot].transpose((1, 0)))
-                    turn()
+                    switch()
                     return ref[...]
 
                 s = pl.run_scoped(product, plgpu.ACC((HALF, keys), jnp.float32))
@@ -132,7 +139,7 @@ def forward(plan: Plan, inputs: Inputs, slots: Slots, spans: Array) -> tuple[Arr
             carry = lax.fori_loop(first, plain_first, general, (mixed, top, total))
             carry = lax.fori_loop(plain_first, plain_end, plain, carry)
             mixed, top, total = lax.fori_loop(plain_end, end, general, carry)
-            pl.when(wg == 0)(turn)
+            pl.when(wg == 0)(switch)
             factor, lse = finish(top, total)
             q_smem[...] = (mixed * by_row(factor, mixed.shape)).astype(out_ref.dtype)
             lse_smem[...] = lse
@@ -191,4 +198,5 @@ def forward(plan: Plan, inputs: Inputs, slots: Slots, spans: Array) -> tuple[Arr
         jnp.where(inputs.sinks > NOTHING, inputs.sinks * LOG2E, NOTHING),
         *slots,
         spans,
+        *(turn or ()),
     )

@@ -82,6 +82,23 @@ def by_column(x: Array, shape: tuple[int, ...]) -> Array:
     return lax.broadcast_in_dim(x, shape, [1])
 
 
+def turned(x: Array, cos: Array, sin: Array, factor: Array) -> Array:
+    """Returns rows `[rows, dim]` whose first two runs of dimensions turn against each other (`rotation.rotate`).
+
+    Args:
+      x: rows, float32.
+      cos: `[rows, pairs]`, times the factor.
+      sin: the same.
+      factor: of the dimensions that do not turn.
+    """
+    pairs, dim = cos.shape[1], x.shape[1]
+    first, second = (lax.slice(x, (0, at), (x.shape[0], at + pairs)) for at in (0, pairs))
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    if dim > 2 * pairs:
+        parts.append(lax.slice(x, (0, 2 * pairs), x.shape) * factor)
+    return lax.concatenate(parts, 1)
+
+
 def capped(plan: Plan, products: Array) -> tuple[Array, Array | None]:
     """Returns soft-capped products and their derivative; None where there is no cap.
 
@@ -181,7 +198,7 @@ class Inputs:
     """What the kernels read besides the cotangents; tokens in whole tiles, heads padded to a multiple of 64.
 
     Attributes:
-      q: turned, scaled queries `[B, N, H, d]`.
+      q: turned, scaled queries `[B, N, H, d]`; as they came where a kernel is given a `Turn`.
       k: turned keys `[B, S, K, d]`.
       v: values `[B, S, K, d]`.
       slopes: `[B, H]`.
@@ -195,6 +212,14 @@ class Inputs:
     slopes: Array
     strip: Array
     sinks: Array
+
+
+class Turn(NamedTuple):
+    """What the kernels turn one side by."""
+
+    cos: Array  # [B, N, P], times the factor
+    sin: Array  # [B, N, P], times the factor
+    factor: Array  # [B]
 
 
 class Cotangents(NamedTuple):

@@ -20,6 +20,7 @@ from rope_jax.attention.mosaic_gpu_tile import (
     meet_keys,
     near_tiles,
     slope_gradient,
+    turned,
     wide_strip,
     written,
 )
@@ -62,7 +63,14 @@ def _strip(plan, inputs, row, head):
     return lambda offset: wide.at[offset + MARGIN].get(mode="fill", wrap_negative_indices=False)  # NaN where it is none
 
 
-def forward(plan, inputs, slots, spans):
+def _turned(x, turn, row, start, *, back=False):
+    if turn is None:
+        return x
+    cos, sin = (_cut(table[row], start, x.shape[0]) for table in turn[:2])
+    return turned(x.astype(jnp.float32), cos, -sin if back else sin, turn.factor[row])
+
+
+def forward(plan, inputs, slots, spans, turn=None):
     batch, tokens, heads, dim = inputs.q.shape
     keys = plan.sizes.keys
 
@@ -70,6 +78,7 @@ def forward(plan, inputs, slots, spans):
         tile, wg = number // 2, number % 2
         start = tile * TILE + wg * HALF
         q, strip = _cut(inputs.q[row, :, head], start, HALF), _strip(plan, inputs, row, head)
+        q = _rounded(_turned(q, turn, row, start))
         sinks = _cut(inputs.sinks[row, head], start, HALF)
         top = jnp.where(sinks > NOTHING, sinks * LOG2E, NOTHING)
         first, plain_first, plain_end, end = (spans[row, head, tile, i] * (TILE // keys) for i in range(4))
@@ -97,7 +106,7 @@ def forward(plan, inputs, slots, spans):
     return jnp.swapaxes(out.reshape(batch, heads, tokens, dim), 1, 2), lse.reshape(batch, heads, tokens)
 
 
-def of_queries(plan, inputs, slots, back, spans, *, slopes):
+def of_queries(plan, inputs, slots, back, spans, turn=None, *, slopes):
     batch, tokens, heads, dim = inputs.q.shape
 
     def of_tile(row, head, number):
@@ -125,13 +134,13 @@ def of_queries(plan, inputs, slots, back, spans, *, slopes):
             return sums + _product(_rounded(d_logits), k), d_slope
 
         d_q, d_slope = lax.fori_loop(first, end, step, (jnp.zeros((HALF, dim)), jnp.zeros(HALF)))
-        return _rounded(d_q), d_slope
+        return _rounded(_turned(d_q, turn, row, start, back=True)), d_slope
 
     d_q, d_slope = _each(of_tile, batch, heads, tokens // HALF)
     return jnp.swapaxes(d_q.reshape(batch, heads, tokens, dim), 1, 2), d_slope.reshape(batch, heads, tokens)
 
 
-def of_keys(plan, inputs, slots, back, spans):
+def of_keys(plan, inputs, slots, back, spans, turn=None):
     batch, keys, kv_heads, dim = inputs.k.shape
 
     def of_tile(row, kv_head, number):
@@ -161,8 +170,8 @@ def of_keys(plan, inputs, slots, back, spans):
             d_logits = d_logits if bend is None else d_logits * bend
             return d_k + _product(_rounded(d_logits), q), d_v + _product(_rounded(weights), d_out)
 
-        sums = lax.fori_loop(first, end, step, (jnp.zeros((HALF, dim)),) * 2)
-        return tuple(map(_rounded, sums))
+        d_k, d_v = lax.fori_loop(first, end, step, (jnp.zeros((HALF, dim)),) * 2)
+        return _rounded(_turned(d_k, turn, row, start_k, back=True)), _rounded(d_v)
 
     found = _each(of_tile, batch, kv_heads, keys // HALF)
     return tuple(jnp.swapaxes(x.reshape(batch, kv_heads, keys, dim), 1, 2) for x in found)

@@ -3,6 +3,7 @@
 Nothing here says how the kernels do on a GPU: `experiments/benchmarks/accelerator.py` does, where there is one.
 """
 
+import dataclasses
 import functools
 import math
 from unittest import mock
@@ -206,9 +207,9 @@ def test_tiles_that_cannot_matter_are_left_out():
         of_queries, of_keys = mosaic_gpu_plain.of_queries, mosaic_gpu_plain.of_keys
 
         @staticmethod
-        def forward(plan, inputs, slots, spans):
+        def forward(plan, inputs, slots, spans, turn):
             jax.debug.callback(lambda x: seen.append(np.asarray(x)), spans)
-            return mosaic_gpu_plain.forward(plan, inputs, slots, spans)
+            return mosaic_gpu_plain.forward(plan, inputs, slots, spans, turn)
 
     for skip in (True, False):
         settings = Settings(scale=SCALE, skip_tiles=skip)
@@ -261,6 +262,65 @@ def test_gradients_that_nobody_asks_for_are_not_made():
     assert made == [False]
     jax.make_jaxpr(jax.grad(run, argnums=(0, 1)))(q, scheme)
     assert made == [False, True, "strip"]
+
+
+@pytest.mark.parametrize(
+    ("dim", "rotary_dim", "layout", "turns"),
+    [(16, 16, "half", True), (80, 32, "half", True), (32, 8, "half", False), (16, 16, "interleaved", False)],
+)
+def test_kernels_turn_back_what_they_turned(dim, rotary_dim, layout, turns):
+    """With gradients of queries, keys and values alone; the scheme's are asked for everywhere else."""
+    seen = []
+
+    class Watched:
+        of_strip = mosaic_gpu_plain.of_strip
+
+        @staticmethod
+        def forward(*arguments):
+            seen.append(arguments[-1] is not None)
+            return mosaic_gpu_plain.forward(*arguments)
+
+        @staticmethod
+        def of_queries(*arguments, slopes):
+            seen.append(arguments[-1] is not None)
+            return mosaic_gpu_plain.of_queries(*arguments, slopes=slopes)
+
+        @staticmethod
+        def of_keys(*arguments):
+            seen.append(arguments[-1] is not None)
+            return mosaic_gpu_plain.of_keys(*arguments)
+
+    scheme = make_scheme("t5", dim=dim, rotary_dim=rotary_dim, layout=layout)
+    scheme = dataclasses.replace(scheme, logit_scale=jnp.float32(1.3), cos_sin_factor=jnp.float32(1.1))
+    queries, keys = Tokens(counted(200, 1000)), Tokens(counted(300, 900))
+    weights, _ = ones(200)
+    weights = jnp.broadcast_to(weights[..., :1], (1, 200, HEADS, dim)) * jnp.cos(jnp.arange(200.0))[None, :, None, None]
+
+    def gradients(q, k, v, attend):
+        out = attend(q, k, v, scheme, None, queries, keys, Settings(scale=dim**-0.5))[0]
+        return jnp.sum(out.astype(jnp.float32) * weights)
+
+    data = drawn(200, 300, dim=dim)
+    of = lambda attend: jax.jit(jax.grad(functools.partial(gradients, attend=attend), argnums=(0, 1, 2)))  # noqa: E731
+    with mock.patch.object(mosaic_gpu, "_choose", kernels_alone):
+        ours = of(functools.partial(mosaic_gpu.attend_with, kernels=Watched))(*data)
+    theirs = of(reference.attend)(*(x.astype(jnp.float32) for x in data))
+    assert seen == [turns] * 3
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == jnp.bfloat16
+        assert distance(a, b) < 0.012
+
+
+@pytest.mark.skipif(not LOWERS, reason="the kernels are of another version of jax")
+@pytest.mark.parametrize("columns", [64, 128])
+def test_a_strip_is_read_where_a_thread_holds_its_entries(columns):
+    """`strip_of` counts on the second half of registers being row 8, and on the others going by 8 columns."""
+    from jax.experimental.mosaic.gpu.fragmented_array import WGMMA_LAYOUT
+
+    shape = WGMMA_LAYOUT.registers_shape((64, columns))
+    strides = WGMMA_LAYOUT.tiling.tile_strides((1000, 1))  # a thousand a row
+    found = [sum(np.multiply(at, strides)) for at in np.ndindex(*shape)]
+    assert found == [at % 2 * 8000 + at // 2 * 8 for at in range(columns // 4)]
 
 
 def test_span():
