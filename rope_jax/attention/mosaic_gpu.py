@@ -200,7 +200,7 @@ def _forward(operands: Operands, queries: Tokens, keys: Tokens, call: Call) -> t
         slots, tokens = slots_of(base, queries, keys), operands.q.shape[1]
         turn = query_turn(plan, operands) if turnable(operands, call.layout) else None
         arrays = functools.partial(tokens_of, plan, operands, queries, keys, call.layout)
-        bias, shift = bias_of(plan, operands.slopes, operands.strip, operands.sinks, tokens)
+        bias, shift = bias_of(plan, tokens, operands.slopes, operands.strip, operands.sinks)
         inputs = Inputs(*arrays(turn_queries=turn is None), *bias)
 
         def void(tiles: Known) -> Array:
@@ -241,7 +241,7 @@ def _backward(
         arrays = lambda x: tokens_of(plan, x, queries, keys, call.layout, turn_queries=True)  # noqa: E731
         tiles, pull = (arrays(operands), None) if turns else jax.vjp(arrays, operands)
         biases = operands.slopes, operands.strip, operands.sinks
-        (bias, shift), pull_bias = jax.vjp(lambda *x: bias_of(plan, *x, tokens), *biases)
+        (bias, shift), pull_bias = jax.vjp(functools.partial(bias_of, plan, tokens), *biases)
         inputs = Inputs(*tiles, *bias)
         some = jnp.swapaxes(lse, 1, 2) > NOTHING  # [B, H, N]
         fill = lambda x, value: jnp.pad(x, ((0, 0), (0, 0), (0, -tokens % TILE)), constant_values=value)  # noqa: E731

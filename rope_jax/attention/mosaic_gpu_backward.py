@@ -243,8 +243,6 @@ def _of_keys(
                 plgpu.wgmma(s, own["k"], q_smem.transpose((1, 0)))
                 lse = plgpu.load(lse_smem, layout=BY_COLUMN)
                 delta = plgpu.load(delta_smem, layout=BY_COLUMN)
-                plgpu.barrier_arrive(lse_free)
-                plgpu.barrier_arrive(delta_free)
                 return s[...], lse, delta
 
             s, lse, delta = pl.run_scoped(product, SQUARE)
@@ -262,7 +260,8 @@ def _of_keys(
             weights = jnp.exp2(t - lse)
             if "k" not in wanted:
                 plgpu.wgmma(sums["v"], weights.astype(jnp.bfloat16), d_out_smem)
-                plgpu.barrier_arrive(q_free)
+                for one in (q_free, lse_free, delta_free):
+                    plgpu.barrier_arrive(one)
                 plgpu.wgmma_wait(0)
                 plgpu.barrier_arrive(d_out_free)
                 return carry
@@ -278,6 +277,9 @@ def _of_keys(
             if bend is not None:
                 d_logits *= bend
             plgpu.wgmma(sums["k"], d_logits.astype(jnp.bfloat16), q_smem)
+            # Not before: a load may be put off beyond an arrival, but not beyond a product that needs what it loads.
+            plgpu.barrier_arrive(lse_free)
+            plgpu.barrier_arrive(delta_free)
             plgpu.wgmma_wait(1)
             plgpu.barrier_arrive(d_out_free)
             plgpu.wgmma_wait(0)

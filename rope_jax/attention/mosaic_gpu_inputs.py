@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float32
 
 from rope_jax import rotation
 from rope_jax.attention.call import NOTHING, Settings, Tokens
-from rope_jax.attention.mosaic_gpu_tile import TILE, Plan, Sizes, Slots, Turn
+from rope_jax.attention.mosaic_gpu_tile import TILE, Plan, Sizes, Slots, Turn, turned
 from rope_jax.attention.operands import Operands, middle, turns_from
 
 _UNSEEN_QUERY, _UNSEEN_KEY = -1, -2  # segments of slots that hold nothing
@@ -52,12 +52,14 @@ def turnable(operands: Operands, layout: rotation.Layout) -> bool:
 def query_turn(plan: Plan, operands: Operands) -> Turn:
     """Returns what the kernels turn and scale queries by, and what their gradients are turned back by."""
     scale = operands.scale * plan.settings.scale
-    return Turn(*(in_tiles(x * scale[:, None, None]) for x in operands.q_turn), scale)
+    cos, sin = (in_tiles(x * scale[:, None, None]) for x in operands.q_turn)
+    return Turn(cos, sin, scale)
 
 
 def key_turn(operands: Operands) -> Turn:
     """Returns what the kernels turn gradients of keys back by."""
-    return Turn(*map(in_tiles, operands.k_turn), jnp.ones_like(operands.scale))
+    cos, sin = map(in_tiles, operands.k_turn)
+    return Turn(cos, sin, jnp.ones_like(operands.scale))
 
 
 def tokens_of(
@@ -78,28 +80,33 @@ def tokens_of(
     dim = -(-max(operands.q.shape[-1], operands.v.shape[-1]) // 64) * 64
     place = middle(queries, keys)
 
-    def turned(x: Array, turn: tuple[Array, Array], positions: Array) -> Float32[Array, "batch tokens heads dim"]:
+    def on_side(x: Array, turn: tuple[Array, Array], positions: Array) -> Float32[Array, "batch tokens heads dim"]:
         turn = turns_from(place, turn, operands.frequencies, positions)
-        return jax.vmap(functools.partial(rotation.rotate, layout=layout))(x.astype(jnp.float32), *turn)
+        if layout != "half" or turn[0].shape[-1] == 0:
+            return jax.vmap(functools.partial(rotation.rotate, layout=layout))(x.astype(jnp.float32), *turn)
+        # The same, in a form that takes two thirds of the time on a GPU. The barrier is `rotate`'s.
+        cos, sin = (table[:, :, None] for table in jax.lax.optimization_barrier(turn))
+        return turned(x.astype(jnp.float32), cos, sin, 1.0)
 
     q = operands.q
     if turn_queries:
-        q = turned(q, operands.q_turn, queries.positions) * (operands.scale * plan.settings.scale)[:, None, None, None]
-    k = turned(operands.k, operands.k_turn, keys.positions)
-    return tuple(in_tiles(x.astype(jnp.bfloat16), dim) for x in (q, k, operands.v))
+        q = on_side(q, operands.q_turn, queries.positions) * (operands.scale * plan.settings.scale)[:, None, None, None]
+    k = on_side(operands.k, operands.k_turn, keys.positions)
+    q, k, v = (in_tiles(x.astype(jnp.bfloat16), dim) for x in (q, k, operands.v))
+    return q, k, v
 
 
 def bias_of(
-    plan: Plan, slopes: Array, strip: Array, sinks: Array, queries: int
+    plan: Plan, queries: int, slopes: Array, strip: Array, sinks: Array
 ) -> tuple[tuple[Array, Array, Array], Float32[Array, "batch heads queries"]]:
     """Returns slopes, strip and sinks as the kernels read them, and what a log-sum-exp in a tile's frame lacks.
 
     Args:
       plan: of the call.
+      queries: of a sequence.
       slopes: `[batch, heads]`.
       strip: `[batch, heads, offsets]`.
       sinks: `[batch, heads]`.
-      queries: of a sequence.
     """
     far = strip[..., -1:]
     inside = (jnp.arange(-(-queries // TILE) * TILE) % TILE).astype(jnp.float32)

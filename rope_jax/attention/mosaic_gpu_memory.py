@@ -123,7 +123,7 @@ def strip_of(ref, plan: Plan, heads: int, row, head, *, across: bool = False) ->
 
             @functools.cache
             def entry(ahead: int):
-                at = arith.addi(first, arith.constant(integer, ahead))
+                at = arith.addi(first, arith.constant(integer, ahead))  # type: ignore[call-arg,arg-type]
                 return memref.load(strip, [arith.index_cast(ir.IndexType.get(), at)])
 
             # Of a thread's entries, what the first one's offset is ahead by is known: one address serves all of them,

@@ -11,13 +11,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from rope_jax.attention.mosaic_gpu_memory import (
-    BY_ROW,
     ENTRIES,
     SQUARE,
     backward_arguments,
     block,
     compiler,
     index,
+    row_of,
     same_segment,
     strip_of,
 )
@@ -74,7 +74,7 @@ def of_strip(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents) -> Arra
             plgpu.copy_smem_to_gmem(out_smem, out_ref.at[head, quarter, part])
             plgpu.wait_smem_to_gmem(0)
 
-        def step(at, lse_smem, delta_smem, q_smem, d_out_smem, k_smem, v_smem, *rest):
+        def step(at, q_smem, d_out_smem, k_smem, v_smem, *rest):
             *free, (total,) = rest
             tile = first + at[0]
             start, start_k = tile * TILE + half_q, (tile + ahead) * TILE + half_k
@@ -82,12 +82,12 @@ def of_strip(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents) -> Arra
             def products(s, d_weights):
                 plgpu.wgmma(s, q_smem, k_smem.transpose((1, 0)))
                 plgpu.wgmma(d_weights, d_out_smem, v_smem.transpose((1, 0)))
-                lse, delta = (plgpu.load(x, layout=BY_ROW) for x in (lse_smem, delta_smem))
-                return s[...], d_weights[...], lse, delta
+                return s[...], d_weights[...]
 
-            s, d_weights, lse, delta = pl.run_scoped(products, SQUARE, SQUARE)
+            s, d_weights = pl.run_scoped(products, SQUARE, SQUARE)
             for one in free:
                 plgpu.barrier_arrive(one)
+            lse, delta = (row_of(ref, row, head, pl.ds(start, HALF)) for ref in (lse_ref, delta_ref))
             shape, key = s.shape, index(s.shape, 1)
             place = Place(distance, half_q, plan.keys - start_k)
             same = same_segment(plan, q_segments_ref, k_segments_ref, row, start, start_k, shape)
@@ -95,7 +95,6 @@ def of_strip(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents) -> Arra
             t = written(plan, t, index(shape, 0), key, place, same, strip, HALF)
             return (total + gradient(t, by_row(lse, shape), d_weights, by_row(delta, shape))[1],)
 
-        numbers = plgpu.BlockSpec((HALF,), lambda i: (2 * (first + i) + lax.div(half_q, HALF),))
         q_side = block((HALF, dim), lambda i: (2 * (first + i) + lax.div(half_q, HALF), 0))
         k_side = block((HALF, dim), lambda i: (2 * (first + i + ahead) + lax.div(half_k, HALF), 0))
         plgpu.emit_pipeline_warp_specialized(
@@ -107,10 +106,8 @@ def of_strip(plan: Plan, inputs: Inputs, slots: Slots, back: Cotangents) -> Arra
             wg_axis="wg",
             manual_consumed_barriers=True,
             compute_context=compute,
-            in_specs=[numbers, numbers, q_side, q_side, k_side, k_side],
+            in_specs=[q_side, q_side, k_side, k_side],
         )(
-            lse_ref.at[row, head],
-            delta_ref.at[row, head],
             q_ref.at[row, :, head],
             d_out_ref.at[row, :, head],
             k_ref.at[row, :, kv_head],

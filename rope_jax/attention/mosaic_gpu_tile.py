@@ -82,21 +82,25 @@ def by_column(x: Array, shape: tuple[int, ...]) -> Array:
     return lax.broadcast_in_dim(x, shape, [1])
 
 
-def turned(x: Array, cos: Array, sin: Array, factor: Array) -> Array:
-    """Returns rows `[rows, dim]` whose first two runs of dimensions turn against each other (`rotation.rotate`).
+def turned(x: Array, cos: Array, sin: Array, factor: Array | float) -> Array:
+    """Returns `x` with the first two runs of its last dimension turned against each other, as `rotation.rotate`.
 
     Args:
-      x: rows, float32.
-      cos: `[rows, pairs]`, times the factor.
+      x: `[.., dim]`, float32.
+      cos: `[.., pairs]`, times the factor.
       sin: the same.
       factor: of the dimensions that do not turn.
     """
-    pairs, dim = cos.shape[1], x.shape[1]
-    first, second = (lax.slice(x, (0, at), (x.shape[0], at + pairs)) for at in (0, pairs))
+    pairs, axis = cos.shape[-1], x.ndim - 1
+
+    def taken(start: int, end: int) -> Array:
+        return lax.slice(x, (0,) * axis + (start,), (*x.shape[:axis], end))
+
+    first, second = taken(0, pairs), taken(pairs, 2 * pairs)
     parts = [first * cos - second * sin, second * cos + first * sin]
-    if dim > 2 * pairs:
-        parts.append(lax.slice(x, (0, 2 * pairs), x.shape) * factor)
-    return lax.concatenate(parts, 1)
+    if x.shape[axis] > 2 * pairs:
+        parts.append(taken(2 * pairs, x.shape[axis]) * factor)
+    return lax.concatenate(parts, axis)
 
 
 def capped(plan: Plan, products: Array) -> tuple[Array, Array | None]:
