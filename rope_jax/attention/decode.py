@@ -2,7 +2,8 @@
 
 A cache keeps its keys with the slots last, `[B, K, d, S]`: then a chunk turns by whole rows of slots, at next to no
 cost beside reading it, and meets the queries as a plain product of matrices. Only the chunks from the first to the last
-that a query sees are read: none that is still empty, and with a window few.
+that a query sees are read: none that is still empty, and with a window few. On a Hopper GPU `mosaic_gpu_decode` reads
+caches of rotated keys in bfloat16.
 
 Axes: B batch, N queries, S slots of the cache, H heads, K key heads, G query heads to a key head, R = G * N rows,
 C slots of a chunk, d head dimension, e value dimension, P rotary pairs.
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from rope_jax import rotation
-from rope_jax.attention import blockwise_backward
+from rope_jax.attention import blockwise_backward, mosaic_gpu_decode
 from rope_jax.attention.call import NOTHING, Settings, Tokens, offsets, visible, without_padding
 from rope_jax.attention.logits import capped
 from rope_jax.attention.machine import product_dtype
@@ -150,6 +151,9 @@ class _Sums(NamedTuple):
 
 
 def _forward(operands: Operands, queries: Tokens, keys: Tokens, settings: Settings, layout, slots_last: bool):
+    kernel = mosaic_gpu_decode.kernel_for(operands, settings) if slots_last else None
+    if kernel is not None:
+        return mosaic_gpu_decode.forward(operands, queries, keys, settings, layout, kernel)
     batch, few, heads, _ = operands.q.shape
     chunk_of = _cached_chunk if slots_last else _called_chunk
     slots = keys.positions.shape[1]

@@ -1,4 +1,6 @@
-"""What attention in pure JAX does differently on a CPU, where a tile of one head fills every core, and elsewhere."""
+"""What attention asks of the machine: whether a tile of one head fills it, and whether it runs the Hopper kernels."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,3 +19,24 @@ def product_dtype(*arrays: Array) -> jnp.dtype:
     """
     narrow = heads_at_once() and all(x.dtype == jnp.bfloat16 for x in arrays)
     return jnp.dtype(jnp.bfloat16 if narrow else jnp.float32)
+
+
+HOPPER_VERSIONS = ("0.11", "0.12")  # of jax; others may lower the kernels to something else
+
+
+@functools.cache
+def hopper_lacks() -> str | None:
+    """Returns why the Hopper kernels do not run here; None where they do."""
+    if jax.default_backend() != "gpu":
+        return f"need a GPU, the default backend is {jax.default_backend()}"
+    capability = getattr(jax.devices()[0], "compute_capability", "unknown")
+    if capability != "9.0":
+        return f"need compute capability 9.0, the GPU has {capability}"
+    return unwritten()
+
+
+def unwritten() -> str | None:
+    """Returns why the Hopper kernels cannot be compiled, whatever the machine; None where they can."""
+    if jax.__version__.startswith(HOPPER_VERSIONS):
+        return None
+    return f"need jax {' or '.join(HOPPER_VERSIONS)}, this is {jax.__version__}"

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
 from rope_jax import rotation
-from rope_jax.attention import blockwise, blockwise_backward
+from rope_jax.attention import blockwise, blockwise_backward, machine
 from rope_jax.attention.call import NOTHING, Settings, Tokens, without_padding
 from rope_jax.attention.logits import sum_diagonals
 from rope_jax.attention.mosaic_gpu_inputs import (
@@ -45,7 +45,6 @@ from rope_jax.attention.mosaic_gpu_tile import LOG2E, TILE, Cotangents, Inputs, 
 from rope_jax.attention.operands import Operands, operands_of, varying_axes
 from rope_jax.scheme import Scheme
 
-_VERSIONS = ("0.11", "0.12")  # of jax; others may lower the kernels to something else
 _LARGEST_DIM = 256
 _NO_ROW = 1e30  # log-sum-exp of a slot that holds no query: all its weights are zero
 _LARGEST_CAP = 1e4  # nats; float32 tells thousandths apart
@@ -75,11 +74,9 @@ def attend(
     Raises:
       NotImplementedError: without a Hopper GPU, or for what `attend_with` does not take.
     """
-    if jax.default_backend() != "gpu":
-        raise NotImplementedError(f"the Hopper kernels need a GPU, the default backend is {jax.default_backend()}")
-    capability = getattr(jax.devices()[0], "compute_capability", "unknown")
-    if capability != "9.0":
-        raise NotImplementedError(f"the Hopper kernels need compute capability 9.0, the GPU has {capability}")
+    lacks = machine.hopper_lacks()
+    if lacks is not None:
+        raise NotImplementedError(f"the Hopper kernels {lacks}")
     return attend_with(q, k, v, scheme, sinks, queries, keys, settings)
 
 
@@ -139,8 +136,9 @@ def attend_with(
 
 @functools.cache
 def _hopper() -> Any:
-    if not jax.__version__.startswith(_VERSIONS):
-        raise NotImplementedError(f"the Hopper kernels need jax {' or '.join(_VERSIONS)}, this is {jax.__version__}")
+    lacks = machine.unwritten()
+    if lacks is not None:
+        raise NotImplementedError(f"the Hopper kernels {lacks}")
     from rope_jax.attention import mosaic_gpu_kernels  # what it imports differs from version to version
 
     return mosaic_gpu_kernels

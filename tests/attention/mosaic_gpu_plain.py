@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from rope_jax.attention.call import NOTHING
+from rope_jax.attention.mosaic_gpu_decode import COLUMNS, ROWS
+from rope_jax.attention.mosaic_gpu_decode import logits as decode_logits
 from rope_jax.attention.mosaic_gpu_tile import (
     HALF,
     LOG2E,
@@ -202,3 +204,37 @@ def of_strip(plan, inputs, slots, back):
         return lax.fori_loop(first, end, step, jnp.zeros((TILE, TILE)))
 
     return _each(of_offset, batch, heads, near_tiles(plan))
+
+
+def parts(plan, q, keys, values, rows, slots, strip):
+    """As `mosaic_gpu_decode_kernel.parts`."""
+    batch, kv_heads, _, _ = q.shape
+
+    def of_part(row, kv_head, split):
+        first, end = slots.spans[row, split]
+        start_strip = (row * kv_heads + kv_head) * plan.groups * (plan.reach + 1)
+        read = None
+        if plan.reach:
+            at_row = (rows.head * (plan.reach + 1) + start_strip)[:, None]
+            read = lambda offset: strip[offset + at_row]  # noqa: E731
+
+        def step(tile, carry):
+            mixed, top, total = carry
+            cut = lambda x, axis=0: lax.dynamic_slice_in_dim(x, tile * COLUMNS, COLUMNS, axis)  # noqa: E731
+            s = _product(q[row, kv_head], cut(keys[row, kv_head], 1))
+            own, ids = cut(slots.positions[row]), cut(slots.segments[row])
+            offset, same = rows.positions[row][:, None] - own[None], rows.segments[row][:, None] == ids[None]
+            slopes = jnp.broadcast_to(rows.slopes[row, kv_head][:, None], s.shape)
+            t = decode_logits(plan, s, offset, same, slopes, slots.near[row, tile] > 0, read)
+            weights, kept, top, total = meet_keys(t, top, total)
+            found = cut(values[row, kv_head])
+            found = jnp.where((slots.holes[row, tile] > 0) & (ids < 0)[:, None], 0, found)
+            mixed = mixed * kept[:, None] + _product(weights.astype(values.dtype), found)
+            return mixed, top, total + weights.sum(axis=1)
+
+        start = jnp.zeros((ROWS, values.shape[-1])), jnp.full(ROWS, NOTHING), jnp.zeros(ROWS)
+        mixed, top, total = lax.fori_loop(first, end, step, start)
+        factor, lse = finish(top, total)
+        return (mixed * factor[:, None])[: plan.rows], lse
+
+    return _each(of_part, batch, kv_heads, plan.splits)

@@ -6,14 +6,17 @@ import math
 
 import jax
 import jax.numpy as jnp
+import mosaic_gpu_plain
 import numpy as np
 import pytest
 from backend_suite import Checks, Plain, named, quick_compilation
 from problems import DIM, problem_of, scheme_of
 
-from rope_jax.attention import decode
+from rope_jax import biases, frequencies
+from rope_jax.attention import decode, machine, mosaic_gpu_decode
 from rope_jax.attention.call import NOTHING, Settings, Tokens, without_padding
-from rope_jax.scheme import stack
+from rope_jax.attention.operands import Operands
+from rope_jax.scheme import build, stack
 
 SLOTS = 300
 problem_of = functools.partial(problem_of, tokens=1, keys=SLOTS)
@@ -139,6 +142,81 @@ class TestUnrotatedCache(DecodeSuite):
 class TestRotatedCache(DecodeSuite):
     attend = staticmethod(from_cache("rotated"))
     absolute = True
+
+
+class TestHopperParts(DecodeSuite):
+    """The parts of a cache as the Hopper kernel goes along them, in plain JAX, five to a key head."""
+
+    attend = staticmethod(from_cache("rotated"))
+    absolute = True
+
+    @pytest.fixture(autouse=True)
+    def _by_parts(self, monkeypatch):
+        def kernel_for(operands, settings):
+            return mosaic_gpu_plain.parts if settings.causal else None
+
+        monkeypatch.setattr(mosaic_gpu_decode, "kernel_for", kernel_for)
+        monkeypatch.setattr(mosaic_gpu_decode, "_cores", lambda: 20)
+
+    @pytest.mark.parametrize("slots", [1, 63, 64, 65, 256])
+    def test_capacities(self, slots):
+        self.check(problem_of(keys=slots, bias="line and strip"))
+
+
+@pytest.mark.skipif(machine.unwritten() is not None, reason="the kernel is of another version of jax")
+@pytest.mark.parametrize(("groups", "few"), [(4, 1), (1, 16), (8, 3)])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_the_hopper_kernel_lowers_for_cuda(dim, groups, few):
+    from rope_jax.attention import mosaic_gpu_decode_kernel
+
+    batch, kv_heads, slots = 2, 2, 1024
+    heads = kv_heads * groups
+    rotary = frequencies.rotary(dim, base=10000.0, original_length=256)
+    scheme = build(rotary, biases.t5_bias(np.ones((heads, 8))), num_heads=heads, head_dim=dim)
+    settings = Settings(dim**-0.5, window=500, soft_cap=30.0)
+
+    def run(q, keys, values, positions, segments, here):
+        nothing = jnp.zeros((batch, 0, slots))
+        turn, frequencies = scheme.cos_sin(here), scheme.inverse_frequencies[:0]
+        operands = Operands.of(q, keys, values, scheme, None, turn, (nothing, nothing), frequencies)
+        assert mosaic_gpu_decode.cannot(operands, settings) is None
+        sides = Tokens(here), Tokens(positions, segments)
+        return mosaic_gpu_decode.forward(operands, *sides, settings, "half", mosaic_gpu_decode_kernel.parts)
+
+    shaped = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)  # noqa: E731
+    at = jax.ShapeDtypeStruct((batch, slots), jnp.int32)
+    arguments = (
+        shaped(batch, few, heads, dim),
+        shaped(batch, kv_heads, dim, slots),
+        shaped(batch, kv_heads, slots, dim),
+        at,
+        at,
+        jax.ShapeDtypeStruct((batch, few), jnp.int32),
+    )
+    assert "rope_jax_decode" in jax.jit(run).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dtype": jnp.float32}, "takes a cache of bfloat16"),
+        ({"slots": 1000}, "slots of a multiple of 64"),
+        ({"dim": 80}, "heads of a multiple of 64"),
+        ({"heads": 256}, "takes 64 queries of a key head"),
+        ({"turn": 8}, "keys that are rotated already"),
+        ({"causal": False}, "of causal attention"),
+    ],
+)
+def test_what_the_hopper_kernel_does_not_take(change, reason):
+    given = {"dtype": jnp.bfloat16, "slots": 1024, "dim": 64, "heads": 4, "turn": 0, "causal": True} | change
+    scheme = build(None, num_heads=given["heads"], head_dim=given["dim"])
+    keys = jnp.zeros((1, 2, given["dim"], given["slots"]), given["dtype"])
+    turn = jnp.zeros((1, given["turn"], given["slots"]))
+    q = jnp.zeros((1, 1, given["heads"], given["dim"]), given["dtype"])
+    operands = Operands.of(q, keys, jnp.swapaxes(keys, 2, 3), scheme, None, (turn, turn), (turn, turn), jnp.zeros(0))
+    settings = Settings(1.0, causal=given["causal"])
+    assert reason in mosaic_gpu_decode.cannot(operands, settings)
+    assert mosaic_gpu_decode.kernel_for(operands, settings) is None
 
 
 @pytest.mark.parametrize("implementation", [decode.attend, from_cache("rotated")])

@@ -16,7 +16,7 @@ import pytest
 from backend_suite import quick_compilation
 
 from rope_jax import biases, frequencies
-from rope_jax.attention import attention, mosaic_gpu, mosaic_gpu_spans, reference
+from rope_jax.attention import attention, machine, mosaic_gpu, mosaic_gpu_spans, reference
 from rope_jax.attention.call import NOTHING, Settings, Tokens
 from rope_jax.attention.mosaic_gpu_tile import TILE, Sizes
 from rope_jax.scheme import build
@@ -25,7 +25,7 @@ DIM, HEADS, KV_HEADS = 16, 2, 1  # a tile has 64 dimensions, whatever a head has
 SCALE = 1 / math.sqrt(DIM)
 SINKS = jnp.asarray([0.5, -1.0])
 LEAVES = ("q", "k", "v", "inverse_frequencies", "remainder", "cos_sin_factor", "logit_scale", "slopes", "offset_bias")
-LOWERS = jax.__version__.startswith(mosaic_gpu._VERSIONS)
+LOWERS = machine.unwritten() is None
 
 
 def make_scheme(bias=None, *, heads=HEADS, dim=DIM, rotary_dim=DIM, layout="half", max_offset=None, multiplier=1.0):
