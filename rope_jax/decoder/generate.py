@@ -10,6 +10,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Integer
 
+from rope_jax.attention.machine import hopper_lacks
+from rope_jax.attention.mosaic_gpu_decode import COLUMNS
 from rope_jax.decoder.arguments import check_count, check_dtype, check_ids, check_sampling
 from rope_jax.decoder.cache import EMPTY, Cache, Cached, empty_cache
 from rope_jax.decoder.cached_attention import Schemes, append_turns, turns_of
@@ -225,6 +227,8 @@ def _read(way: _Way, prompt, lengths, capacity: int, cached: Cached, chunk: int 
         padding = -width % chunk
         prompt = jnp.pad(prompt, ((0, 0), (0, padding)))
         capacity += padding
+    if hopper_lacks() is None:
+        capacity += -capacity % COLUMNS  # whole tiles of the kernel that reads it
     positions = jnp.broadcast_to(jnp.arange(prompt.shape[1], dtype=jnp.int32)[None], prompt.shape)
     segments = jnp.where(positions < lengths[:, None], 0, EMPTY)
     last = (lengths - 1)[:, None, None]

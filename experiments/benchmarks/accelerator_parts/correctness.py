@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from rope_jax.frequencies import rotary
 
 __all__ = ["card", "check", "jobs"]
 
+_AGAIN = 20  # further runs on the same arguments
 _TOKENS = 1500  # no multiple of any tile
 _HEADS, _KV_HEADS, _DIM = 8, 2, 128
 _MASKS = ("causal", "window", "packed")
@@ -50,10 +51,14 @@ def jobs(*, quick: bool) -> Iterator[Job]:
     """Yields a job for each case and implementation, cuDNN's own error for bfloat16 without a bias among them."""
     for case in _cases(quick):
         for name in on_jax.implementations():
-            yield Job(case.shown, name, functools.partial(_ours, case, name))
+            yield _job(case, name, functools.partial(_ours, case, name))
         if case.bias == "none" and case.products == "bfloat16" and case.mask != "packed":
             unturned = dataclasses.replace(case, rotation=False)
-            yield Job(case.shown, CUDNN, functools.partial(_cudnn, unturned))
+            yield _job(unturned, CUDNN, functools.partial(on_jax.cudnn, window=case.window))
+
+
+def _job(case: _Case, name: str, attend_of: Callable[[], Callable[..., Any]]) -> Job:
+    return Job(case.shown, name, functools.partial(_errors, case), functools.partial(_program, case, attend_of))
 
 
 def _cases(quick: bool) -> Iterator[_Case]:
@@ -67,29 +72,36 @@ def _cases(quick: bool) -> Iterator[_Case]:
                 yield from (_Case(mask, products, bias, _TOKENS) for bias in BIASES)
 
 
-def _ours(case: _Case, implementation: str) -> Iterable[Found]:
+def _ours(case: _Case, implementation: str) -> Callable[..., Any]:
     _, segments = _where(case)
     packed: dict[str, Any] = {"segment_ids": (segments, segments)} if case.mask == "packed" else {}
-    attend = on_jax.attention_of(case.bias, window=case.window, implementation=implementation, **packed)
-    return _errors(case, attend)
+    return on_jax.attention_of(case.bias, window=case.window, implementation=implementation, **packed)
 
 
-def _cudnn(case: _Case) -> Iterable[Found]:
-    return _errors(case, on_jax.cudnn(window=case.window))
-
-
-def _errors(case: _Case, attend: Callable[..., Any]) -> Iterator[Found]:
-    """Yields how far the output and every gradient are off, each over its norm, and the output of the worst token."""
-    arguments = _inputs(case)
-    wanted, names = _wanted(case), ["out", "d_q", "d_k", "d_v"]
-    names += [name for name in ("d_slopes", "d_table") if name in wanted]
-    refusal = None
+def _program(
+    case: _Case, attend_of: Callable[[], Callable[..., Any]]
+) -> tuple[Callable[..., Any], NotImplementedError | None]:
+    """Returns what gives output and gradients, or the output alone and why there are no gradients."""
+    attend, arguments = attend_of(), _inputs(case)
     with jax.default_matmul_precision("highest" if case.products == "highest" else None):
         try:
-            found = on_jax.compiled(on_jax.with_gradients(attend), arguments)(*arguments)
-        except NotImplementedError as error:  # perhaps of the gradients alone
-            refusal, names = error, ["out"]
-            found = (on_jax.compiled(attend, arguments[:5])(*arguments[:5]),)
+            return on_jax.compiled(on_jax.with_gradients(attend), arguments), None
+        except NotImplementedError as error:
+            forward = on_jax.compiled(attend, arguments[:5])
+            return lambda *x: (forward(*x[:5]),), error
+
+
+def _errors(case: _Case, program: tuple[Callable[..., Any], NotImplementedError | None]) -> Iterator[Found]:
+    """Yields how far the output and every gradient are off, each over its norm, and the output of the worst token.
+
+    And in how many more runs on the same arguments some bit differs from the first.
+    """
+    (run, refusal), arguments = program, _inputs(case)
+    wanted, names = _wanted(case), ["out", "d_q", "d_k", "d_v"]
+    names += [name for name in ("d_slopes", "d_table") if name in wanted]
+    if refusal is not None:
+        names = ["out"]
+    found = jax.block_until_ready(run(*arguments))
     arrays = dict(zip(names, (_float64(x) for x in found), strict=False))
     for name in names:
         yield Found(name, _relative(arrays[name], wanted[name]), RATIO)
@@ -97,8 +109,22 @@ def _errors(case: _Case, attend: Callable[..., Any]) -> Iterator[Found]:
             off = np.linalg.norm((arrays[name] - wanted[name]).reshape(case.tokens, -1), axis=-1)
             typical = np.linalg.norm(wanted[name]) / np.sqrt(case.tokens)
             yield Found("out, worst token", float(off.max() / typical), RATIO)
+    yield Found("runs that differ", float(_differing(run, arguments, found)), f"of {_AGAIN}")
     if refusal is not None:
         yield Found("gradients", None, error=words(refusal))
+
+
+def _differing(run: Callable[..., Any], arguments: Sequence[Any], first: Sequence[jax.Array]) -> int:
+    """Returns how many further runs are not the same to the bit."""
+    same = jax.jit(lambda xs, ys: jnp.all(jnp.array([_same_bits(x, y) for x, y in zip(xs, ys, strict=True)])))
+    found = [same(tuple(first), tuple(run(*arguments))) for _ in range(_AGAIN)]
+    return sum(not bool(one) for one in found)
+
+
+def _same_bits(x: jax.Array, y: jax.Array) -> jax.Array:
+    kind = jnp.uint16 if x.dtype == jnp.bfloat16 else jnp.uint32
+    x, y = (jax.lax.bitcast_convert_type(one, kind) for one in (x, y))
+    return jnp.all(x == y)
 
 
 def _relative(found: np.ndarray, wanted: np.ndarray) -> float:

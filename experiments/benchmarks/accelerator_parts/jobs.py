@@ -7,6 +7,7 @@ then starts another, which goes on behind that job.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import importlib
 import json
@@ -22,6 +23,7 @@ from accelerator_parts import records
 from accelerator_parts.records import Case, Record
 
 _LONGEST = 300  # characters of an error
+_TOGETHER = 12  # jobs whose programs are compiled at once, while nothing is timed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +50,14 @@ class Job:
     Attributes:
       case: what it is measured on.
       implementation: what is measured.
-      run: measures; raises `NotImplementedError` for what cannot be served here.
+      run: measures; raises `NotImplementedError` for what cannot be served here. It is given what `prepare` returns.
+      prepare: compiles, in a thread beside others; None where there is nothing to do before.
     """
 
     case: Case
     implementation: str
-    run: Callable[[], Iterable[Found]]
+    run: Callable[..., Iterable[Found]]
+    prepare: Callable[[], Any] | None = None
 
 
 def words(error: BaseException) -> str:
@@ -95,20 +99,39 @@ def work(
     wanted = (job for job in jobs if not only or job.implementation in only)
     waiting = collections.deque(job for job in wanted if record_of(job).job not in known)
     say("waiting", [nothing, *map(record_of, waiting)])
+    ready: dict[int, tuple[Any, ...] | Exception] = {}
     while waiting and time.monotonic() + longest <= end:
         job, begun = waiting.popleft(), time.monotonic()
         say("begun", [record_of(job)])
-        found = list(_found(job))
+        if id(job) not in ready:
+            ready = _prepared([job, *waiting][:_TOGETHER])
+            begun = time.monotonic()
+        found = list(_found(job, ready[id(job)]))
         say("found", [record_of(job, **dataclasses.asdict(one)) for one in found])
         longest = max(longest, time.monotonic() - begun)
         if any(one.error for one in found):
             source.check()  # a kernel that broke the card's state makes everything behind it fail
 
 
-def _found(job: Job) -> Iterator[Found]:
+def _prepared(jobs: Sequence[Job]) -> dict[int, tuple[Any, ...] | Exception]:
+    """Returns what each job is run with, by its identity, or why it cannot be."""
+
+    def of(job: Job) -> tuple[Any, ...] | Exception:
+        try:
+            return () if job.prepare is None else (job.prepare(),)
+        except Exception as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return dict(zip(map(id, jobs), pool.map(of, jobs), strict=True))
+
+
+def _found(job: Job, given: tuple[Any, ...] | Exception) -> Iterator[Found]:
     """Yields what a job finds, and at last why it found no more."""
     try:
-        yield from job.run()
+        if isinstance(given, Exception):
+            raise given
+        yield from job.run(*given)
     except Exception as error:
         if not isinstance(error, NotImplementedError):
             traceback.print_exc()

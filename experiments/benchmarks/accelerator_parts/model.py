@@ -87,7 +87,7 @@ def _decode(config: DecoderConfig, tokens: int, bias: str) -> Iterable[Found]:
     graph, weights, scheme, prompt = _given(config, tokens, bias, weights_dtype=jnp.bfloat16)
 
     def read(weights, scheme, prompt):
-        capacity = tokens + _STEPS
+        capacity = tokens + -(-_STEPS // 64) * 64  # whole tiles of the kernel that reads a cache
         model = nnx.merge(graph, weights)
         return model.prefill(prompt, scheme, capacity=capacity, cached="rotated", dtype=jnp.bfloat16)[1]
 

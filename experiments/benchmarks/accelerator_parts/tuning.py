@@ -3,7 +3,7 @@
 import functools
 import importlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -31,7 +31,8 @@ def jobs(*, quick: bool) -> Iterator[Job]:
             continue
         for bias in ("none", "alibi", "t5"):
             for tiles in candidates:
-                yield Job(shape.case(bias), str(tiles), functools.partial(_time, module, shape, bias, tiles))
+                attend_of = functools.partial(_attend_of, module, shape, bias, tiles)
+                yield table.job(shape, shape.case(bias), str(tiles), attend_of, bias)
 
 
 def candidates_of(module: Any, dim: int) -> list[Any]:
@@ -46,10 +47,10 @@ def _refuse(reason: str) -> Iterable[Found]:
     raise NotImplementedError(reason)
 
 
-def _time(module: ModuleType, shape: Shape, bias: str, tiles: Any) -> Iterable[Found]:
+def _attend_of(module: ModuleType, shape: Shape, bias: str, tiles: Any) -> Callable[..., Any]:
     def attend(q, k, v, parameter, positions):
         scheme = scheme_of(bias, parameter, heads=shape.heads, dim=shape.dim, rotation=True)
         at = Tokens(positions[None])
         return module.attend_with(q, k, v, scheme, None, at, at, checked(q, k, v, scheme), tiles=tiles)[0]
 
-    return table.measured(attend, shape, bias)
+    return attend
