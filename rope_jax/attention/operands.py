@@ -68,6 +68,17 @@ class Operands(NamedTuple):
         )
 
 
+class Asked(NamedTuple):
+    """Which gradients are asked for, of those that take a pass over logits or products of their own."""
+
+    frequencies: bool
+    slopes: bool
+    strip: bool
+
+
+ALL = Asked(frequencies=True, slopes=True, strip=True)
+
+
 def operands_of(
     q: Array, k: Array, v: Array, scheme: Scheme, sinks: Array | None, queries: Tokens, keys: Tokens
 ) -> Operands:
