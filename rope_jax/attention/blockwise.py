@@ -20,6 +20,7 @@ from rope_jax.attention.heads import Results, each_head
 from rope_jax.attention.logits import Side
 from rope_jax.attention.online_softmax import MARGIN, Head, Rows, Sums, along
 from rope_jax.attention.operands import (
+    Asked,
     Operands,
     Plan,
     Row,
@@ -28,8 +29,10 @@ from rope_jax.attention.operands import (
     logit_bounds,
     operands_of,
     prepare,
+    primals,
     turned_tiles,
     vary_together,
+    with_zeros,
 )
 from rope_jax.scheme import Scheme
 
@@ -62,20 +65,26 @@ def differentiable(
 
 
 def _forward_rule(operands, queries, keys, settings, layout):
+    # A tuple is either there or not, while a flag among the residuals would be traced.
+    asked = tuple(() if getattr(operands, name).perturbed else None for name in Asked._fields)
+    operands, queries, keys = primals((operands, queries, keys))
     out, lse, correction = _with_correction(operands, queries, keys, settings, layout)
     # The backward pass is given cotangents as narrow as what it returned, and float32 outputs.
-    return (out.astype(operands.v.dtype), lse), (operands, queries, keys, out, lse, correction)
+    return (out.astype(operands.v.dtype), lse), (operands, queries, keys, out, lse, correction, asked)
 
 
 def _backward_rule(settings, layout, residuals, cotangents):
-    operands, queries, keys, out, lse, correction = residuals
+    operands, queries, keys, out, lse, correction, asked = residuals
+    asked = Asked(*(x is not None for x in asked))
+    of_out, of_lse = cotangents
+    cotangents = with_zeros(of_out, out).astype(operands.v.dtype), with_zeros(of_lse, lse)
     gradients = blockwise_backward.backward(
-        operands, queries, keys, out, lse, *cotangents, settings, layout, correction=correction
+        operands, queries, keys, out, lse, *cotangents, settings, layout, correction=correction, asked=asked
     )
     return gradients, None, None
 
 
-differentiable.defvjp(_forward_rule, _backward_rule)
+differentiable.defvjp(_forward_rule, _backward_rule, symbolic_zeros=True)
 
 
 def forward(

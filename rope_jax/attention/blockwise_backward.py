@@ -21,6 +21,8 @@ from rope_jax.attention.call import NOTHING, Settings, Tokens, without_padding
 from rope_jax.attention.heads import Results, each_head
 from rope_jax.attention.logits import capped, distance, separated_line, strip_gradient, tile_mask, written_bias
 from rope_jax.attention.operands import (
+    ALL,
+    Asked,
     Operands,
     Plan,
     Row,
@@ -58,15 +60,27 @@ def backward(
     layout: rotation.Layout,
     *,
     correction: Float32[Array, "batch queries heads"] | None = None,
+    asked: Asked = ALL,
 ) -> Operands:
     """Returns the gradient of every operand; `out` and `lse` may be of more keys than these, as in a ring.
 
-    Weights taken from `lse` are off by its rounding; `correction` says by which factor.
+    Weights taken from `lse` are off by its rounding; `correction` says by which factor. What is not `asked` for may be
+    zeros.
     """
     correction = jnp.ones_like(lse) if correction is None else correction
     if machine.heads_at_once():
         return blockwise_wide_backward.backward(
-            operands, queries, keys, out, lse, without_padding(d_out, queries), d_lse, settings, layout, correction
+            operands,
+            queries,
+            keys,
+            out,
+            lse,
+            without_padding(d_out, queries),
+            d_lse,
+            settings,
+            layout,
+            correction,
+            asked,
         )
     by_token, by_head, row, plan = prepare(operands, queries, keys, settings)
     batch, tokens, kv_heads, groups, _ = by_token[0].shape

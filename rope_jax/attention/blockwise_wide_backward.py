@@ -3,14 +3,14 @@
     dS = P * (dO V^T - D),  D = rowsum(dO * O) - d(lse),  dV = P^T dO,  dK = dS^T Q,  dQ = dS K
 
 Blocks of keys are met one after another, each by all queries that see any of it: what a block's keys gather is held in
-float32 and written out once; so is what the queries gather, at the end. Pairs of tiles whose offsets share one value of
-the strip need only the sum of dS for it; the near ones sum their diagonals.
+float32 and written out once; so is what the queries gather, at the end. A plain pair of tiles has no mask, and needs
+only the sum of dS for the strip; any other sums its diagonals. What nobody asks the gradient of is not summed.
 
 Axes as in `wide_tiles`. Source: Dao et al., arXiv 2205.14135, appendix B.2; the cotangent of the log-sum-exp added.
 """
 
-import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -20,20 +20,24 @@ from jaxtyping import Array, Bool, Float, Float32
 from rope_jax import rotation
 from rope_jax.attention.call import NOTHING, Settings, Tokens
 from rope_jax.attention.logits import capped, distance, offset_gradient, strip_of_diagonals, sum_diagonals
-from rope_jax.attention.operands import Operands, without_effect
+from rope_jax.attention.operands import ALL, Asked, Operands, at, without_effect
 from rope_jax.attention.tiles import midpoint
+from rope_jax.attention.wide_loops import RUN, over_runs
 from rope_jax.attention.wide_tiles import (
+    Block,
     Call,
+    add_at,
     by_head,
     by_token,
     index,
-    over_pairs,
     padded,
     slots,
+    with_index,
     with_slots,
 )
 
 LOGITS = 2**22  # of a tile, over all heads: two of them are held, and both again as weights
+RUN_OF_OTHERS = 2  # tiles of keys, not plain, that a tile of queries meets in a row
 BLOCK = 2**23  # numbers that the keys and values of a block gather, over all heads
 
 
@@ -50,13 +54,24 @@ class Results(NamedTuple):
 class Gradients(NamedTuple):
     """Of one block of keys, and of everything else so far."""
 
-    k: Array  # [B, block, K, d], of the turned keys
-    v: Array  # [B, block, K, e]
-    q: Array  # [B, N, K, G, d], of the turned and scaled queries
+    k: Array  # [block, B, K, C, d], of the turned keys
+    v: Array  # [block, B, K, C, e]
+    q: Array  # [I, B, K, R, d], of the turned and scaled queries
     slopes: Array  # [B, K, G]
-    ends: Array  # [2, B, K, G], of the strip's first and last value
-    strip: Array  # [B, K, G, 2M + 1], from the near pairs of tiles
+    ends: Array  # [2, B, K, G], of the strip's first and last value, from plain pairs of tiles
+    strip: Array  # [B, K, G, 2M + 1], from the others
     frequencies: Array  # [B, P]
+
+
+class Rows(NamedTuple):
+    """A tile of queries."""
+
+    i: Array  # []
+    q: Array  # [B, K, R, d], turned and scaled
+    d_out: Array  # [B, K, R, e]
+    lse: Array  # [B, K, G, rows]
+    through_lse: Array  # [B, K, G, rows]
+    shifts: Array  # [1 or 2, B, K, G, rows], part of the query in a plain pair's logits, less the log-sum-exp
 
 
 class OfKeys(NamedTuple):
@@ -78,6 +93,7 @@ def backward(
     settings: Settings,
     layout: rotation.Layout,
     correction: Float32[Array, "batch queries heads"],
+    asked: Asked = ALL,
 ) -> Operands:
     """Returns the gradient of every operand; arguments as in `blockwise_backward.backward`."""
     batch, tokens, heads, dim = operands.q.shape
@@ -95,39 +111,37 @@ def backward(
     wanted = call.pairs.sees.any(axis=0)
     if settings.skip_tiles:
         wanted &= ~_without_effect(call, results.lse, last(jnp.abs(out).max(axis=-1)))
-    near = wanted & (call.pairs.sees & ~call.pairs.level).any(axis=0)
-    if call.strip.shape[-1] == 1:
-        near = jnp.zeros_like(near)
-    elif near.size == 1:  # only the general form is compiled
-        near = wanted
+    # A sequence that sees nothing of a tile takes no part in it, and may be left out of a plain pair.
+    plain = wanted & (call.pairs.plain | ~call.pairs.sees).all(axis=0)
     pairs = operands.frequencies.shape[-1]
 
     def of_block(b: Array, state: tuple[Gradients, OfKeys]) -> tuple[Gradients, OfKeys]:
         sums, of_keys = state
-        sums = sums._replace(
-            k=call.zeros(batch, in_block, kv_heads, dim), v=call.zeros(batch, in_block, kv_heads, v_dim)
-        )
-        of = lambda pairs: jax.lax.dynamic_slice_in_dim(pairs, b * block, block, 1)  # noqa: E731
-        step = functools.partial(_add, call, results, b * block)
-        if call.strip.shape[-1] > 1:
-            sums = over_pairs(functools.partial(step, True), of(near), sums)
-        if call.strip.shape[-1] == 1 or near.size > 1:
-            sums = over_pairs(functools.partial(step, False), of(wanted & ~near), sums)
+        of_b = call.key_block(b)
+        sums = sums._replace(k=call.zeros(*of_b.k.shape), v=call.zeros(*of_b.v.shape))
+        run = functools.partial(_add, call, results, asked, of_b)
+        sums = over_runs(functools.partial(run, False), call.of_block(b, wanted & ~plain), sums, length=RUN_OF_OTHERS)
+        if plain.size > 1:
+            sums = over_runs(functools.partial(run, True), call.of_block(b, plain), sums, length=RUN)
         take = functools.partial(slots, tile=b, size=in_block)
         put = functools.partial(with_slots, tile=b, size=in_block)
-        turn = jax.tree.map(take, call.k_turn)
-        turned, back = jax.vjp(call.turned, take(call.k), turn)
-        d_k, d_turn = back(sums.k)
-        far = index_distance(call, b, block)
-        frequencies = sums.frequencies + phase_moments(turned[:, :, :, None], sums.k[:, :, :, None], far, pairs, layout)
-        of_keys = OfKeys(put(of_keys.k, d_k), put(of_keys.v, sums.v), jax.tree.map(put, of_keys.turn, d_turn))
-        return sums._replace(frequencies=frequencies), of_keys
+        turned, back = jax.vjp(call.turned, take(call.k), jax.tree.map(take, call.k_turn))
+        gradient = call.from_tiles(sums.k)
+        d_k, d_turn = back(gradient)
+        if asked.frequencies:
+            far = index_distance(call, b, block)
+            moments = phase_moments(turned[:, :, :, None], gradient[:, :, :, None], far, pairs, layout)
+            sums = sums._replace(frequencies=sums.frequencies + moments)
+        of_keys = OfKeys(
+            put(of_keys.k, d_k), put(of_keys.v, call.from_tiles(sums.v)), jax.tree.map(put, of_keys.turn, d_turn)
+        )
+        return sums, of_keys
 
     zeros = lambda x: call.zeros(*x.shape)  # noqa: E731
     start = Gradients(
-        k=call.zeros(batch, in_block, kv_heads, dim),
-        v=call.zeros(batch, in_block, kv_heads, v_dim),
-        q=call.buffer(call.q),
+        k=call.zeros(block, batch, kv_heads, call.columns, dim),
+        v=call.zeros(block, batch, kv_heads, call.columns, v_dim),
+        q=call.buffer(call.q).reshape(call.tiles[0], batch, kv_heads, -1, dim),
         slopes=zeros(call.slopes),
         ends=call.zeros(2, *call.slopes.shape),
         strip=zeros(call.strip),
@@ -158,58 +172,85 @@ def backward(
 
 
 def _add(
-    call: Call, results: Results, first: Array, near: bool, i: Array, j: Array, valid: Array, sums: Gradients
+    call: Call,
+    results: Results,
+    asked: Asked,
+    block: Block,
+    plain: bool,
+    i: Array,
+    meet_all: Callable,
+    sums: Gradients,
 ) -> Gradients:
-    """Returns the gradients with those of a pair of tiles added.
+    """Returns the gradients with those of a run of pairs of tiles added.
 
     Args:
       call: the call.
       results: of its forward pass.
-      first: tile of keys of the block.
-      near: whether the pair's offsets may differ in their value of the strip.
+      asked: gradients that are asked for.
+      block: of keys.
+      plain: whether every pair of the run is.
       i: tile of queries.
-      j: tile of keys, counted from the first of the block.
-      valid: whether there is anything to add.
+      meet_all: see `over_runs`.
       sums: those before.
     """
     of_rows = functools.partial(slots, tile=i, size=call.rows)
-    at = first + j
-    q, k, v = call.query_tile(i, of_rows(results.seen)), call.key_tile(at), call.value_tile(at)
+    q = call.query_tile(i, of_rows(results.seen))
     d_out = by_head(of_rows(results.d_out).astype(jnp.float32) * of_rows(results.correction)[..., None])
-    d_out = d_out.astype(call.dtype)
-    row = lambda x: of_rows(x, axis=3)[..., None]  # noqa: E731
-    ahead = (index(call.keys.last, at) > index(call.queries.first, i))[:, None, None]
+    lse, through_lse = (of_rows(x, axis=3) for x in (results.lse, results.through_lse))
+    rows = Rows(i, q, d_out.astype(call.dtype), lse, through_lse, call.row_parts(i) - lse[None])
+
+    def pair(j: Array, valid: Array, state: tuple[Array, Gradients]) -> tuple[Array, Gradients]:
+        d_q, sums = state
+        added, sums = _pair(call, rows, asked, block, plain, j, valid, sums)
+        return d_q + added, sums
+
+    d_q, sums = meet_all(pair, (at(sums.q, i), sums))
+    return sums._replace(q=with_index(sums.q, d_q, i))
+
+
+def _pair(
+    call: Call,
+    rows: Rows,
+    asked: Asked,
+    block: Block,
+    plain: bool,
+    j: Array,
+    valid: Array,
+    sums: Gradients,
+) -> tuple[Float32[Array, "batch kv_heads rows dim"], Gradients]:
+    """Returns the gradient that one pair of tiles adds to its queries, and the sums with all others added."""
+    i, q, d_out, lse, through_lse, shifts = rows
+    here, k, v = block.first + j, at(block.k, j), at(block.v, j)
     s, slope = capped(call.logits(q, k), call.settings.soft_cap)
-    if near:
-        bias = call.bias(i, at)
+    if plain:
+        shift, of_column = call.plain_bias(shifts, i, here, valid)
+        p = jnp.exp(s + of_column[..., None, :] + shift[..., None])
     else:
-        end = jnp.where(ahead, call.strip[..., 0], call.strip[..., -1])
-        bias = dataclasses.replace(call, strip=end[..., None]).bias(i, at)
-    p = jnp.where(call.mask(i, at) & valid, jnp.exp(s + bias - row(results.lse)), 0.0)
-    d_logits = p * (call.logits(d_out, v) - row(results.through_lse))
+        p = jnp.exp(s + call.bias(i, here) - lse[..., None])
+        p = jnp.where(call.mask(i, here) & valid, p, 0.0)
+    d_logits = p * (call.logits(d_out, v) - through_lse[..., None])
     d_raw = d_logits if slope is None else d_logits * slope
     flat_p, flat = (x.astype(call.dtype).reshape(*q.shape[:3], call.columns) for x in (p, d_raw))
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    d_q = by_token(product("bkrc,bkcd->bkrd", flat, k), call.rows)
-    d_k = by_token(product("bkrc,bkrd->bkcd", flat, q), call.columns)[:, :, :, 0]
-    d_v = by_token(product("bkrc,bkre->bkce", flat_p, d_out), call.columns)[:, :, :, 0]
-    away = call.each_sequence(distance, i, at)[:, None, None]
-    far = index(call.queries.positions, i) - midpoint(index(call.keys.first, at), index(call.keys.last, at))[:, None]
-    pairs = sums.frequencies.shape[-1]
-    moments = phase_moments(by_token(q, call.rows), d_q, far.astype(jnp.float32), pairs, call.layout)
-    of_keys = functools.partial(slots, tile=j, size=call.columns)
-    put_keys = functools.partial(with_slots, tile=j, size=call.columns)
-    sums = sums._replace(
-        k=put_keys(sums.k, of_keys(sums.k) + d_k),
-        v=put_keys(sums.v, of_keys(sums.v) + d_v),
-        q=with_slots(sums.q, of_rows(sums.q) + d_q, i, call.rows),
-        slopes=sums.slopes - (d_logits * away).sum(axis=-1).sum(axis=-1),
-        frequencies=sums.frequencies + moments,
-    )
-    if near:
-        return sums._replace(strip=sums.strip + _strip_gradient(call, d_logits, i, at))
-    total = d_logits.sum(axis=-1).sum(axis=-1)
-    return sums._replace(ends=sums.ends + jnp.where(jnp.stack([ahead, ~ahead]), total, 0.0))
+    d_q = product("bkrc,bkcd->bkrd", flat, k)
+    sums = sums._replace(k=add_at(sums.k, product("bkrc,bkrd->bkcd", flat, q), j))
+    sums = sums._replace(v=add_at(sums.v, product("bkrc,bkre->bkce", flat_p, d_out), j))
+    if asked.slopes:
+        away = call.each_sequence(distance, i, here)[:, None, None]
+        sums = sums._replace(slopes=sums.slopes - (d_logits * away).sum(axis=-1).sum(axis=-1))
+    if asked.frequencies:
+        middle = midpoint(index(call.keys.first, here), index(call.keys.last, here))
+        far = (index(call.queries.positions, i) - middle[:, None]).astype(jnp.float32)
+        pairs = sums.frequencies.shape[-1]
+        moments = phase_moments(by_token(q, call.rows), by_token(d_q, call.rows), far, pairs, call.layout)
+        sums = sums._replace(frequencies=sums.frequencies + moments)
+    if not asked.strip:
+        return d_q, sums
+    if plain or call.strip.shape[-1] == 1:
+        total = d_logits.sum(axis=-1).sum(axis=-1)
+        ahead = (index(call.keys.last, here) > index(call.queries.first, i))[:, None, None]
+        return d_q, sums._replace(ends=sums.ends + jnp.where(jnp.stack([ahead, ~ahead]), total, 0.0))
+    return d_q, sums._replace(strip=sums.strip + _strip_gradient(call, d_logits, i, here))
 
 
 def _strip_gradient(call: Call, d_logits: Array, i: Array, j: Array) -> Float32[Array, "batch kv_heads groups offsets"]:
@@ -232,7 +273,7 @@ def _strip_gradient(call: Call, d_logits: Array, i: Array, j: Array) -> Float32[
 
 
 def _turn_back(
-    call: Call, seen: Array, d_q: Float32[Array, "batch N kv_heads groups dim"]
+    call: Call, seen: Array, d_q: Float32[Array, "q_tiles batch kv_heads rows dim"]
 ) -> tuple[Array, tuple[Array, Array], Float32[Array, " batch"]]:
     """Returns the gradients of the queries as they came, of their turns and of the scale, one tile after another."""
 
@@ -242,12 +283,12 @@ def _turn_back(
         put = functools.partial(with_slots, tile=i, size=call.rows)
         q = jnp.where(take(seen)[..., None], take(call.q), 0)
         turned, back = jax.vjp(call.turned, q, jax.tree.map(take, call.q_turn))
-        gradient = take(d_q)
+        gradient = by_token(at(d_q, i), call.rows)
         of_scale = of_scale + jnp.sum(gradient * turned, axis=(1, 2, 3, 4))
         of_x, of_tables = back(gradient * call.scale[:, None, None, None, None])
         return put(of_q, of_x), jax.tree.map(put, of_turn, of_tables), of_scale
 
-    start = call.buffer(d_q, call.q.dtype), jax.tree.map(call.buffer, call.q_turn), call.zeros(call.q.shape[0])
+    start = call.buffer(call.q, call.q.dtype), jax.tree.map(call.buffer, call.q_turn), call.zeros(call.q.shape[0])
     return jax.lax.fori_loop(0, call.tiles[0], of_tile, start)
 
 

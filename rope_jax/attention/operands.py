@@ -68,6 +68,28 @@ class Operands(NamedTuple):
         )
 
 
+class Asked(NamedTuple):
+    """Which gradients are asked for, of those that take a pass over logits or products of their own."""
+
+    frequencies: bool
+    slopes: bool
+    strip: bool
+
+
+ALL = Asked(frequencies=True, slopes=True, strip=True)
+
+
+def primals(arguments):
+    """Returns the arrays that a forward rule with symbolic zeros is given."""
+    is_primal = lambda x: isinstance(x, jax.custom_derivatives.CustomVJPPrimal)  # noqa: E731
+    return jax.tree.map(lambda x: x.value, arguments, is_leaf=is_primal)
+
+
+def with_zeros(cotangent, like: Array) -> Array:
+    """Returns a cotangent that a backward rule with symbolic zeros is given, as an array."""
+    return jnp.zeros_like(like) if isinstance(cotangent, jax.custom_derivatives.SymbolicZero) else cotangent
+
+
 def operands_of(
     q: Array, k: Array, v: Array, scheme: Scheme, sinks: Array | None, queries: Tokens, keys: Tokens
 ) -> Operands:

@@ -1,10 +1,10 @@
 """All heads of all sequences in one tile at a time, for machines on which a step costs more than what it works on.
 
 A pair of tiles is met by every head at once: a few large batched products and a fused pass over their logits. Which
-pairs are met is the same for all heads, in a loop whose length alone is known at run time; several steps of it go by
-without a look at whether to go on, as on a GPU that look is a wait of the host for the device.
+pairs are met is the same for all heads (`wide_loops`).
 
-Nothing but tiles is turned or transposed: queries and keys turn as they are cut out, which costs what a copy does.
+Queries are turned and brought into the order of heads as they are cut out, keys and values a block of tiles at a time:
+copies of all of them would be half as large as what a pass may need.
 
 Axes: B batch, N queries and S keys, padded to whole tiles, I and J of these, K key heads, G query heads to a key head,
 R = G * rows, C columns, d head dimension, e value dimension, P rotary pairs.
@@ -13,33 +13,42 @@ R = G * rows, C columns, d head dimension, e value dimension, P rotary pairs.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32
 
 from rope_jax import rotation
 from rope_jax.attention.call import Settings, Tokens
-from rope_jax.attention.logits import Side, gathered_bias, separated_line, tile_mask
+from rope_jax.attention.logits import Side, gathered_bias, tile_mask
 from rope_jax.attention.machine import product_dtype
-from rope_jax.attention.operands import Operands, at, bounds_by_norm
+from rope_jax.attention.operands import Operands, bounds_by_norm
 from rope_jax.attention.tiles import Pairs, Tiles, cut, meet
 
 LEAST, MOST = 128, 2048  # rows and columns of a tile
-STEPS = 8  # pairs of tiles between two looks at whether to go on, at most
 
 
 def sizes(heads: int, logits: int) -> tuple[int, int]:
     """Returns the rows and columns of tiles that have about so many logits over all heads of all sequences."""
     bits = max(logits // heads, 1).bit_length() - 1
     limited = lambda bits: min(max(2**bits, LEAST), MOST)  # noqa: E731
-    return limited(bits // 2), limited((bits + 1) // 2)
+    # What a tile of keys gathers is fetched for each pair, what one of queries does is not: fewer keys than queries.
+    return limited((bits + 1) // 2), limited(bits // 2)
 
 
 def even(tokens: int, size: int) -> int:
     """Returns the size of as many tiles as those of `size` are, with the least padding."""
     count = -(-tokens // size)
     return -(-tokens // (8 * count)) * 8
+
+
+class Block(NamedTuple):
+    """Tiles of keys that are met one after another."""
+
+    first: Array  # [], which tile the first is
+    k: Array  # [block, B, K, C, d], turned
+    v: Array  # [block, B, K, C, e]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +200,25 @@ class Call:
         take = lambda x: slots(x, j, self.columns)  # noqa: E731
         return by_head(self.turned(take(self.k), jax.tree.map(take, self.k_turn))).astype(self.dtype)
 
+    def key_block(self, b: Array) -> Block:
+        """Returns a block of keys and values."""
+        take = lambda x: slots(x, b, self.block * self.columns)  # noqa: E731
+        k = self.turned(take(self.k), jax.tree.map(take, self.k_turn)).astype(self.dtype)
+        return Block(b * self.block, self.in_tiles(k), self.in_tiles(take(self.v).astype(self.dtype)))
+
+    def in_tiles(self, x: Float[Array, "batch S kv_heads d"]) -> Float[Array, "tiles batch kv_heads keys d"]:
+        """Returns arrays of keys tile by tile, each in the order of heads: a tile is one piece of memory."""
+        return jnp.transpose(x.reshape(x.shape[0], -1, self.columns, *x.shape[2:]), (1, 0, 3, 2, 4))
+
+    def from_tiles(self, x: Float[Array, "tiles batch kv_heads keys d"]) -> Float[Array, "batch S kv_heads d"]:
+        """Returns what `in_tiles` was given."""
+        x = jnp.transpose(x, (1, 0, 3, 2, 4))
+        return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+    def of_block(self, b: Array, wanted: Bool[Array, "q_tiles k_tiles"]) -> Bool[Array, "q_tiles block"]:
+        """Returns the pairs of tiles of one block of keys."""
+        return jax.lax.dynamic_slice_in_dim(wanted, b * self.block, self.block, 1)
+
     def value_tile(self, j: Array) -> Float[Array, "batch kv_heads keys e"]:
         """Returns values."""
         return by_head(slots(self.v, j, self.columns)).astype(self.dtype)
@@ -227,17 +255,31 @@ class Call:
 
         return self.each_sequence(of_sequence, i, j, self.slopes, self.strip)
 
-    def parts(self, i: Array, j: Array) -> tuple[Float32[Array, "*heads rows"], Float32[Array, "*heads keys"]]:
-        """Returns the parts of query and key whose sum is the bias of a plain pair of tiles."""
+    def row_parts(self, i: Array) -> Float32[Array, "sides *heads rows"]:
+        """Returns the part of the query in the bias of a plain pair of tiles, for keys behind it and for keys ahead."""
+        # As `separated_line`, of extents that are known already: what is plain is full.
+        rows = index(self.queries.positions, i)
+        first, last = index(self.queries.first, i)[:, None], index(self.queries.last, i)[:, None]
+        part = lambda end, x: end - self.slopes[..., None] * x.astype(jnp.float32)[:, None, None]  # noqa: E731
+        behind = part(self.strip[..., -1:], rows - first)
+        # Of causal attention no plain pair has its keys ahead.
+        return behind[None] if self.settings.causal else jnp.stack([behind, part(self.strip[..., :1], last - rows)])
 
-        def of_sequence(rows, columns, slopes, strip):
-            def of_head(slopes, strip):
-                of_query, of_key, ahead = separated_line(slopes, strip, rows.positions, columns.positions[None])
-                return jnp.where(ahead[0] == 1, of_query[1], of_query[0]), of_key[0]
+    def plain_bias(
+        self, rows: Float32[Array, "sides *heads rows"], i: Array, j: Array, valid: Array
+    ) -> tuple[Float32[Array, "*heads rows"], Float32[Array, "*heads keys"]]:
+        """Returns the parts of query and key whose sum is the bias of a plain pair of tiles; `rows` as of `row_parts`.
 
-            return jax.vmap(of_head)(slopes, strip)
-
-        return self.each_sequence(of_sequence, i, j, self.slopes, self.strip)
+        Where a sequence takes no part in the pair, or it is not `valid`, that of the key is minus infinity.
+        """
+        columns = index(self.keys.positions, j)
+        first, last = index(self.queries.first, i)[:, None], index(self.queries.last, i)[:, None]
+        ahead = index(self.keys.last, j)[:, None] > first
+        beyond = first - columns if self.settings.causal else jnp.where(ahead, columns - last, first - columns)
+        takes_part = index(index(self.pairs.sees, i), j)[:, None, None, None] & valid
+        of_key = -self.slopes[..., None] * beyond.astype(jnp.float32)[:, None, None]
+        of_row = rows[0] if self.settings.causal else jnp.where(ahead[:, None, None], rows[1], rows[0])
+        return of_row, jnp.where(takes_part, of_key, -jnp.inf)
 
     def key_norms(self) -> Float32[Array, "batch kv_heads k_tiles"]:
         """Returns the largest norm in each tile of turned keys."""
@@ -306,24 +348,13 @@ def largest(x: Float32[Array, "batch tokens *heads"], size: int) -> Float32[Arra
     return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]).max(axis=2), 1, -1)
 
 
-def over_pairs(step: Callable, wanted: Bool[Array, "q_tiles k_tiles"], carry):
-    """Returns the carry after `step(i, j, valid, carry)` for every wanted pair of tiles.
+def with_index(x: Array, of_tile: Array, tile: Array) -> Array:
+    """Returns `[tiles, ..]` with one tile replaced."""
+    return jax.lax.dynamic_update_index_in_dim(x, of_tile.astype(x.dtype), tile, 0, allow_negative_indices=False)
 
-    Beyond the last pair that one is met again, not valid, up to a whole number of steps.
-    """
-    count = wanted.sum(dtype=jnp.int32)
-    if wanted.size == 1:
-        return step(jnp.int32(0), jnp.int32(0), count > 0, carry)
-    order = jnp.flatnonzero(wanted, size=wanted.size).astype(jnp.int32)
-    together = min(STEPS, max(wanted.shape))
 
-    def several(n, carry):
-        def one(m: Int[Array, ""], carry):
-            number = n * together + m
-            pair = at(order, jnp.minimum(number, count - 1))
-            columns = jnp.array(wanted.shape[1], jnp.int32)
-            return step(jax.lax.div(pair, columns), jax.lax.rem(pair, columns), number < count, carry)
-
-        return jax.lax.fori_loop(0, together, one, carry)
-
-    return jax.lax.fori_loop(0, (count + together - 1) // together, several, carry)
+def add_at(x: Array, of_tile: Array, tile: Array) -> Array:
+    """Returns `[tiles, ..]` with something added to one tile."""
+    # With its axis kept, the tile is read, added to and written by one kernel; without, by two.
+    before = jax.lax.dynamic_slice_in_dim(x, tile, 1, allow_negative_indices=False)
+    return jax.lax.dynamic_update_slice_in_dim(x, before + of_tile[None], tile, 0, allow_negative_indices=False)

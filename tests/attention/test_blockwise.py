@@ -11,7 +11,15 @@ from backend_suite import SHAPES, BackendSuite, Checks, named, quick_compilation
 from jax.extend.core import jaxprs_in_params
 from problems import problem_of
 
-from rope_jax.attention import blockwise, blockwise_wide_backward, machine, operands, wide_tiles
+from rope_jax.attention import (
+    blockwise,
+    blockwise_wide,
+    blockwise_wide_backward,
+    machine,
+    operands,
+    wide_loops,
+    wide_tiles,
+)
 
 
 class OnSmallTiles:
@@ -87,7 +95,8 @@ class TestWide(BackendSuite):
     def _wide(self, monkeypatch):
         monkeypatch.setattr(machine, "heads_at_once", lambda: True)
         monkeypatch.setattr(wide_tiles, "sizes", lambda *_: (64, 32))
-        monkeypatch.setattr(blockwise_wide_backward, "BLOCK", 2 * 32 * 2 * 2 * 16)
+        for module in (blockwise_wide, blockwise_wide_backward):
+            monkeypatch.setattr(module, "BLOCK", 2 * 32 * 2 * 2 * 16)
 
     @pytest.mark.parametrize("block", [1, 2, 3, 100])
     @pytest.mark.parametrize("steps", [1, 3])
@@ -95,8 +104,9 @@ class TestWide(BackendSuite):
         class OfThisSize(Checks):  # a class of its own has programs of its own
             attend = staticmethod(blockwise.attend)
 
-        monkeypatch.setattr(blockwise_wide_backward, "BLOCK", block * 32 * 2 * 2 * 16)
-        monkeypatch.setattr(wide_tiles, "STEPS", steps)
+        for module in (blockwise_wide, blockwise_wide_backward):
+            monkeypatch.setattr(module, "BLOCK", block * 32 * 2 * 2 * 16)
+        monkeypatch.setattr(wide_loops, "STEPS", steps)
         OfThisSize.check(problem_of(bias="line and strip", segments="packed"))
 
     @pytest.mark.parametrize("segments", ["one", "ragged", "strangers"])
