@@ -8,20 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from rope_jax.attention import blockwise, decode, mosaic_gpu, pallas_tpu
+from rope_jax.attention import blockwise, cudnn, decode, mosaic_gpu, pallas_tpu
 from rope_jax.attention.call import NOTHING, Settings, Tokens, both_sides, checked
 from rope_jax.attention.sharded import by_shard
 from rope_jax.scheme import Scheme
 
-Implementation = Literal["pallas_tpu", "mosaic_gpu", "decode", "blockwise"]
+Implementation = Literal["pallas_tpu", "mosaic_gpu", "cudnn", "decode", "blockwise"]
 
 _IMPLEMENTATIONS = {  # tried in this order
     "pallas_tpu": pallas_tpu.attend,
     "mosaic_gpu": mosaic_gpu.attend,
+    "cudnn": cudnn.attend,
     "decode": decode.attend,
     "blockwise": blockwise.attend,
 }
-_OUTPUTS_ONLY: frozenset[str] = frozenset()  # these give no log-sum-exps
+_OUTPUTS_ONLY = frozenset({"cudnn"})  # these give no log-sum-exps
 
 
 def attention(
