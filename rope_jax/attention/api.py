@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from rope_jax.attention import blockwise, cudnn, decode, mosaic_gpu, pallas_tpu
+from rope_jax.attention import blockwise, cudnn, decode, mosaic_gpu, pallas_tpu, tokamax_gpu
 from rope_jax.attention.call import NOTHING, Settings, Tokens, both_sides, checked
 from rope_jax.attention.sharded import by_shard
 from rope_jax.scheme import Scheme
 
-Implementation = Literal["pallas_tpu", "mosaic_gpu", "cudnn", "decode", "blockwise"]
+Implementation = Literal["pallas_tpu", "mosaic_gpu", "cudnn", "decode", "blockwise", "tokamax"]
 
 _IMPLEMENTATIONS = {  # tried in this order
     "pallas_tpu": pallas_tpu.attend,
@@ -21,8 +21,10 @@ _IMPLEMENTATIONS = {  # tried in this order
     "cudnn": cudnn.attend,
     "decode": decode.attend,
     "blockwise": blockwise.attend,
+    "tokamax": tokamax_gpu.attend,
 }
-_OUTPUTS_ONLY = frozenset({"cudnn"})  # these give no log-sum-exps
+_OUTPUTS_ONLY = frozenset({"cudnn", "tokamax"})  # these give no log-sum-exps
+_BY_NAME_ONLY = frozenset({"tokamax"})  # what is installed beside the library does not change what a call runs
 
 
 def attention(
@@ -72,7 +74,7 @@ def attention(
       sinks: `s`, a logit for each head that takes weight and adds no value; none where None.
       skip_tiles: whether tiles that provably cannot change the output beyond float32 rounding are left out.
       return_lse: whether to return `z` too; for a query that sees nothing it is -1e30, not -inf.
-      implementation: the one to run; the first that can where None.
+      implementation: the one to run; where None the first that can, of those that need no package of their own.
 
     Returns:
       the outputs, in `v`'s dtype, zeros for a query that sees nothing; and `z` if asked for.
@@ -123,7 +125,7 @@ def outputs(
 
 def _run(q, k, v, scheme, sinks, queries, keys, settings, implementation, *, with_lse: bool):
     """Returns outputs, and log-sum-exps or None."""
-    implementations = tuple(_IMPLEMENTATIONS.items())
+    implementations = tuple((name, run) for name, run in _IMPLEMENTATIONS.items() if name not in _BY_NAME_ONLY)
     if implementation is not None:
         if implementation not in _IMPLEMENTATIONS:
             raise ValueError(f"implementation must be one of {', '.join(_IMPLEMENTATIONS)}; got {implementation!r}")
