@@ -8,19 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from rope_jax.attention import blockwise, decode, mosaic_gpu, pallas_tpu
+from rope_jax.attention import blockwise, cudnn, decode, mosaic_gpu, pallas_tpu, tokamax_gpu
 from rope_jax.attention.call import NOTHING, Settings, Tokens, both_sides, checked
 from rope_jax.attention.sharded import by_shard
 from rope_jax.scheme import Scheme
 
-Implementation = Literal["pallas_tpu", "mosaic_gpu", "decode", "blockwise"]
+Implementation = Literal["pallas_tpu", "mosaic_gpu", "cudnn", "decode", "blockwise", "tokamax"]
 
 _IMPLEMENTATIONS = {  # tried in this order
     "pallas_tpu": pallas_tpu.attend,
     "mosaic_gpu": mosaic_gpu.attend,
+    "cudnn": cudnn.attend,
     "decode": decode.attend,
     "blockwise": blockwise.attend,
+    "tokamax": tokamax_gpu.attend,
 }
+_OUTPUTS_ONLY = frozenset({"cudnn", "tokamax"})  # these give no log-sum-exps
+_BY_NAME_ONLY = frozenset({"tokamax"})  # what is installed beside the library does not change what a call runs
 
 
 def attention(
@@ -70,7 +74,7 @@ def attention(
       sinks: `s`, a logit for each head that takes weight and adds no value; none where None.
       skip_tiles: whether tiles that provably cannot change the output beyond float32 rounding are left out.
       return_lse: whether to return `z` too; for a query that sees nothing it is -1e30, not -inf.
-      implementation: the one to run; the first that can where None.
+      implementation: the one to run; where None the first that can, of those that need no package of their own.
 
     Returns:
       the outputs, in `v`'s dtype, zeros for a query that sees nothing; and `z` if asked for.
@@ -84,8 +88,9 @@ def attention(
         q, k, v, scheme, sinks, window=window, causal=causal, scale=scale, soft_cap=soft_cap, skip_tiles=skip_tiles
     )
     queries, keys = both_sides(q, k, q_positions, kv_positions, segment_ids)
-    out, lse = attend(q, k, v, scheme, sinks, queries, keys, settings, implementation)
-    return (out, lse) if return_lse else out
+    if return_lse:
+        return attend(q, k, v, scheme, sinks, queries, keys, settings, implementation)
+    return outputs(q, k, v, scheme, sinks, queries, keys, settings, implementation)
 
 
 def attend(
@@ -99,25 +104,52 @@ def attend(
     settings: Settings,
     implementation: Implementation | None = None,
 ) -> tuple[Float[Array, "batch queries heads v_dim"], Float32[Array, "batch queries heads"]]:
-    """Returns outputs and log-sum-exps of a call whose arguments are in order: what `attention` and the decoder run."""
-    implementations = tuple(_IMPLEMENTATIONS.items())
+    """Returns outputs and log-sum-exps of a call whose arguments are in order: what `attention` runs."""
+    return _run(q, k, v, scheme, sinks, queries, keys, settings, implementation, with_lse=True)
+
+
+def outputs(
+    q: Float[Array, "batch queries heads dim"],
+    k: Float[Array, "batch keys kv_heads dim"],
+    v: Float[Array, "batch keys kv_heads v_dim"],
+    scheme: Scheme,
+    sinks: Float[Array, " heads"] | None,
+    queries: Tokens,
+    keys: Tokens,
+    settings: Settings,
+    implementation: Implementation | None = None,
+) -> Float[Array, "batch queries heads v_dim"]:
+    """Returns the outputs of `attend` alone, which more implementations can give: what the decoder runs."""
+    return _run(q, k, v, scheme, sinks, queries, keys, settings, implementation, with_lse=False)[0]
+
+
+def _run(q, k, v, scheme, sinks, queries, keys, settings, implementation, *, with_lse: bool):
+    """Returns outputs, and log-sum-exps or None."""
+    implementations = tuple((name, run) for name, run in _IMPLEMENTATIONS.items() if name not in _BY_NAME_ONLY)
     if implementation is not None:
         if implementation not in _IMPLEMENTATIONS:
             raise ValueError(f"implementation must be one of {', '.join(_IMPLEMENTATIONS)}; got {implementation!r}")
         implementations = ((implementation, _IMPLEMENTATIONS[implementation]),)
     if 0 in q.shape or 0 in k.shape:
         return _without_keys(q, v, sinks)
-    return _compiled(q, k, v, scheme, sinks, queries, keys, implementations=implementations, settings=settings)
+    return _compiled(
+        q, k, v, scheme, sinks, queries, keys, implementations=implementations, settings=settings, with_lse=with_lse
+    )
 
 
 # Inlined into whatever program it is called from; compiled once for calls that are in none.
-@functools.partial(jax.jit, static_argnames=("implementations", "settings"), inline=True)
-def _compiled(q, k, v, scheme, sinks, queries, keys, *, implementations, settings: Settings):
-    """Returns what the first implementation that can serve the call makes of it."""
+@functools.partial(jax.jit, static_argnames=("implementations", "settings", "with_lse"), inline=True)
+def _compiled(q, k, v, scheme, sinks, queries, keys, *, implementations, settings: Settings, with_lse: bool):
+    """Returns what the first implementation that can serve the call makes of it; None for log-sum-exps not wanted."""
     refusals = []
     for name, implement in implementations:
         try:
-            return by_shard(implement, q, k, v, scheme, sinks, queries, keys, settings)
+            if with_lse and name in _OUTPUTS_ONLY:
+                raise NotImplementedError(
+                    f"implementation {name!r} gives no log-sum-exps, and return_lse asks for them"
+                )
+            out, lse = by_shard(implement, q, k, v, scheme, sinks, queries, keys, settings)
+            return out, lse if with_lse else None
         except NotImplementedError as refusal:
             refusals.append((name, refusal))
     if len(implementations) == 1:

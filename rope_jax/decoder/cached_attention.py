@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rope_jax.attention import decode
-from rope_jax.attention.api import attend as attend_to_all
+from rope_jax.attention.api import outputs
 from rope_jax.attention.call import Settings, Tokens, without_padding
 from rope_jax.attention.decode import Turn, turn_of
 from rope_jax.decoder.cache import Cache, write_keys, write_values
@@ -82,5 +82,4 @@ def attend(
         from_slots = jnp.moveaxis(keys, 3, 1).astype(q.dtype), jnp.moveaxis(values, 2, 1).astype(q.dtype)
         if rotated:
             q, scheme = scheme.rotate(q, tokens.positions), without_rotation(scheme)
-    out, _ = attend_to_all(q, *from_slots, scheme, None, tokens, slots, settings)
-    return out, (keys, values)
+    return outputs(q, *from_slots, scheme, None, tokens, slots, settings), (keys, values)

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Integer
 
 from rope_jax.attention import decode
-from rope_jax.attention.api import attend
+from rope_jax.attention.api import outputs
 from rope_jax.attention.call import Tokens, checked
 from rope_jax.decoder import cache as caching
 from rope_jax.decoder import cached_attention
@@ -100,7 +100,7 @@ class Attention(nnx.Module):
         cache: Cache | None,
         turn: decode.Turn | None,
         fresh: bool,
-        attention: Attend,
+        attention: Attend | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.q_norm is not None and self.k_norm is not None:
@@ -111,7 +111,8 @@ class Attention(nnx.Module):
                 q, k, v, scheme, tokens, cache, self.layer, settings, turn=turn, fresh=fresh
             )
             return self.o(out), stored
-        out, _ = attention(q, k, v, scheme, None, tokens, tokens, settings)
+        call = q, k, v, scheme, None, tokens, tokens, settings
+        out = outputs(*call) if attention is None else attention(*call)[0]
         return self.o(out), None
 
 
@@ -142,7 +143,9 @@ class Block(nnx.Module):
         self.attention_post_norm = RmsNorm(config.hidden_size, config.rms_norm_eps) if after else None
         self.mlp_post_norm = RmsNorm(config.hidden_size, config.rms_norm_eps) if after else None
 
-    def __call__(self, x, scheme: Scheme, tokens: Tokens, cache: Cache | None, turn, fresh: bool, attention: Attend):
+    def __call__(
+        self, x, scheme: Scheme, tokens: Tokens, cache: Cache | None, turn, fresh: bool, attention: Attend | None
+    ):
         attended, stored = self.attention(self.attention_norm(x), scheme, tokens, cache, turn, fresh, attention)
         x = x + (attended if self.attention_post_norm is None else self.attention_post_norm(attended))
         mixed = self.mlp(self.mlp_norm(x))
@@ -201,7 +204,7 @@ class Decoder(nnx.Module):
         *,
         positions: Integer[Array | np.ndarray, "B T"] | None = None,
         segments: Integer[Array | np.ndarray, "B T"] | None = None,
-        attention: Attend = attend,
+        attention: Attend | None = None,
         dtype=jnp.float32,
     ) -> Float[Array, "B T D"]:
         """Returns the last hidden states, normed; `unembed` makes logits of them. Errors as in `__call__`.
@@ -212,7 +215,7 @@ class Decoder(nnx.Module):
           positions: as in `__call__`.
           segments: as in `__call__`.
           attention: computes every layer's attention, with the arguments of `attention.api.attend`; for looking into a
-            model, or running it with a fault.
+            model, or running it with a fault. None for outputs alone, which more implementations give.
           dtype: of the activations.
         """
         ids, at = checked_tokens(self.config, tokens, positions, segments)
@@ -320,9 +323,7 @@ class Decoder(nnx.Module):
         keys, values = zip(*stored, strict=True)
         return x, dataclasses.replace(cache, keys=keys, values=values)
 
-    def _run(
-        self, tokens, scheme: Schemes, at: Tokens, cache: Cache | None, turns, fresh: bool, dtype, attention=attend
-    ):
+    def _run(self, tokens, scheme: Schemes, at: Tokens, cache: Cache | None, turns, fresh: bool, dtype, attention=None):
         check_dtype(dtype)
         # A compiled program cannot raise: an id outside of the vocabulary is made visible, not taken for another.
         rows = (
