@@ -24,6 +24,7 @@ _IMPLEMENTATIONS = {  # tried in this order
     "tokamax": tokamax_gpu.attend,
 }
 _OUTPUTS_ONLY = frozenset({"cudnn", "tokamax"})  # these give no log-sum-exps
+_ON_ONE_DEVICE = frozenset({"cudnn"})  # by name only on several: its partitioner refuses some shardings of tokens
 _BY_NAME_ONLY = frozenset({"tokamax"})  # what is installed beside the library does not change what a call runs
 
 
@@ -125,7 +126,8 @@ def outputs(
 
 def _run(q, k, v, scheme, sinks, queries, keys, settings, implementation, *, with_lse: bool):
     """Returns outputs, and log-sum-exps or None."""
-    implementations = tuple((name, run) for name, run in _IMPLEMENTATIONS.items() if name not in _BY_NAME_ONLY)
+    asked = _BY_NAME_ONLY if jax.device_count() == 1 else _BY_NAME_ONLY | _ON_ONE_DEVICE
+    implementations = tuple((name, run) for name, run in _IMPLEMENTATIONS.items() if name not in asked)
     if implementation is not None:
         if implementation not in _IMPLEMENTATIONS:
             raise ValueError(f"implementation must be one of {', '.join(_IMPLEMENTATIONS)}; got {implementation!r}")

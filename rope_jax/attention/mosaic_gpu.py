@@ -8,7 +8,6 @@ Queries and keys are turned in float32 and rounded to bfloat16 once; products ar
 says which tiles meet.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -197,14 +196,14 @@ def _forward(operands: Operands, queries: Tokens, keys: Tokens, call: Call) -> t
         plan = plan_of(operands, queries, keys, call.settings, call.sizes)
         slots, tokens = slots_of(base, queries, keys), operands.q.shape[1]
         turn = query_turn(plan, operands) if turnable(operands, call.layout) else None
-        arrays = functools.partial(tokens_of, plan, operands, queries, keys, call.layout)
+        arrays = tokens_of(plan, operands, queries, keys, call.layout, turn_queries=turn is None)
         bias, shift = bias_of(plan, tokens, operands.slopes, operands.strip, operands.sinks)
-        inputs = Inputs(*arrays(turn_queries=turn is None), *bias)
+        inputs = Inputs(*arrays, *bias)
 
         def void(tiles: Known) -> Array:
-            turned = inputs if turn is None else dataclasses.replace(inputs, q=arrays(turn_queries=True)[0])
-            lowest = least_lse(plan, turned, slots, tokens, operands.strip, operands.sinks)
-            return void_forward(plan, bounds(plan, turned, tiles, operands.strip), lowest, turned, tiles)
+            before = None if turn is None else (turn, in_tiles(operands.k, inputs.k.shape[-1]))
+            lowest = least_lse(plan, inputs, slots, tokens, operands.strip, operands.sinks, before)
+            return void_forward(plan, bounds(plan, inputs, tiles, operands.strip, turn), lowest, inputs, tiles)
 
         sees, plain = _meetings(plan, operands, slots, void)
         out, lse = call.kernels.forward(plan, inputs, slots, span(sees, plain), turn)

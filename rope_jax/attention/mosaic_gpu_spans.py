@@ -9,10 +9,11 @@ from jaxtyping import Array, Bool, Float32, Int32
 
 from rope_jax.attention.call import NOTHING, Tokens
 from rope_jax.attention.logits import capped
-from rope_jax.attention.mosaic_gpu_tile import TILE, Inputs, Plan, Slots
+from rope_jax.attention.mosaic_gpu_tile import TILE, Inputs, Plan, Slots, Turn
 from rope_jax.attention.operands import ROUNDING, bounds_by_norm, without_effect
 from rope_jax.attention.tiles import Pairs, Tiles, aligned, cut, meet
 
+_ROUNDED = 2.0**-8  # how much of a vector's length its rounding to bfloat16 may change, and as much again
 FARTHEST = 2**30  # between the first query and the first key; the kernels count in int32
 
 
@@ -72,7 +73,9 @@ def span(sees: Bool[Array, "*shape tiles others"], plain: Bool[Array, "*shape ti
     return jnp.stack([first, jnp.minimum(plain_first, plain_end), plain_end, end], axis=-1)
 
 
-def bounds(plan: Plan, inputs: Inputs, tiles: Known, strip: Array) -> Float32[Array, "batch heads q_tiles k_tiles"]:
+def bounds(
+    plan: Plan, inputs: Inputs, tiles: Known, strip: Array, turn: Turn | None = None
+) -> Float32[Array, "batch heads q_tiles k_tiles"]:
     """Returns what no logit of a tile exceeds, in nats: as `operands.bounds_by_norm`, for all heads.
 
     Args:
@@ -80,24 +83,51 @@ def bounds(plan: Plan, inputs: Inputs, tiles: Known, strip: Array) -> Float32[Ar
       inputs: arrays.
       tiles: what is known of them.
       strip: the whole strip `[batch, heads, offsets]`.
+      turn: what queries are still to be turned and scaled by, if anything.
     """
     batch = inputs.q.shape[0]
 
-    def largest(x: Array) -> Array:  # [B, heads, tiles]
+    def largest(x: Array, grown: Array | None = None) -> Array:  # [B, heads, tiles]
         size = jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1))
+        size = size if grown is None else size * grown[..., None]
         return size.reshape(batch, -1, TILE, x.shape[2]).max(axis=2).swapaxes(1, 2)
 
     by_group = lambda x: x.reshape(batch, -1, plan.groups, *x.shape[2:])  # noqa: E731
     of_sequence = jax.vmap(functools.partial(bounds_by_norm, settings=plan.settings), (0, 0, 0, 0, None))
-    arrays = by_group(largest(inputs.q)), largest(inputs.k), by_group(inputs.slopes), by_group(strip)
+    q_norms = largest(inputs.q, None if turn is None else _growth(turn))
+    arrays = by_group(q_norms), largest(inputs.k), by_group(inputs.slopes), by_group(strip)
     found = jax.vmap(of_sequence)(*arrays, tiles.pairs)
     return found.reshape(batch, -1, *found.shape[3:])
 
 
-def least_lse(plan: Plan, inputs: Inputs, slots: Slots, tokens: int, strip: Array, sinks: Array) -> Array:
-    """Returns what the log-sum-exp of no query of a tile is below, in nats `[batch, heads, q_tiles]`.
+def _growth(turn: Turn) -> Float32[Array, "batch queries"]:
+    """Returns how much longer queries may be after they are turned, scaled and rounded to bfloat16."""
+    of_pairs = jnp.sqrt((jnp.square(turn.cos) + jnp.square(turn.sin)).max(axis=-1))
+    return jnp.maximum(of_pairs, jnp.abs(turn.factor)[:, None]) * (1 + _ROUNDED)
+
+
+def least_lse(
+    plan: Plan,
+    inputs: Inputs,
+    slots: Slots,
+    tokens: int,
+    strip: Array,
+    sinks: Array,
+    turn: tuple[Turn, Array] | None = None,
+) -> Float32[Array, "batch heads q_tiles"]:
+    """Returns what the log-sum-exp of no query of a tile is below, in nats.
 
     A query's own position is a key that it sees, in most calls; else a sink is what is known, or nothing.
+
+    Args:
+      plan: of the call.
+      inputs: arrays.
+      slots: where tokens stand.
+      tokens: queries of a sequence that are no padding.
+      strip: the whole strip `[batch, heads, offsets]`.
+      sinks: `[batch, heads]`.
+      turn: what queries are still to be turned by, and keys `[B, S, K, d]` before they were, by the same: at a query's
+        own position one turn undoes the other, but for what the kernel rounds. None where queries are turned.
     """
     batch, padded, heads, dim = inputs.q.shape
     query = jnp.arange(padded, dtype=jnp.int32)[None]
@@ -106,10 +136,20 @@ def least_lse(plan: Plan, inputs: Inputs, slots: Slots, tokens: int, strip: Arra
     sees = own == slot
     if plan.segmented:
         sees &= slots.q_segments == jnp.take_along_axis(slots.k_segments, slot, axis=1)
-    keys = jnp.take_along_axis(inputs.k, slot[:, :, None, None], axis=1).astype(jnp.float32)
+    k = inputs.k if turn is None else turn[1]
+    keys = jnp.take_along_axis(k, slot[:, :, None, None], axis=1).astype(jnp.float32)
     q = inputs.q.reshape(batch, padded, -1, plan.groups, dim).astype(jnp.float32)
-    product = jnp.sum(q * keys[:, :, :, None], axis=-1).reshape(batch, padded, heads)
-    product, _ = capped(product, plan.settings.soft_cap)
+    if turn is not None:
+        of_call, pairs = turn[0].factor, turn[0].cos.shape[-1]  # the factor on cos and sin is in both tables
+        turned = (jnp.square(turn[0].cos[:, :1, :1]) + jnp.square(turn[0].sin[:, :1, :1])) / of_call[:, None, None]
+        gains = jnp.where(jnp.arange(dim)[None, None] < 2 * pairs, turned, of_call[:, None, None])
+        keys = keys * gains[:, :, None]
+    keys = keys[:, :, :, None]
+    product = jnp.sum(q * keys, axis=-1)
+    if turn is not None:
+        lengths = jnp.sqrt(jnp.sum(jnp.square(q), axis=-1) * jnp.sum(jnp.square(keys), axis=-1))
+        product -= 2 * _ROUNDED * lengths
+    product, _ = capped(product.reshape(batch, padded, heads), plan.settings.soft_cap)
     logit = jnp.swapaxes(product, 1, 2) + strip[:, :, plan.reach, None]
     logit = jnp.where(sees[:, None], logit, NOTHING)
     logit = jnp.maximum(logit, sinks[:, :, None])

@@ -1,7 +1,7 @@
 """Tokens a second of a whole decoder in bfloat16: a prompt read, tokens made, and a training step."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from rope_jax.scheme import Scheme
 __all__ = ["card", "check", "jobs"]
 
 _STEPS = 16  # tokens made at once, after one that is timed apart
+Work = tuple[Callable[..., Any], tuple[Any, ...], int]  # a function, its arguments, and the tokens of a call
 
 
 def jobs(*, quick: bool) -> Iterator[Job]:
@@ -33,7 +34,8 @@ def jobs(*, quick: bool) -> Iterator[Job]:
                 ("decode", _decode, "decode"),
             ):
                 case: dict[str, str | int] = {"work": name, "tokens": tokens, "bias": bias}
-                yield Job(case, f"automatic: {by}", functools.partial(work, config, tokens, bias))
+                prepare = functools.partial(_ready, work, config, tokens, bias)
+                yield Job(case, f"automatic: {by}", _speed, prepare)
 
 
 def _serving(config: DecoderConfig, tokens: int, bias: str) -> str:
@@ -72,7 +74,13 @@ def _given(config: DecoderConfig, tokens: int, bias: str, *, weights_dtype) -> t
     )
 
 
-def _prefill(config: DecoderConfig, tokens: int, bias: str) -> Iterable[Found]:
+def _ready(work: Callable[..., Work], config: DecoderConfig, tokens: int, bias: str) -> Work:
+    """Returns a kind of work with its function compiled."""
+    function, arguments, count = work(config, tokens, bias)
+    return on_jax.compiled(function, arguments), arguments, count
+
+
+def _prefill(config: DecoderConfig, tokens: int, bias: str) -> Work:
     graph, weights, scheme, prompt = _given(config, tokens, bias, weights_dtype=jnp.bfloat16)
 
     def read(weights, scheme, prompt):
@@ -80,10 +88,10 @@ def _prefill(config: DecoderConfig, tokens: int, bias: str) -> Iterable[Found]:
         hidden, cache = model.prefill(prompt, scheme, capacity=tokens, cached="rotated", dtype=jnp.bfloat16)
         return model.unembed(hidden[:, -1:]), cache
 
-    yield from _speed(read, (weights, scheme, prompt), tokens)
+    return read, (weights, scheme, prompt), tokens
 
 
-def _decode(config: DecoderConfig, tokens: int, bias: str) -> Iterable[Found]:
+def _decode(config: DecoderConfig, tokens: int, bias: str) -> Work:
     graph, weights, scheme, prompt = _given(config, tokens, bias, weights_dtype=jnp.bfloat16)
 
     def read(weights, scheme, prompt):
@@ -103,10 +111,10 @@ def _decode(config: DecoderConfig, tokens: int, bias: str) -> Iterable[Found]:
         return jax.lax.scan(step, (cache, last), tokens + jnp.arange(_STEPS, dtype=jnp.int32))[1]
 
     cache = jax.jit(read)(weights, scheme, prompt)
-    yield from _speed(make, (weights, scheme, cache, prompt[:, -1:]), _STEPS)
+    return make, (weights, scheme, cache, prompt[:, -1:]), _STEPS
 
 
-def _train(config: DecoderConfig, tokens: int, bias: str) -> Iterable[Found]:
+def _train(config: DecoderConfig, tokens: int, bias: str) -> Work:
     graph, weights, scheme, rows = _given(config, tokens, bias, weights_dtype=jnp.float32)
     optimiser = optax.adamw(1e-4)
 
@@ -119,11 +127,11 @@ def _train(config: DecoderConfig, tokens: int, bias: str) -> Iterable[Found]:
         updates, moments = optimiser.update(gradients, moments, weights)
         return optax.apply_updates(weights, updates), moments
 
-    yield from _speed(step, (weights, optimiser.init(weights), scheme, rows), tokens)
+    return step, (weights, optimiser.init(weights), scheme, rows), tokens
 
 
-def _speed(function: Callable[..., Any], arguments: tuple[Any, ...], tokens: int) -> Iterator[Found]:
-    program = on_jax.compiled(function, arguments)
+def _speed(ready: Work) -> Iterator[Found]:
+    program, arguments, tokens = ready
     time = on_jax.milliseconds(program, [arguments])
     yield Found("time", time, "ms")
     yield Found("speed", 1e3 * tokens / time, "tokens/s")
