@@ -7,8 +7,6 @@ overflow, is summed without a maximum: a plain pair of tiles is read once. What 
 Axes as in `wide_tiles`.
 """
 
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,12 +17,11 @@ from rope_jax import rotation
 from rope_jax.attention.call import NOTHING, Settings, Tokens
 from rope_jax.attention.logits import capped
 from rope_jax.attention.online_softmax import MARGIN, margin_of
-from rope_jax.attention.operands import ROUNDING, Operands, at
-from rope_jax.attention.wide_loops import RUN, over_pairs, over_runs
-from rope_jax.attention.wide_tiles import Block, Call, by_head, by_token, slots, with_slots
+from rope_jax.attention.operands import ROUNDING, Operands
+from rope_jax.attention.wide_loops import over_pairs
+from rope_jax.attention.wide_tiles import Call, by_token, slots, with_slots
 
 LOGITS = 2**23  # of a tile, over all heads
-BLOCK = 2**23  # numbers that the keys and values of a block have, over all heads
 
 
 class Sums(NamedTuple):
@@ -44,7 +41,7 @@ def forward(
 ]:
     """Returns outputs, log-sum-exps, and what weights taken from these must be multiplied by."""
     batch, tokens, heads, _ = operands.q.shape
-    call = Call.of(operands, queries, keys, settings, layout, logits=LOGITS, gathered=BLOCK)
+    call = Call.of(operands, queries, keys, settings, layout, logits=LOGITS)
     sums = _all_pairs(call)
     some = sums.weight > 0
     weight = jnp.where(some, sums.weight, 1.0)
@@ -83,12 +80,8 @@ def _all_pairs(call: Call) -> Sums:
         if call.settings.skip_tiles:
             left &= ~_void(call, bounds, v_sizes, sums)
         steady = left & _steady(call, bounds, v_sizes, sums)
-
-        def of_block(b: Array, sums: Sums) -> Sums:
-            run = functools.partial(_plain, call, call.key_block(b))
-            return over_runs(run, call.of_block(b, steady), sums, length=RUN)
-
-        return left & ~steady, jax.lax.fori_loop(0, call.tiles[1] // call.block, of_block, sums)
+        sums = over_pairs(lambda *pair: _plain(call, *pair), steady, sums)
+        return left & ~steady, sums
 
     return jax.lax.fori_loop(0, 2, turn, (sees.any(axis=0), start))[1]
 
@@ -104,31 +97,12 @@ def _general(call: Call, i: Array, j: Array, valid: Array, sums: Sums) -> Sums:
     return _add(call, i, j, p, jnp.exp(before - reference), sums)
 
 
-def _plain(call: Call, block: Block, i: Array, meet_all: Callable, sums: Sums) -> Sums:
-    """Returns the sums after a run of plain pairs of tiles, whose logits are known not to overflow.
-
-    Args:
-      call: the call.
-      block: of keys.
-      i: tile of queries.
-      meet_all: see `over_runs`.
-      sums: those before.
-    """
-    q, shifts = call.query_tile(i), call.row_parts(i) - slots(sums.reference, i, call.rows, 3)[None]
-
-    def pair(j: Array, valid: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        weight, mixed = state
-        shift, of_column = call.plain_bias(shifts, i, block.first + j, valid)
-        s = capped(call.logits(q, at(block.k, j)), call.settings.soft_cap)[0]
-        p = jnp.exp(s + of_column[..., None, :] + shift[..., None])
-        return weight + p.sum(axis=-1), mixed + _mixed(call, p, at(block.v, j))
-
-    before = slots(sums.weight, i, call.rows, 3), by_head(slots(sums.mixed, i, call.rows))
-    weight, mixed = meet_all(pair, before)
-    return sums._replace(
-        weight=with_slots(sums.weight, weight, i, call.rows, 3),
-        mixed=with_slots(sums.mixed, by_token(mixed, call.rows), i, call.rows),
-    )
+def _plain(call: Call, i: Array, j: Array, valid: Array, sums: Sums) -> Sums:
+    """Returns the sums after a plain pair of tiles, whose logits are known not to overflow."""
+    reference = slots(sums.reference, i, call.rows, 3)
+    shift, of_column = call.plain_bias(call.row_parts(i) - reference[None], i, j, valid)
+    p = jnp.exp(_capped(call, i, j) + of_column[..., None, :] + shift[..., None])
+    return _add(call, i, j, p, jnp.ones_like(reference), sums)
 
 
 def _capped(call: Call, i: Array, j: Array) -> Float32[Array, "batch kv_heads groups rows keys"]:
@@ -137,19 +111,14 @@ def _capped(call: Call, i: Array, j: Array) -> Float32[Array, "batch kv_heads gr
 
 def _add(call: Call, i: Array, j: Array, p: Array, kept: Array, sums: Sums) -> Sums:
     """Returns the sums with the weights `p` of a pair of tiles added to what is `kept` of those before."""
-    mixed = _mixed(call, p, call.value_tile(j))
+    weights = p.astype(call.dtype).reshape(*call.heads[:2], -1, call.columns)
+    mixed = jnp.einsum("bkrc,bkce->bkre", weights, call.value_tile(j), preferred_element_type=jnp.float32)
     before = slots(sums.mixed, i, call.rows) * jnp.moveaxis(kept, 3, 1)[..., None]
     weight = slots(sums.weight, i, call.rows, 3) * kept + p.sum(axis=-1)
     return sums._replace(
         weight=with_slots(sums.weight, weight, i, call.rows, 3),
         mixed=with_slots(sums.mixed, before + by_token(mixed, call.rows), i, call.rows),
     )
-
-
-def _mixed(call: Call, p: Array, v: Array) -> Float32[Array, "batch kv_heads rows e"]:
-    """Returns the values of a tile of keys, mixed by weights."""
-    weights = p.astype(call.dtype).reshape(*call.heads[:2], -1, call.columns)
-    return jnp.einsum("bkrc,bkce->bkre", weights, v, preferred_element_type=jnp.float32)
 
 
 def _steady(call: Call, bounds: Array, v_sizes: Array, sums: Sums) -> Bool[Array, "q_tiles k_tiles"]:

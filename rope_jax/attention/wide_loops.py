@@ -42,7 +42,7 @@ def over_runs(run: Callable, wanted: Bool[Array, "q_tiles k_tiles"], carry, *, l
         return run(i, meet_all, carry)
 
     held = jnp.arange(runs, dtype=jnp.int32)[None] * length < count[:, None]
-    return over_pairs(of_run, held, carry, steps=max(STEPS // length, 1))
+    return over_pairs(of_run, held, carry, steps=1)
 
 
 def over_pairs(step: Callable, wanted: Bool[Array, "q_tiles k_tiles"], carry, *, steps: int | None = None):

@@ -12,6 +12,8 @@ from rope_jax.biases.host import bucket_starts, geometric_slopes, paper_slopes
 from rope_jax.errors import ScalingError
 from rope_jax.integers import as_int32
 
+_MOST_COMPARED = 2**24  # offsets times entries of a table; more would take longer than they are worth
+
 
 def _per_head(parameter: Float32[Array, " heads"], offset: Int[Array, "*shape"]) -> Float[Array, "heads ..."]:
     return parameter.reshape(-1, *(1,) * offset.ndim)
@@ -121,6 +123,15 @@ def bucket(
     return jnp.where(offset < 0, found + one_side, found) if bidirectional else found
 
 
+def _looked_up(table: Float[Array, "heads entries"], index: Int32[Array, "*shape"]) -> Float[Array, "heads *shape"]:
+    """Returns `table[:, index]`; for a strip in a form whose gradient is summed in one order on a GPU too."""
+    if index.size * table.shape[1] > _MOST_COMPARED:
+        return jnp.take(table, index, axis=1)
+    entries = jnp.arange(table.shape[1], dtype=jnp.int32).reshape((1,) * (index.ndim + 1) + (-1,))
+    rows = table.reshape(table.shape[0], *(1,) * index.ndim, -1)
+    return jnp.where(index[None, ..., None] == entries, rows, 0.0).sum(axis=-1)
+
+
 def _one_side(num_buckets: int, bidirectional: bool) -> int:
     if bidirectional and num_buckets % 2:
         raise ScalingError(f"bidirectional buckets need an even num_buckets, got {num_buckets}")
@@ -152,7 +163,7 @@ class T5(_PerHead):
     def __call__(self, offset: Integer[Array | np.ndarray, "*shape"]) -> Float[Array, "heads *shape"]:
         """Returns the bias of every head at `offset = i - j`, query minus key position, integers of any width."""
         layout = {"num_buckets": self.table.shape[1], "max_distance": self.max_distance}
-        return jnp.take(self.table, bucket(offset, **layout, bidirectional=self.bidirectional), axis=1)
+        return _looked_up(self.table, bucket(offset, **layout, bidirectional=self.bidirectional))
 
 
 def t5_bias(
@@ -186,5 +197,11 @@ class PerOffset(_PerHead):
 
     def __call__(self, offset: Integer[Array | np.ndarray, "*shape"]) -> Float[Array, "heads *shape"]:
         """Returns the bias of every head at `offset = i - j`, query minus key position; future keys count as 0."""
-        offset = as_int32("offset", offset)
-        return jnp.take(self.table, jnp.clip(offset, 0, self.flat_from), axis=1)
+        offset, last = as_int32("offset", offset), self.flat_from
+        inner = jnp.take(self.table, jnp.clip(offset, 0, last), axis=1)
+        if last == 0:
+            return jnp.broadcast_to(_per_head(self.table[:, 0], offset), inner.shape)
+        # Its ends apart, so that no two offsets add to one entry's gradient in an order that a GPU may change.
+        for here, at in ((offset <= 0, 0), (offset >= last, -1)):
+            inner = jnp.where(here[None], _per_head(self.table[:, at], offset), inner)
+        return inner

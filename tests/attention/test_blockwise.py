@@ -13,7 +13,6 @@ from problems import problem_of
 
 from rope_jax.attention import (
     blockwise,
-    blockwise_wide,
     blockwise_wide_backward,
     machine,
     operands,
@@ -95,8 +94,7 @@ class TestWide(BackendSuite):
     def _wide(self, monkeypatch):
         monkeypatch.setattr(machine, "heads_at_once", lambda: True)
         monkeypatch.setattr(wide_tiles, "sizes", lambda *_: (64, 32))
-        for module in (blockwise_wide, blockwise_wide_backward):
-            monkeypatch.setattr(module, "BLOCK", 2 * 32 * 2 * 2 * 16)
+        monkeypatch.setattr(blockwise_wide_backward, "BLOCK", 2 * 32 * 2 * 2 * 16)
 
     @pytest.mark.parametrize("block", [1, 2, 3, 100])
     @pytest.mark.parametrize("steps", [1, 3])
@@ -104,8 +102,7 @@ class TestWide(BackendSuite):
         class OfThisSize(Checks):  # a class of its own has programs of its own
             attend = staticmethod(blockwise.attend)
 
-        for module in (blockwise_wide, blockwise_wide_backward):
-            monkeypatch.setattr(module, "BLOCK", block * 32 * 2 * 2 * 16)
+        monkeypatch.setattr(blockwise_wide_backward, "BLOCK", block * 32 * 2 * 2 * 16)
         monkeypatch.setattr(wide_loops, "STEPS", steps)
         OfThisSize.check(problem_of(bias="line and strip", segments="packed"))
 

@@ -34,8 +34,7 @@ def jobs(*, quick: bool) -> Iterator[Job]:
                 ("decode", _decode, "decode"),
             ):
                 case: dict[str, str | int] = {"work": name, "tokens": tokens, "bias": bias}
-                prepare = functools.partial(_ready, work, config, tokens, bias)
-                yield Job(case, f"automatic: {by}", _speed, prepare)
+                yield Job(case, f"automatic: {by}", functools.partial(_speed, work, config, tokens, bias))
 
 
 def _serving(config: DecoderConfig, tokens: int, bias: str) -> str:
@@ -72,12 +71,6 @@ def _given(config: DecoderConfig, tokens: int, bias: str, *, weights_dtype) -> t
         _scheme(config, bias),
         jax.random.randint(jax.random.key(0), (1, tokens), 0, config.vocab_size),
     )
-
-
-def _ready(work: Callable[..., Work], config: DecoderConfig, tokens: int, bias: str) -> Work:
-    """Returns a kind of work with its function compiled."""
-    function, arguments, count = work(config, tokens, bias)
-    return on_jax.compiled(function, arguments), arguments, count
 
 
 def _prefill(config: DecoderConfig, tokens: int, bias: str) -> Work:
@@ -130,9 +123,10 @@ def _train(config: DecoderConfig, tokens: int, bias: str) -> Work:
     return step, (weights, optimiser.init(weights), scheme, rows), tokens
 
 
-def _speed(ready: Work) -> Iterator[Found]:
-    program, arguments, tokens = ready
+def _speed(work: Callable[..., Work], config: DecoderConfig, tokens: int, bias: str) -> Iterator[Found]:
+    function, arguments, count = work(config, tokens, bias)
+    program = on_jax.compiled(function, arguments)
     time = on_jax.milliseconds(program, [arguments])
     yield Found("time", time, "ms")
-    yield Found("speed", 1e3 * tokens / time, "tokens/s")
+    yield Found("speed", 1e3 * count / time, "tokens/s")
     yield on_jax.beside(program)

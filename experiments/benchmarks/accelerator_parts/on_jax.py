@@ -1,6 +1,7 @@
 """What the parts on JAX share: the card, the implementations, calls of attention, and time on a device that queues."""
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from rope_jax.biases import paper_slopes
 
 CUDNN = "jax.nn (cuDNN)"
 _MEBIBYTE = 2**20
+_TRACING = threading.Lock()  # functions with a derivative of their own are not traced by two threads at once
 
 
 def card() -> str:
@@ -103,8 +105,10 @@ def with_gradients(attend: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compiled(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    """Returns a function compiled for arguments like these."""
-    return jax.jit(function).lower(*arguments).compile()
+    """Returns a function compiled for arguments like these; several threads may compile at once."""
+    with _TRACING:
+        lowered = jax.jit(function).lower(*arguments)
+    return lowered.compile()
 
 
 def milliseconds(program: Callable[..., Any], inputs: Sequence[Sequence[Any]]) -> float:
