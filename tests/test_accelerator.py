@@ -132,7 +132,7 @@ def test_every_part_runs_in_miniature_and_is_not_measured_twice(tmp_path):
     exact = [x for x in first if x.part == "correct" and "float32, highest" in x.case.values() and x.value is not None]
     assert {x.measure for x in exact} >= {"out", "d_q", "d_k", "d_v", "d_slopes", "d_table"}
     assert max(x.value for x in exact if x.measure != LEFT) < 5e-6
-    assert {x.part for x in first if x.value} == {"correct", "table", "model", "study"}
+    assert {x.part for x in first if x.value} == {"correct", "table", "cache", "model", "study"}
     assert run("--report") == printed
     run("--quick", "--parts=correct")
     again = [json.loads(x) for x in out.read_text().splitlines()[len(first) :]]

@@ -6,7 +6,8 @@
     python experiments/benchmarks/accelerator.py --quick                          # a minute on a CPU; that all runs
 
 Parts: `correct`, distance from float64 of outputs and gradients; `table`, times beside cuDNN's in `jax.nn` and
-FlexAttention's; `tune`, sizes of tiles; `model`, a whole decoder; `study`, the kept answers of `long_study.py`.
+FlexAttention's; `cache`, a step of decoding over a long cache; `tune`, sizes of tiles; `model`, a whole decoder;
+`study`, the kept answers of `long_study.py`.
 
 FILE gets a line of JSON for each number as it comes. A second run with it leaves out what was measured on the same card
 with the same versions, and tries again what failed. A kernel that hangs or crashes ends its process, not the command.
@@ -25,6 +26,7 @@ from accelerator_parts.processes import Task
 PARTS = {  # name: the modules of its processes, each with its share of the time
     "correct": {"correctness": 25},
     "table": {"table": 35, "flex": 12},
+    "cache": {"cache": 6},
     "tune": {"tuning": 10},
     "model": {"model": 15},
     "study": {"study": 3},

@@ -18,7 +18,7 @@ from rope_jax.biases import paper_slopes
 
 CUDNN = "jax.nn (cuDNN)"
 _MEBIBYTE = 2**20
-_TRACING = threading.Lock()  # functions with a derivative of their own are not traced by two threads at once
+TRACING = threading.Lock()  # functions with a derivative of their own are not traced by two threads at once
 
 
 def card() -> str:
@@ -106,7 +106,7 @@ def with_gradients(attend: Callable[..., Any]) -> Callable[..., Any]:
 
 def compiled(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
     """Returns a function compiled for arguments like these; several threads may compile at once."""
-    with _TRACING:
+    with TRACING:
         lowered = jax.jit(function).lower(*arguments)
     return lowered.compile()
 

@@ -9,6 +9,7 @@ _PEER = "jax.nn (cuDNN)"
 _TITLES = {
     "correct": "Distance from float64, over the norm; of the worst token, over a typical token's norm",
     "table": "Attention, bfloat16, causal, batch 1",
+    "cache": "A step of decoding over a cache of rotated keys, bfloat16",
     "tune": "Sizes of tiles",
     "model": "A decoder, bfloat16, batch 1",
     "study": "The study at 4k -> 32k, from its kept answers",
