@@ -1,12 +1,14 @@
 """The export command: what it prints and writes, what it refuses in one line, and that it starts without JAX."""
 
 import json
+import math
 import os
 import pathlib
 import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from rope_jax import cli
@@ -117,6 +119,50 @@ def test_json_and_the_call_of_vllm(workdir, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == record["vllm_command"]
 
 
+def by_flags(call, *, dim, declared):
+    """Returns frequencies and cos/sin factor by the formulas of llama-context.cpp and ggml-cpu/ops.cpp."""
+    flags = dict(zip(call[5::2], call[6::2], strict=True))
+    base, scale = float(flags["--rope-freq-base"]), 1 / float(flags.get("--rope-scale", 1))
+    plain = base ** (-np.arange(0, dim, 2) / dim)
+    if flags["--rope-scaling"] != "yarn":
+        return plain * scale, float(flags.get("--yarn-attn-factor", declared))
+    turns = [float(flags[f"--yarn-beta-{name}"]) for name in ("fast", "slow")]
+    original = int(flags["--yarn-orig-ctx"])
+    low, high = (dim * math.log(original / (turn * 2 * math.pi)) / (2 * math.log(base)) for turn in turns)
+    low, high = max(0, math.floor(low)), min(dim - 1, math.ceil(high))
+    ramp = 1 - np.clip((np.arange(dim // 2) - low) / max(0.001, high - low), 0, 1)
+    return plain * (scale * (1 - ramp) + ramp), 1 + 0.1 * math.log(1 / scale)
+
+
+@pytest.mark.parametrize("name", ["none", "linear", "ntk", "yarn"])
+@pytest.mark.parametrize("declared", [None, 0.9])
+def test_what_llama_cpp_is_called_with_says_the_same(workdir, capsys, name, declared):
+    if declared is not None:
+        if name == "none":
+            return  # yarn with such a factor stays, which no llama.cpp reads
+        section = {"rope_type": "yarn", "factor": 2.0, "attention_factor": declared}
+        section["original_max_position_embeddings"] = 64
+        (workdir / "tiny" / "config.json").write_text(json.dumps({**CONFIG, "rope_scaling": section}))
+    assert cli.main([*CASE[:2], "--to=llama.cpp", *CASE[3:], f"--scaling={name}", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    call = shlex.split(record["llama_cpp_command"])
+    assert call[:5] == ["llama-server", "-m", "MODEL.gguf", "-c", "1024"]
+    (found,) = readings(json.loads((workdir / "out.json").read_text()), ["llama.cpp"], target_length=1024)
+    assert found.same
+    frequencies, factor = by_flags(call, dim=32, declared=declared or 1.0)
+    np.testing.assert_allclose(frequencies, found.inverse_frequencies, rtol=1e-7)
+    assert factor == pytest.approx(found.cos_sin_factor, rel=1e-7)
+
+
+def test_what_llama_cpp_has_no_words_for(workdir, capsys):
+    assert cli.main([*CASE[:2], "--to=llama.cpp", *CASE[3:], "--scaling=llama3"]) == 0
+    assert "llama-server" not in capsys.readouterr().out
+    gemma = {**CONFIG, "model_type": "gemma", "head_dim": 32, "rope_theta": 1e4}
+    (workdir / "tiny" / "config.json").write_text(json.dumps(gemma))
+    assert cli.main([*CASE[:2], "--to=llama.cpp", *CASE[3:], "--scaling=ntk"]) == 2
+    assert "the converter writes no rope keys" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_factors_of_a_search(wrapped, workdir, capsys):
     factors = [1.0 + i / 4 for i in range(16)]
@@ -170,7 +216,8 @@ def test_bad_factors(content, message, workdir, capsys):
     ("arguments", "message"),
     [
         (["export"], "--to is required"),
-        (["export", "tiny", "--to=llama.cpp"], "llama.cpp"),
+        (["export", "tiny", "--to=ollama"], "ollama"),
+        ([*CASE, "--scaling=yarn_map", "--to=llama.cpp"], "nothing is scaled: the converter makes factor tensors"),
         (CASE, "give either --scaling=NAME or --factors=FILE"),
         ([*CASE, "--scaling=yarn", "--factors=f.json"], "not both"),
         ([*CASE, "--factors=f.json"], "--factors=f.json: cannot be read"),

@@ -24,7 +24,7 @@ from rope_jax.rules import Rule
 from rope_jax.scaling import yarn_mscale
 from rope_jax.scaling.registry import scaling_rule
 
-PeerName = Literal["transformers", "vllm", "sglang", "mlx"]
+PeerName = Literal["transformers", "vllm", "sglang", "mlx", "llama.cpp"]
 PEER_NAMES: tuple[PeerName, ...] = get_args(PeerName)
 
 # Their published code knows "default" and "longrope" only.

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from rope_jax.checkpoints.peers import MODEL_TYPES, Keys
+from rope_jax.checkpoints.peer_records import Keys
+from rope_jax.checkpoints.peers import MODEL_TYPES
 from rope_jax.checkpoints.positions import PositionConfig
 from rope_jax.checkpoints.rope_types import ORIGINAL
 from rope_jax.errors import UnsupportedError

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from rope_jax.checkpoints.dialects import positions_of
 from rope_jax.checkpoints.extending import trained_length
 from rope_jax.checkpoints.peer_coverage import check_config, check_keys
-from rope_jax.checkpoints.peers import PEERS, Given, Keys, Read
+from rope_jax.checkpoints.peer_records import Given, Keys, Read
+from rope_jax.checkpoints.peers import PEERS
 from rope_jax.checkpoints.positions import LayerGroup, PositionConfig
 from rope_jax.checkpoints.rope_types import ALIASES, ORIGINAL
 from rope_jax.errors import InputError, RopeJaxError, UnsupportedError

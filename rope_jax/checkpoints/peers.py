@@ -5,72 +5,14 @@ what it changed in words. What it changes nothing of, it reads alike. Each fact 
 names; only the model types of `MODEL_TYPES` were looked at, all of which turn halves (half-split layout).
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
-
+from rope_jax.checkpoints.peer_llama_cpp import llama_cpp
+from rope_jax.checkpoints.peer_records import Given, Keys, Peer, Read
 from rope_jax.checkpoints.rope_types import ORIGINAL
 from rope_jax.scaling import longrope_factor, yarn_mscale
 
 MODEL_TYPES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 _UNSCALED = ("mixtral", "gemma", "gemma2")  # by SGLang and mlx-lm, whose classes take the base alone
 _MLX_ORIGINAL = {"yarn": 4096, "llama3": 8192, "longrope": None}  # where the section lacks one; None: an error
-Keys = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Given:
-    """What a peer finds of one layer type.
-
-    Attributes:
-      model_type: of the text model.
-      layer_type: the type of the layers.
-      keys: their rope keys as transformers 5 writes them: `rope_type`, `rope_theta` and what the type takes.
-      content: the config of the text model as it stands in the file.
-      head_dim: all of which turns.
-      declared: `max_position_embeddings`.
-      target: tokens that the peer is told to serve.
-      length: tokens of the sequence.
-    """
-
-    model_type: str
-    layer_type: str
-    keys: Mapping[str, Any]
-    content: Mapping[str, Any]
-    head_dim: int
-    declared: int
-    target: int
-    length: int
-
-    @property
-    def original(self) -> int:
-        return int(self.keys.get(ORIGINAL, self.declared))
-
-
-@dataclasses.dataclass(frozen=True)
-class Read:
-    """What a peer makes of it.
-
-    Attributes:
-      keys: those that say the same to transformers 5; None where it stops with an error.
-      reasons: what it does otherwise, each with the file that does it.
-    """
-
-    keys: Keys | None
-    reasons: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Peer:
-    """A program that reads configs.
-
-    Attributes:
-      version: whose files were read.
-      read: what it does.
-    """
-
-    version: str
-    read: Callable[[Given], Read]
 
 
 def _transformers_4(given: Given) -> Read:
@@ -243,4 +185,5 @@ PEERS = {
     "vllm": Peer("0.33.0", _vllm),
     "sglang": Peer("0.5.23", _sglang),
     "mlx": Peer("0.32.2", _mlx),
+    "llama.cpp": Peer("0c1e570", llama_cpp),
 }

@@ -6,7 +6,6 @@ Starts without JAX.
 import json
 import os
 import pathlib
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +23,7 @@ from rope_jax.checkpoints.reading_back import largest_difference
 from rope_jax.commands.factors_file import read_factors
 from rope_jax.commands.flags import Define, config_of
 from rope_jax.commands.output_file import checked_file, replacing
+from rope_jax.commands.server_calls import llama_cpp_call, vllm_call
 from rope_jax.diagnosis.theory.extension import LARGEST_TARGET
 from rope_jax.errors import InputError, RopeJaxError, UnsupportedError, named
 from rope_jax.rules import Rule
@@ -105,7 +105,8 @@ def run(arguments: list[str], flags: absl_flags.FlagValues) -> int:
         "rope_parameters": exported.section,
         "largest_relative_difference": difference,
         "notes": _notes(positions, trained, wanted, exported, after),
-        "vllm_command": _serve(source, wanted, exported) if flags.to == "vllm" else None,
+        "vllm_command": vllm_call(source, wanted, exported) if flags.to == "vllm" else None,
+        "llama_cpp_command": llama_cpp_call(wanted, exported) if flags.to == "llama.cpp" else None,
     }
     print(json.dumps(record, allow_nan=False) if flags.json else _text(record))
     return 0
@@ -246,15 +247,6 @@ def _notes(
     return notes
 
 
-def _serve(source: pathlib.Path | None, wanted: Wanted, exported: Exported) -> str:
-    """Returns the call that makes vLLM read the same from the old config."""
-    model = "MODEL" if source is None or source.name != "config.json" else os.fspath(source.parent)
-    overrides = json.dumps(exported.overrides, allow_nan=False)
-    return shlex.join(
-        ["vllm", "serve", model, "--hf-overrides", overrides, "--max-model-len", str(wanted.target_length)]
-    )
-
-
 def _text(record: Mapping[str, Any]) -> str:
     lines = [
         f"{record['out']}: {record['scaling']} for {record['to']}, as {record['how']}",
@@ -264,6 +256,7 @@ def _text(record: Mapping[str, Any]) -> str:
         f"{record['largest_relative_difference']:.1e} (relative) from what was asked for",
         *(f"  note: {note}" for note in record["notes"]),
     ]
-    if record["vllm_command"] is not None:
-        lines += ["without the file, from the old config:", record["vllm_command"]]
+    for name, source in (("vllm_command", "the old config"), ("llama_cpp_command", "a GGUF file of the old config")):
+        if record[name] is not None:
+            lines += [f"without the file, from {source}:", record[name]]
     return "\n".join(lines)

@@ -2,7 +2,8 @@
 
 The golden values are those of transformers 5.24.0 and 4.57.6 and mlx-lm 0.32.2, built from the same configs, and of the
 rotary classes of vLLM 0.33.0 and SGLang 0.5.23: inverse frequencies of pairs 0, 6, 10 and 15 of 16 for a sequence of
-eight times `max_position_embeddings`, and the cos/sin factor.
+eight times `max_position_embeddings`, and the cos/sin factor. Those of llama.cpp are what its formulas make of the keys
+that the converter of llama-cpp-python 0.3.36 wrote.
 """
 
 import copy
@@ -81,12 +82,13 @@ LONE = [1.0, 0.00619877, 6.8562e-05, 1.13542e-06]
 DYNAMIC = ([1.0, 0.0082232, 0.000335018, 6.132e-06], 1.0)
 LLAMA3 = ([1.0, 0.00384058, 3.4281e-05, 5.67709e-07], 1.0)
 LONGROPE = [1.0, 0.00790569, 0.000527046, 2.09209e-05]
-GOLDEN = {  # in the order of PEERS: transformers, transformers4, vllm, sglang, mlx
+GOLDEN = {  # in the order of PEERS: transformers, transformers4, vllm, sglang, mlx, llama.cpp; None where it stops
     "yarn": (
         (YARN, 1.0),
         UNSCALED,
         (YARN, 1.0),
         (YARN, 1.138629),
+        ([1.0, 0.00246024, 4.4457e-05, 5.92843e-07], 1.138629),
         ([1.0, 0.00246024, 4.4457e-05, 5.92843e-07], 1.138629),
     ),
     "yarn, mscale alone": (
@@ -95,12 +97,14 @@ GOLDEN = {  # in the order of PEERS: transformers, transformers4, vllm, sglang, 
         (LONE, 1.138629),
         (LONE, 1.138629),
         ([1.0, 0.00401097, 6.8562e-05, 1.13542e-06], 1.097041),
+        None,
     ),
-    "dynamic": (DYNAMIC, DYNAMIC, UNSCALED, ([1.0, 0.011335, 0.000571967, 1.36791e-05], 1.0), DYNAMIC),
-    "llama3": (LLAMA3, UNSCALED, LLAMA3, LLAMA3, UNSCALED),
-    "longrope": ((LONGROPE, 1.25), None, (LONGROPE, 1.080123), (LONGROPE, 1.080123), (LONGROPE, 1.080123)),
-    "no base": (UNSCALED, UNSCALED, UNSCALED, UNSCALED, ([1.0, 0.00562341, 0.000177828, 2.37137e-06], 1.0)),
+    "dynamic": (DYNAMIC, DYNAMIC, UNSCALED, ([1.0, 0.011335, 0.000571967, 1.36791e-05], 1.0), DYNAMIC, UNSCALED),
+    "llama3": (LLAMA3, UNSCALED, LLAMA3, LLAMA3, UNSCALED, LLAMA3),
+    "longrope": ((LONGROPE, 1.25), None, (LONGROPE, 1.080123), (LONGROPE, 1.080123), (LONGROPE, 1.080123), UNSCALED),
+    "no base": (UNSCALED, UNSCALED, UNSCALED, UNSCALED, ([1.0, 0.00562341, 0.000177828, 2.37137e-06], 1.0), UNSCALED),
 }
+ERRORS = {"transformers4": "head_dim is None", "llama.cpp": "original_max_position_embeddings is looked for"}
 
 
 def read(config, *peers, ratio=8):
@@ -115,7 +119,7 @@ def test_numbers_are_those_of_their_own_code(name):
     for one, golden in zip(found, GOLDEN[name], strict=True):
         if golden is None:
             assert not one.differences
-            assert "head_dim is None" in one.reasons[-1]
+            assert ERRORS[one.peer.split()[0]] in one.reasons[-1]
             continue
         frequencies, factor = golden
         np.testing.assert_allclose(one.inverse_frequencies[[0, 6, 10, 15]], frequencies, rtol=3e-6, err_msg=one.peer)
@@ -154,6 +158,10 @@ def test_classes_that_take_the_base_alone_scale_nothing(model_type):
         config |= {"sliding_window": 512}
     for one in read({**config, "rope_scaling": scaling}):
         name = one.peer.split()[0]
+        if name == "llama.cpp" and model_type != "mixtral":
+            assert "the converter writes no rope keys" in one.reasons[0]
+            np.testing.assert_allclose(one.inverse_frequencies, 1e4 ** (-np.arange(0, 32, 2) / 32), rtol=1e-12)
+            continue
         assert one.same == (name not in ("sglang", "mlx")), one.peer
         base = 20000.0 if (name, model_type) == ("sglang", "mixtral") else 20000.5
         unscaled = base ** (-np.arange(0, 32, 2) / 32)
@@ -162,6 +170,13 @@ def test_classes_that_take_the_base_alone_scale_nothing(model_type):
             one.same
             or f"no scaling is read ({'srt/' if name == 'sglang' else ''}models/{model_type}.py)" in one.reasons
         )
+
+
+def test_llama_cpp_makes_factors_of_llama_3_for_llamas_alone():
+    assert all(read({**CONFIGS["llama3"], "model_type": kind}, "llama.cpp")[0].same for kind in ("llama", "mistral"))
+    (found,) = read({**CONFIGS["llama3"], "model_type": "qwen2"}, "llama.cpp")
+    np.testing.assert_allclose(found.inverse_frequencies, 5e5 ** (-np.arange(0, 32, 2) / 32), rtol=1e-12)
+    assert "for Llama's class alone" in found.reasons[0]
 
 
 def test_layers_of_each_type_are_read_apart():
