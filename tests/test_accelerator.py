@@ -137,3 +137,18 @@ def test_every_part_runs_in_miniature_and_is_not_measured_twice(tmp_path):
     run("--quick", "--parts=correct")
     again = [json.loads(x) for x in out.read_text().splitlines()[len(first) :]]
     assert {x["measure"] for x in again if x["value"] is not None} == {LEFT}
+
+
+@pytest.mark.parametrize(
+    ("only", "modules"),
+    [
+        ([], ["table", "flex"]),
+        (["mosaic_gpu"], ["table"]),
+        (["FlexAttention"], ["flex"]),
+        (["blockwise", "FlexAttention, bias learned"], ["table", "flex"]),
+    ],
+)
+def test_time_goes_to_modules_that_are_asked(only, modules):
+    import accelerator
+
+    assert [module for module in accelerator.PARTS["table"] if accelerator.asked(module, only)] == modules
