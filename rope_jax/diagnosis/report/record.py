@@ -110,11 +110,13 @@ def _judged(diagnosis: Findings) -> int:
 def _configuration(diagnosis: Findings, condition: Condition) -> dict[str, Any]:
     panel, judged = condition.panel, _judged(diagnosis)
 
-    def outcome(values: np.ndarray) -> Any:
-        return intervals.clustered(np.asarray(values)[:judged])
+    def outcome(values: np.ndarray, unseen: float = 0.0) -> Any:
+        return intervals.clustered(np.asarray(values)[:judged], unseen=unseen)
 
     def share(values: np.ndarray) -> Any:
-        return outcome(values).within(0.0, 1.0)
+        # Where all contexts agree, one that does not may still be among those that were not asked about.
+        agree = np.ptp(np.asarray(values)[:judged]) == 0
+        return outcome(values, unseen=float(agree)).within(0.0, 1.0)
 
     return {
         "name": condition.name,

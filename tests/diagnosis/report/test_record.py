@@ -84,6 +84,15 @@ def test_a_share_is_never_said_to_lie_beyond_its_bounds():
     assert all(0 <= x["low"] <= x["mean"] <= x["high"] <= 1 for x in shares)
 
 
+def test_a_share_of_which_no_context_differs_has_a_width():
+    one = diagnoses.diagnosis()
+    panel = one.conditions["ntk + alibi"].panel
+    panel.accuracy["long"]["order"], panel.accuracy["long"]["binding"] = np.ones((1, 20)), np.zeros((1, 20))
+    found = {entry["name"]: entry for entry in record_of(one)["configurations"]}["ntk + alibi"]["accuracy"]["long"]
+    assert found["order"] == {"mean": 1.0, "low": pytest.approx(0.05 ** (1 / 20)), "high": 1.0}
+    assert found["binding"] == {"mean": 0.0, "low": 0.0, "high": pytest.approx(1 - 0.05 ** (1 / 20))}
+
+
 def test_text_by_position_is_the_mean_of_counted_tokens():
     one = diagnoses.diagnosis(used=())
     found = record_of(one)["configurations"][1]["loss_by_position"]
