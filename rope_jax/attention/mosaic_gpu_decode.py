@@ -19,6 +19,7 @@ from rope_jax import rotation
 from rope_jax.attention import machine
 from rope_jax.attention.call import NOTHING, Settings, Tokens, visible
 from rope_jax.attention.logits import capped
+from rope_jax.attention.mosaic_gpu_inputs import from_far
 from rope_jax.attention.mosaic_gpu_tile import HIDDEN, LOG2E
 from rope_jax.attention.operands import Operands, varying_axes
 
@@ -141,14 +142,14 @@ def forward(
         slopes=by_row(slopes) * LOG2E,
         head=head,
     )
-    far = operands.strip[..., -1:]
-    strip = (operands.strip - far)[..., plan.reach :].reshape(-1) * LOG2E
+    strip, lacks = from_far(operands.strip, plan.reach)
+    strip = strip[..., plan.reach :].reshape(-1) * LOG2E
     out, lse = kernel(
         plan, by_row(q).astype(operands.k.dtype), operands.k, operands.v, rows, _slots(plan, queries, keys), strip
     )
     # [B, K, splits, R, ..]: parts, and a sink as one of its own that adds no value.
     lse = lse[..., : groups * few].reshape(*lse.shape[:3], groups, few)
-    lse = jnp.where(lse > NOTHING, lse + far.reshape(batch, kv_heads, 1, groups, 1), NOTHING)
+    lse = jnp.where(lse > NOTHING, lse + lacks.reshape(batch, kv_heads, 1, groups, 1), NOTHING)
     sinks = operands.sinks.reshape(batch, kv_heads, 1, groups, 1)
     top = jnp.maximum(lse.max(axis=2, keepdims=True), sinks)
     some = top > NOTHING

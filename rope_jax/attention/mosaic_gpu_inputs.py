@@ -108,15 +108,22 @@ def bias_of(
       strip: `[batch, heads, offsets]`.
       sinks: `[batch, heads]`.
     """
-    far = strip[..., -1:]
+    counted, lacks = from_far(strip, plan.reach)
     inside = (jnp.arange(-(-queries // TILE) * TILE) % TILE).astype(jnp.float32)
-    # Counted from the far entry; where a strip hides what is far by -1e9, from no farther than it takes.
-    highest = jax.lax.stop_gradient(strip[..., plan.reach :].max(axis=-1, keepdims=True))
-    above = jnp.minimum(highest - far, _HIDES)
     # What the slopes get through the kernels counts from each query, and holds all of their gradient.
-    shift = highest - above - jax.lax.stop_gradient(slopes)[..., None] * inside[None, None]
+    shift = lacks - jax.lax.stop_gradient(slopes)[..., None] * inside[None, None]
     sinks = jnp.where(sinks[..., None] > NOTHING, sinks[..., None] - shift, NOTHING)
-    return (slopes, jnp.maximum(strip - highest, -_HIDES) + above, sinks), shift
+    return (slopes, counted, sinks), shift
+
+
+def from_far(strip: Float32[Array, "*shape offsets"], reach: int) -> tuple[Array, Float32[Array, "*shape 1"]]:
+    """Returns a strip counted from its far entry, or where that hides keys by -1e9 from no farther than it takes.
+
+    Beside it, what a logit made of it lacks.
+    """
+    highest = jax.lax.stop_gradient(strip[..., reach:].max(axis=-1, keepdims=True))
+    above = jnp.minimum(highest - strip[..., -1:], _HIDES)
+    return jnp.maximum(strip - highest, -_HIDES) + above, highest - above
 
 
 def in_tiles(x: Float[Array, "batch tokens *heads dim"], dim: int = 0) -> Float[Array, "batch slots *heads wide"]:

@@ -163,6 +163,24 @@ class TestHopperParts(DecodeSuite):
         self.check(problem_of(keys=slots, bias="line and strip"))
 
 
+@pytest.mark.parametrize("value", [-1e6, -1e9, -1e30, -np.inf])
+def test_a_strip_may_hide_far_keys(value, monkeypatch):
+    rng = np.random.default_rng(0)
+    narrow = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)  # noqa: E731
+    q, keys, values = 3 * narrow(1, 1, 2, 64), narrow(1, 1, 64, 256), narrow(1, 1, 256, 64)
+    sides = Tokens(jnp.full((1, 1), 255, jnp.int32)), Tokens(jnp.arange(256, dtype=jnp.int32)[None])
+    strip = jnp.asarray(rng.standard_normal((2, 65)), jnp.float32).at[:, jnp.asarray([0, 64])].set(value)
+    scheme = build(None, None, num_heads=2, head_dim=64, max_offset=32)
+    scheme = dataclasses.replace(scheme, offset_bias=strip)
+
+    def run(kernel):
+        monkeypatch.setattr(mosaic_gpu_decode, "kernel_for", lambda *_: kernel)
+        return decode.over_cache(q, keys, values, scheme, None, *sides, Settings(0.125), turn=None)
+
+    for ours, theirs, limit in zip(run(mosaic_gpu_plain.parts), run(None), (2e-2, 4e-3), strict=True):
+        np.testing.assert_allclose(np.asarray(ours, np.float32), np.asarray(theirs, np.float32), atol=limit)
+
+
 @pytest.mark.skipif(machine.unwritten() is not None, reason="the kernel is of another version of jax")
 @pytest.mark.parametrize(("groups", "few"), [(4, 1), (1, 16), (8, 3)])
 @pytest.mark.parametrize("dim", [64, 128, 256])
