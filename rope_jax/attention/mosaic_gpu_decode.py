@@ -71,8 +71,8 @@ def cannot(operands: Operands, settings: Settings) -> str | None:
     """Returns why the kernel cannot serve a call, on whatever machine; None where it can."""
     _, few, heads, dim = operands.q.shape
     kv_heads, slots, v_dim = operands.v.shape[1:]
-    if any(x.dtype != jnp.bfloat16 for x in (operands.k, operands.v)):
-        return "it takes a cache of bfloat16"
+    if any(x.dtype != jnp.bfloat16 for x in (operands.q, operands.k, operands.v)):
+        return "it takes queries and a cache of bfloat16"
     if operands.k_turn[0].size:
         return "it takes keys that are rotated already"
     if not settings.causal:

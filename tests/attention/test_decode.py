@@ -217,7 +217,8 @@ def test_the_hopper_kernel_lowers_for_cuda(dim, groups, few):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"dtype": jnp.float32}, "takes a cache of bfloat16"),
+        ({"dtype": jnp.float32}, "takes queries and a cache of bfloat16"),
+        ({"q_dtype": jnp.float32}, "takes queries and a cache of bfloat16"),
         ({"slots": 1000}, "slots of a multiple of 64"),
         ({"dim": 80}, "heads of a multiple of 64"),
         ({"heads": 256}, "takes 64 queries of a key head"),
@@ -230,7 +231,7 @@ def test_what_the_hopper_kernel_does_not_take(change, reason):
     scheme = build(None, num_heads=given["heads"], head_dim=given["dim"])
     keys = jnp.zeros((1, 2, given["dim"], given["slots"]), given["dtype"])
     turn = jnp.zeros((1, given["turn"], given["slots"]))
-    q = jnp.zeros((1, 1, given["heads"], given["dim"]), given["dtype"])
+    q = jnp.zeros((1, 1, given["heads"], given["dim"]), given.get("q_dtype", given["dtype"]))
     operands = Operands.of(q, keys, jnp.swapaxes(keys, 2, 3), scheme, None, (turn, turn), (turn, turn), jnp.zeros(0))
     settings = Settings(1.0, causal=given["causal"])
     assert reason in mosaic_gpu_decode.cannot(operands, settings)
