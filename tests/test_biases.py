@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rope_jax import biases
+from rope_jax.biases import functions
 from rope_jax.errors import ScalingError
 
 
@@ -78,6 +79,20 @@ def test_alibi_is_symmetric_and_zero_at_zero():
 
 
 # ---- T5
+
+
+def test_a_looked_up_table_has_one_order_of_summation_and_the_same_numbers():
+    rng = np.random.default_rng(0)
+    table, weights = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((3, 8), (3, 4, 50)))
+    index = jnp.asarray(rng.integers(0, 8, (4, 50)), jnp.int32)
+
+    def gradient(table):
+        return jax.grad(lambda table: jnp.sum(functions._compared(table, index) * weights))(table)
+
+    np.testing.assert_array_equal(functions._compared(table, index), table[:, index])
+    expected = jax.grad(lambda table: jnp.sum(table[:, index] * weights))(table)
+    np.testing.assert_allclose(gradient(table), expected, atol=1e-5)
+    assert "scatter" not in jax.jit(gradient).lower(table).as_text()
 
 
 def log_formula(offset, num_buckets, max_distance, bidirectional):

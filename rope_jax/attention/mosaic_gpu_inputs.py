@@ -80,18 +80,23 @@ def tokens_of(
     dim = -(-max(operands.q.shape[-1], operands.v.shape[-1]) // 64) * 64
     place = middle(queries, keys)
 
-    def on_side(x: Array, turn: tuple[Array, Array], positions: Array) -> Float32[Array, "batch tokens heads dim"]:
-        turn = turns_from(place, turn, operands.frequencies, positions)
-        if layout != "half" or turn[0].shape[-1] == 0:
-            return jax.vmap(functools.partial(rotation.rotate, layout=layout))(x.astype(jnp.float32), *turn)
-        # The same, in a form that takes two thirds of the time on a GPU. The barrier is `rotate`'s.
-        cos, sin = (table[:, :, None] for table in jax.lax.optimization_barrier(turn))
-        return turned(x.astype(jnp.float32), cos, sin, 1.0)
+    def on_side(
+        x: Array, turn: tuple[Array, Array], positions: Array, factor: Array
+    ) -> Float32[Array, "batch tokens heads dim"]:
+        cos, sin = turns_from(place, turn, operands.frequencies, positions)
+        if layout != "half" or cos.shape[-1] == 0:
+            rotate = jax.vmap(functools.partial(rotation.rotate, layout=layout))
+            return rotate(x.astype(jnp.float32), cos, sin) * factor[:, None, None, None]
+        # In the order of the forward kernel, so that both round alike: weights made anew then sum to 1 too. On a GPU it
+        # takes two thirds of the time of `rotate`, whose barrier this is.
+        tables = (cos * factor[:, None, None], sin * factor[:, None, None])
+        cos, sin = (table[:, :, None] for table in jax.lax.optimization_barrier(tables))
+        return turned(x.astype(jnp.float32), cos, sin, factor[:, None, None, None])
 
     q = operands.q
     if turn_queries:
-        q = on_side(q, operands.q_turn, queries.positions) * (operands.scale * plan.settings.scale)[:, None, None, None]
-    k = on_side(operands.k, operands.k_turn, keys.positions)
+        q = on_side(q, operands.q_turn, queries.positions, operands.scale * plan.settings.scale)
+    k = on_side(operands.k, operands.k_turn, keys.positions, jnp.ones_like(operands.scale))
     q, k, v = (in_tiles(x.astype(jnp.bfloat16), dim) for x in (q, k, operands.v))
     return q, k, v
 

@@ -12,7 +12,7 @@ from rope_jax.biases.host import bucket_starts, geometric_slopes, paper_slopes
 from rope_jax.errors import ScalingError
 from rope_jax.integers import as_int32
 
-_MOST_COMPARED = 2**24  # offsets times entries of a table; more would take longer than they are worth
+_MOST_COMPARED = 2**28  # offsets times entries of all heads; more would take longer than they are worth
 
 
 def _per_head(parameter: Float32[Array, " heads"], offset: Int[Array, "*shape"]) -> Float[Array, "heads ..."]:
@@ -125,8 +125,14 @@ def bucket(
 
 def _looked_up(table: Float[Array, "heads entries"], index: Int32[Array, "*shape"]) -> Float[Array, "heads *shape"]:
     """Returns `table[:, index]`; for a strip in a form whose gradient is summed in one order on a GPU too."""
-    if index.size * table.shape[1] > _MOST_COMPARED:
+    if jax.default_backend() == "cpu" or index.size * table.size > _MOST_COMPARED:
         return jnp.take(table, index, axis=1)
+    return _compared(table, index)
+
+
+@jax.jit  # one pass there; on a CPU, which adds in one order anyway, each part would be written out
+def _compared(table: Float[Array, "heads entries"], index: Int32[Array, "*shape"]) -> Float[Array, "heads *shape"]:
+    """Returns `table[:, index]` as a sum over all entries of which one is left."""
     entries = jnp.arange(table.shape[1], dtype=jnp.int32).reshape((1,) * (index.ndim + 1) + (-1,))
     rows = table.reshape(table.shape[0], *(1,) * index.ndim, -1)
     return jnp.where(index[None, ..., None] == entries, rows, 0.0).sum(axis=-1)

@@ -16,7 +16,7 @@ import pytest
 from backend_suite import quick_compilation
 
 from rope_jax import biases, frequencies
-from rope_jax.attention import mosaic_gpu, mosaic_gpu_inputs, mosaic_gpu_spans, reference
+from rope_jax.attention import mosaic_gpu, mosaic_gpu_inputs, mosaic_gpu_spans, mosaic_gpu_tile, reference
 from rope_jax.attention.call import NOTHING, Settings, Tokens
 from rope_jax.attention.mosaic_gpu_tile import Inputs, Sizes
 from rope_jax.attention.operands import operands_of
@@ -248,6 +248,18 @@ def test_bounds_of_queries_before_they_are_turned(rotary_dim):
     low, high = of(raw, sinks=sinks, turn=(turn, operands.k)), of(turned, sinks=sinks)
     assert (low <= high).all()
     assert float((high - low).max()) < 0.05 * float(jnp.abs(high).max())
+
+
+def test_queries_turned_outside_are_those_of_the_kernel_to_the_bit():
+    """Else the weights that the backward kernels make anew would not sum to 1 beside the forward kernel's."""
+    scheme = dataclasses.replace(make_scheme(dim=64, rotary_dim=32), logit_scale=jnp.float32(0.77))
+    at = Tokens(counted(256, 5))
+    operands = operands_of(*drawn(256, 256, dim=64), scheme, None, at, at)
+    plan = mosaic_gpu_inputs.plan_of(operands, at, at, Settings(scale=0.1), Sizes())
+    outside, _, _ = mosaic_gpu_inputs.tokens_of(plan, operands, at, at, "half", turn_queries=True)
+    cos, sin, factor = mosaic_gpu_inputs.query_turn(plan, operands)
+    inside = mosaic_gpu_tile.turned(operands.q.astype(jnp.float32), cos[:, :, None], sin[:, :, None], factor[0])
+    np.testing.assert_array_equal(*(np.asarray(x, np.float32) for x in (outside, inside.astype(jnp.bfloat16))))
 
 
 def test_large_far_values_are_not_left_out():
