@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-from accelerator_parts import processes, records, report  # noqa: E402
+from accelerator_parts import parts, processes, records, report  # noqa: E402
 from accelerator_parts.processes import Task  # noqa: E402
 from accelerator_parts.records import LEFT, Record  # noqa: E402
 
@@ -149,6 +149,4 @@ def test_every_part_runs_in_miniature_and_is_not_measured_twice(tmp_path):
     ],
 )
 def test_time_goes_to_modules_that_are_asked(only, modules):
-    import accelerator
-
-    assert [module for module in accelerator.PARTS["table"] if accelerator.asked(module, only)] == modules
+    assert [module for module in parts.PARTS["table"] if parts.asked(module, only)] == modules

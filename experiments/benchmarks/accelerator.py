@@ -17,23 +17,13 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 from accelerator_parts import processes, records, report
+from accelerator_parts.parts import COMPARING, PARTS, asked
 from accelerator_parts.processes import Task
 
-PARTS = {  # name: the modules of its processes, each with its share of the time
-    "correct": {"correctness": 25},
-    "table": {"table": 35, "flex": 12},
-    "cache": {"cache": 6},
-    "tune": {"tuning": 10},
-    "model": {"model": 15},
-    "study": {"study": 3},
-}
-_TORCH = {"flex": "FlexAttention"}  # modules of PyTorch, and how the names of their implementations begin
-_COMPARING = ("correct", "table")  # implementations with each other
 _PARTS = flags.DEFINE_list("parts", list(PARTS), f"What to run, of {', '.join(PARTS)}; in that order.")
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "For all parts together; what one leaves goes to those behind it.")
 _OUT = flags.DEFINE_string("out", None, "File for the results, JSON lines; gone on with where it exists.")
@@ -63,21 +53,15 @@ def _measure(out: Path) -> None:
         for part in PARTS
         if part in _PARTS.value
         for module, share in PARTS[part].items()
-        if part not in _COMPARING or asked(module, _ONLY.value)
+        if part not in COMPARING or asked(module, _ONLY.value)
     ]
     waiting = sum(share for _, _, share in shares)
     for part, module, share in shares:
         seconds = (end - time.monotonic()) * share / waiting
         waiting -= share
         print(f"{part}, {module}: {seconds:.0f} s", file=sys.stderr, flush=True)
-        only = tuple(_ONLY.value) if part in _COMPARING else ()
+        only = tuple(_ONLY.value) if part in COMPARING else ()
         processes.run(Task(part, f"accelerator_parts.{module}", out, run, _QUICK.value, only), seconds)
-
-
-def asked(module: str, only: Sequence[str]) -> bool:
-    """Returns whether a part's module has any of the implementations, all where there are none."""
-    torch = sum(name.startswith(_TORCH["flex"]) for name in only)
-    return not only or (torch > 0 if module in _TORCH else torch < len(only))
 
 
 def _check(argv: list[str]) -> None:
