@@ -113,6 +113,8 @@ def backward(
         wanted &= ~_without_effect(call, results.lse, last(jnp.abs(out).max(axis=-1)))
     # A sequence that sees nothing of a tile takes no part in it, and may be left out of a plain pair.
     plain = wanted & (call.pairs.plain | ~call.pairs.sees).all(axis=0)
+    if plain.size == 1:  # of a single pair only the general form is compiled
+        plain = jnp.zeros_like(plain)
     pairs = operands.frequencies.shape[-1]
 
     def of_block(b: Array, state: tuple[Gradients, OfKeys]) -> tuple[Gradients, OfKeys]:

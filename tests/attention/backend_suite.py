@@ -184,6 +184,13 @@ class BackendSuite(Checks):
         segments = "packed" if positions == "restarting" else "one"
         self.check(problem_of(bias="line and strip", positions=positions, segments=segments))
 
+    @pytest.mark.parametrize("keys", [24, 96])
+    def test_queries_that_are_all_far_behind_the_keys(self, keys):
+        """Every tile is plain, and of the smaller call there is one."""
+        problem = problem_of(bias="line and strip", tokens=40, keys=keys, sinks=True)
+        positions = problem.queries.positions + 1000
+        self.check(dataclasses.replace(problem, queries=problem.queries._replace(positions=positions)))
+
     @pytest.mark.parametrize("window", [None, 9])
     @pytest.mark.parametrize("start", [10**6, 2**24])
     def test_the_gradient_to_frequencies_does_not_lose_by_where_counting_begins(self, start, window):
