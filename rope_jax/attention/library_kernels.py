@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Float32
 from rope_jax import rotation
 from rope_jax.attention import blockwise, decode
 from rope_jax.attention.call import Settings, Tokens
-from rope_jax.attention.operands import varying_axes
+from rope_jax.attention.operands import primals, varying_axes
 from rope_jax.scheme import Scheme
 
 LEAST_JAX = (0, 11, 1)  # the batch rule of cuDNN's kernel in earlier ones takes no axis that only some arrays have
@@ -136,7 +136,7 @@ def attend(
 
     def forward(*wrapped):
         scheme_wanted = any(x.perturbed for x in wrapped[3])
-        q, k, v, of_scheme, tokens = jax.tree.map(lambda x: x.value, wrapped, is_leaf=_is_primal)
+        q, k, v, of_scheme, tokens = primals(wrapped)
         scheme, (queries, keys) = scheme_tree.unflatten(of_scheme), token_tree.unflatten(tokens)
         if scheme_wanted:
             out, back = jax.vjp(lambda *arrays: _blockwise(*arrays, queries, keys, settings), q, k, v, scheme)
@@ -156,10 +156,6 @@ def attend(
 
     run.defvjp(forward, backward, symbolic_zeros=True)
     return run(q, k, v, of_scheme, tokens), jnp.full(q.shape[:3], jnp.nan, jnp.float32)
-
-
-def _is_primal(x) -> bool:
-    return isinstance(x, jax.custom_derivatives.CustomVJPPrimal)
 
 
 def _by_slots(settings: Settings) -> bool:

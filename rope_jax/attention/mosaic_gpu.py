@@ -41,7 +41,7 @@ from rope_jax.attention.mosaic_gpu_spans import (
     void_forward,
 )
 from rope_jax.attention.mosaic_gpu_tile import LOG2E, TILE, Cotangents, Inputs, Plan, Sizes, Slots
-from rope_jax.attention.operands import Operands, operands_of, varying_axes
+from rope_jax.attention.operands import Operands, operands_of, primals, varying_axes, with_zeros
 from rope_jax.scheme import Scheme
 
 _LARGEST_DIM = 256
@@ -160,30 +160,18 @@ class Asked(NamedTuple):
 
 
 def _forward_rule(operands, queries, keys, call):
-    primals = jax.tree.map(lambda x: x.value, (operands, queries, keys), is_leaf=_is_primal)
-    out, lse = _forward(*primals, call)
+    arguments = primals((operands, queries, keys))
+    out, lse = _forward(*arguments, call)
     turning = operands.q_turn, operands.k_turn, operands.frequencies, operands.scale
-    asked = (
-        any(x.perturbed for x in jax.tree.leaves(parts, is_leaf=_is_primal))
-        for parts in (operands.slopes, operands.strip, turning)
-    )
-    return (out, lse), (*primals, out, lse, Asked(*(() if one else None for one in asked)))
+    asked = (any(x.perturbed for x in jax.tree.leaves(parts)) for parts in (operands.slopes, operands.strip, turning))
+    return (out, lse), (*arguments, out, lse, Asked(*(() if one else None for one in asked)))
 
 
 def _backward_rule(call, residuals, cotangents):
     *residuals, asked = residuals
     out, lse = residuals[3:]
-    zeros = lambda x, like: jnp.zeros_like(like) if _is_zero(x) else x  # noqa: E731
-    cotangents = tuple(zeros(x, like) for x, like in zip(cotangents, (out, lse), strict=True))
+    cotangents = tuple(map(with_zeros, cotangents, (out, lse)))
     return _backward(*residuals, *cotangents, call, asked), None, None
-
-
-def _is_primal(x) -> bool:
-    return isinstance(x, jax.custom_derivatives.CustomVJPPrimal)
-
-
-def _is_zero(x) -> bool:
-    return isinstance(x, jax.custom_derivatives.SymbolicZero)
 
 
 _differentiable.defvjp(_forward_rule, _backward_rule, symbolic_zeros=True)

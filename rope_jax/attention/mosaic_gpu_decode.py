@@ -19,14 +19,13 @@ from rope_jax import rotation
 from rope_jax.attention import machine
 from rope_jax.attention.call import NOTHING, Settings, Tokens, visible
 from rope_jax.attention.logits import capped
-from rope_jax.attention.mosaic_gpu_inputs import from_far
+from rope_jax.attention.mosaic_gpu_inputs import UNSEEN_KEY, UNSEEN_QUERY, from_far, segments
 from rope_jax.attention.mosaic_gpu_tile import HIDDEN, LOG2E
 from rope_jax.attention.operands import Operands, varying_axes
 
 ROWS, COLUMNS = 64, 64  # of a tile: queries of one key head, and slots
 _CORES = 132  # of an H100, where a device does not say
 _LARGEST_DIM = 256
-_UNSEEN_QUERY, _UNSEEN_KEY = -1, -2  # segments of rows and slots that hold nothing
 
 
 class Rows(NamedTuple):
@@ -113,7 +112,7 @@ def forward(
             x, [(0, missing * (at == axis)) for at in range(x.ndim)], constant_values=fill
         )
         operands = operands._replace(k=last(operands.k, 3), v=last(operands.v, 2))
-        keys = Tokens(last(keys.positions, 1), last(_segments(keys, _UNSEEN_KEY), 1, _UNSEEN_KEY))
+        keys = Tokens(last(keys.positions, 1), last(segments(keys, UNSEEN_KEY), 1, UNSEEN_KEY))
         slots += missing
     plan = Plan(
         settings=settings,
@@ -138,7 +137,7 @@ def forward(
     head = jnp.minimum(jnp.arange(ROWS, dtype=jnp.int32) // few, groups - 1)
     rows = Rows(
         positions=of_queries(queries.positions, 0),
-        segments=of_queries(_segments(queries, _UNSEEN_QUERY), _UNSEEN_QUERY),
+        segments=of_queries(segments(queries, UNSEEN_QUERY), UNSEEN_QUERY),
         slopes=by_row(slopes) * LOG2E,
         head=head,
     )
@@ -163,11 +162,6 @@ def forward(
     return out, jnp.moveaxis(lse, 3, 1).reshape(batch, few, heads)
 
 
-def _segments(tokens: Tokens, unseen: int) -> Array:
-    segments = jnp.zeros_like(tokens.positions) if tokens.segments is None else tokens.segments
-    return jnp.where(segments < 0, unseen, segments)
-
-
 def _slots(plan: Plan, queries: Tokens, keys: Tokens) -> Slots:
     """Returns what is known of the slots, and the tiles of each part; all that any query sees lie in some part."""
     batch, slots = keys.positions.shape
@@ -182,9 +176,9 @@ def _slots(plan: Plan, queries: Tokens, keys: Tokens) -> Slots:
     part = -(-(end - first) // plan.splits)
     begin = jnp.minimum(first[:, None] + jnp.arange(plan.splits)[None] * part[:, None], end[:, None])
     spans = jnp.stack([begin, jnp.minimum(begin + part[:, None], end[:, None])], axis=-1).astype(jnp.int32)
-    segments = _segments(keys, _UNSEEN_KEY)
-    holes = by_tile(segments < 0)
-    return Slots(keys.positions, segments, holes.astype(jnp.int32), near.astype(jnp.int32), spans)
+    of_keys = segments(keys, UNSEEN_KEY)
+    holes = by_tile(of_keys < 0)
+    return Slots(keys.positions, of_keys, holes.astype(jnp.int32), near.astype(jnp.int32), spans)
 
 
 def logits(

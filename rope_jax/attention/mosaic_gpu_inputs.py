@@ -8,14 +8,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int32
 
 from rope_jax import rotation
 from rope_jax.attention.call import NOTHING, Settings, Tokens
 from rope_jax.attention.mosaic_gpu_tile import TILE, Plan, Sizes, Slots, Turn, turned
 from rope_jax.attention.operands import Operands, middle, turns_from
 
-_UNSEEN_QUERY, _UNSEEN_KEY = -1, -2  # segments of slots that hold nothing
+UNSEEN_QUERY, UNSEEN_KEY = -1, -2  # segments of slots that hold nothing
 _HIDES = 2e3  # nats between entries of a strip; more would hide no more, and round what is near alike
 _TOGETHER = 8  # columns of a tile of registers; halves are taken apart between these
 
@@ -35,12 +35,17 @@ def plan_of(operands: Operands, queries: Tokens, keys: Tokens, settings: Setting
 def slots_of(base: Array, queries: Tokens, keys: Tokens) -> Slots:
     """Returns where tokens stand; `base` is what `mosaic_gpu_spans.in_slots` returns."""
 
-    def segments(tokens: Tokens, unseen: int) -> Array:
-        found = jnp.zeros_like(tokens.positions) if tokens.segments is None else tokens.segments
-        found = jnp.where(found < 0, unseen, found)
+    def padded(tokens: Tokens, unseen: int) -> Array:
+        found = segments(tokens, unseen)
         return jnp.pad(found, ((0, 0), (0, -found.shape[1] % TILE)), constant_values=unseen)
 
-    return Slots(base, segments(queries, _UNSEEN_QUERY), segments(keys, _UNSEEN_KEY))
+    return Slots(base, padded(queries, UNSEEN_QUERY), padded(keys, UNSEEN_KEY))
+
+
+def segments(tokens: Tokens, unseen: int) -> Int32[Array, "batch slots"]:
+    """Returns the segment of each slot, 0 where a call has none, and `unseen` where a slot holds nothing."""
+    found = jnp.zeros_like(tokens.positions) if tokens.segments is None else tokens.segments
+    return jnp.where(found < 0, unseen, found)
 
 
 def turnable(operands: Operands, layout: rotation.Layout) -> bool:
